@@ -1,0 +1,11 @@
+"""genkernels: fast kernels, layers and models for generative image models.
+
+Importing this package never fails for want of a compiler, a GPU, Triton or the native extension:
+`available_backends()` tells what can run here and why something cannot.
+"""
+
+from .backends import available_backends, build_info
+
+__version__ = "0.1.0"
+
+__all__ = ["__version__", "available_backends", "build_info"]
