@@ -1,0 +1,301 @@
+"""The masked convolution as two PyTorch operators: schema, checks, fake kernels, autograd, autocast, dispatch.
+
+    genkernels::masked_conv2d           x, weight, bias -> y
+    genkernels::masked_conv2d_backward  grad_y, x, weight, y -> grad_x, grad_weight, grad_bias
+
+The backward operator is linear in grad_y and bilinear with x and weight, so its own derivative is written with the
+same two operators: second and higher derivatives need no further kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..autograd import register_autograd
+from . import cpu, reference
+from .layout import empty_grad_input, empty_output, input_format, output_format
+from .mask import GROUP_LAYOUTS, MASK_TYPES, MaskSpec
+
+_OPTIONS = "str mask_type, int channel_groups, str group_layout, int[2] dilation, str activation"
+
+_Needs = tuple[bool, bool, bool]
+_Grads = tuple[Tensor | None, ...]
+
+_library = torch.library.Library("genkernels", "FRAGMENT")
+_library.define(f"masked_conv2d(Tensor x, Tensor weight, Tensor? bias, {_OPTIONS}) -> Tensor")
+_library.define(
+    "masked_conv2d_backward(Tensor grad_output, Tensor x, Tensor weight, Tensor? output, "
+    f"{_OPTIONS}, bool[3] needs) -> (Tensor, Tensor, Tensor)"
+)
+_forward_op = torch.ops.genkernels.masked_conv2d.default
+_backward_op = torch.ops.genkernels.masked_conv2d_backward.default
+
+
+# --- the public function ---------------------------------------------------------------------------------------
+
+
+def masked_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    mask_type: str,
+    channel_groups: int = 1,
+    group_layout: str = "blocks",
+    dilation: int | Sequence[int] = 1,
+    activation: str | None = None,
+) -> Tensor:
+    """Masked 2-D convolution that keeps H x W: a pixel sees the pixels above it and to its left, and no others.
+
+    ``y[n, o, i, j] = act(bias[o] + sum over live taps (r, s) and channels c of
+    weight[o, c, r, s] * x[n, c, i + (r - kh // 2) * dilation[0], j + (s - kw // 2) * dilation[1]])``,
+    x taken as zero outside the image. Masked taps are skipped: they cost nothing, are never read and get a gradient
+    of exactly zero. Differentiable any number of times; works under autocast, ``torch.compile`` and ``torch.func``.
+
+    Args:
+        x: [N, C, H, W] or [C, H, W]; float64, float32, bfloat16 or float16 (16-bit types accumulate in float32).
+            Any strides; a tensor neither contiguous along W nor along C is copied once.
+        weight: [O, C, kh, kw], kh and kw odd; the dtype and device of x.
+        bias: [O] or None.
+        mask_type: "A" hides the centre tap (the pixel itself), "B" shows it.
+        channel_groups: number of colour groups G, at most min(C, O). At the centre tap, group g of the output sees
+            the input groups < g ("A") or <= g ("B"). 1 for no groups.
+        group_layout: "blocks", where channel c of n is in group ``c * G // n``, or "interleaved", ``c % G``.
+        dilation: one number or (vertical, horizontal), at least 1.
+        activation: None or "relu".
+
+    Returns:
+        [N, O, H, W] (or [O, H, W]), the dtype of x; channels_last where x is (or, where x fits both layouts,
+        where weight is), else contiguous.
+
+    Raises:
+        ValueError: an argument does not fit; the message names it, what was expected and what came.
+        TypeError: a dtype does not fit.
+
+    Source: van den Oord, Kalchbrenner, Kavukcuoglu 2016, "Pixel Recurrent Neural Networks", section 3.4.
+    """
+    check_options(mask_type, channel_groups, group_layout, activation)
+    spread = _pair(dilation)
+    _check_tensors(x, weight, bias, channel_groups)
+    batched = x if x.dim() == 4 else x.unsqueeze(0)
+    y = _forward_op(batched, weight, bias, mask_type, channel_groups, group_layout, spread, activation or "none")
+    return y if x.dim() == 4 else y.squeeze(0)
+
+
+def check_options(mask_type: str, channel_groups: int, group_layout: str, activation: str | None) -> None:
+    """Raise a ValueError that names the option that does not fit."""
+    if mask_type not in MASK_TYPES:
+        raise ValueError(f"mask_type: expected 'A' or 'B'; got {mask_type!r}")
+    if not isinstance(channel_groups, int) or channel_groups < 1:
+        raise ValueError(f"channel_groups: expected a whole number of at least 1; got {channel_groups!r}")
+    if group_layout not in GROUP_LAYOUTS:
+        raise ValueError(f"group_layout: expected 'blocks' or 'interleaved'; got {group_layout!r}")
+    if activation not in (None, "relu"):
+        raise ValueError(f"activation: expected None or 'relu'; got {activation!r}")
+
+
+def _pair(dilation: int | Sequence[int]) -> list[int]:
+    pair = [dilation, dilation] if isinstance(dilation, int) else list(dilation)
+    if len(pair) != 2 or any(not isinstance(d, int) or d < 1 for d in pair):
+        raise ValueError(f"dilation: expected one or two whole numbers of at least 1; got {dilation!r}")
+    return pair
+
+
+def _check_tensors(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> None:
+    if x.dim() not in (3, 4):
+        raise ValueError(f"x: expected [N, C, H, W] or [C, H, W]; got shape {list(x.shape)}")
+    if weight.dim() != 4:
+        raise ValueError(f"weight: expected [out_channels, in_channels, kh, kw]; got shape {list(weight.shape)}")
+    out_channels, in_channels, height, width = weight.shape
+    if height % 2 == 0 or width % 2 == 0:
+        raise ValueError(f"weight: expected an odd kernel, so that there is a centre tap; got {height}x{width}")
+    if x.shape[-3] != in_channels:
+        raise ValueError(f"x: expected {in_channels} channels, as weight has; got shape {list(x.shape)}")
+    if min(out_channels, in_channels) < groups:
+        raise ValueError(
+            f"channel_groups: expected at most min(out_channels, in_channels) = {min(out_channels, in_channels)}; "
+            f"got {groups}"
+        )
+    if bias is not None and (bias.dim() != 1 or bias.shape[0] != out_channels):
+        raise ValueError(f"bias: expected shape [{out_channels}]; got {list(bias.shape)}")
+    if torch.is_autocast_enabled(x.device.type):
+        return  # autocast brings all to one dtype
+    if not x.dtype.is_floating_point:
+        raise TypeError(f"x: expected a floating-point dtype; got {x.dtype}")
+    if weight.dtype != x.dtype:
+        raise TypeError(f"weight: expected the dtype of x, {x.dtype}; got {weight.dtype}")
+    if bias is not None and bias.dtype != x.dtype:
+        raise TypeError(f"bias: expected the dtype of x, {x.dtype}; got {bias.dtype}")
+
+
+# --- kernels ---------------------------------------------------------------------------------------------------
+
+
+def _spec(weight: Tensor, mask_type: str, channel_groups: int, group_layout: str) -> MaskSpec:
+    out_channels, in_channels, height, width = weight.shape
+    return MaskSpec(out_channels, in_channels, (height, width), mask_type, channel_groups, group_layout)
+
+
+def _forward_reference(
+    x: Tensor, weight: Tensor, bias: Tensor | None,
+    mask_type: str, channel_groups: int, group_layout: str, dilation: Sequence[int], activation: str,
+) -> Tensor:  # fmt: skip
+    spec = _spec(weight, mask_type, channel_groups, group_layout)
+    y = reference.forward(x, weight, bias, spec, tuple(dilation), activation)
+    return y.contiguous(memory_format=output_format(x, weight))
+
+
+def _backward_reference(
+    grad_output: Tensor, x: Tensor, weight: Tensor, output: Tensor | None,
+    mask_type: str, channel_groups: int, group_layout: str, dilation: Sequence[int], activation: str,
+    needs: _Needs,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    spec = _spec(weight, mask_type, channel_groups, group_layout)
+    grad_x, grad_weight, grad_bias = reference.backward(
+        grad_output, x, weight, output, spec, tuple(dilation), activation, needs
+    )
+    return (
+        x.new_empty(0) if grad_x is None else grad_x.contiguous(memory_format=input_format(x)),
+        x.new_empty(0) if grad_weight is None else torch.empty_like(weight).copy_(grad_weight),
+        x.new_empty(0) if grad_bias is None else grad_bias,
+    )
+
+
+def _forward_cpu(x: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
+    if cpu.why_not(x) is not None:
+        return _forward_reference(x, weight, bias, *options)
+    mask_type, channel_groups, group_layout, dilation, activation = options
+    spec = _spec(weight, mask_type, channel_groups, group_layout)
+    return cpu.forward(x, weight, bias, spec, tuple(dilation), activation)
+
+
+def _backward_cpu(
+    grad_output: Tensor, x: Tensor, weight: Tensor, output: Tensor | None, *options: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    if cpu.why_not(x) is not None:
+        return _backward_reference(grad_output, x, weight, output, *options)
+    mask_type, channel_groups, group_layout, dilation, activation, needs = options
+    spec = _spec(weight, mask_type, channel_groups, group_layout)
+    return cpu.backward(grad_output, x, weight, output, spec, tuple(dilation), activation, needs)
+
+
+_library.impl("masked_conv2d", _forward_reference, "CompositeExplicitAutograd")
+_library.impl("masked_conv2d_backward", _backward_reference, "CompositeExplicitAutograd")
+_library.impl("masked_conv2d", _forward_cpu, "CPU")
+_library.impl("masked_conv2d_backward", _backward_cpu, "CPU")
+
+
+@torch.library.register_fake("genkernels::masked_conv2d", lib=_library)
+def _forward_fake(x: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
+    return empty_output(x, weight)
+
+
+@torch.library.register_fake("genkernels::masked_conv2d_backward", lib=_library)
+def _backward_fake(
+    grad_output: Tensor, x: Tensor, weight: Tensor, output: Tensor | None, *options: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    needs = options[-1]
+    return (
+        empty_grad_input(x) if needs[0] else x.new_empty(0),
+        torch.empty_like(weight) if needs[1] else x.new_empty(0),
+        x.new_empty(weight.shape[0]) if needs[2] else x.new_empty(0),
+    )
+
+
+# --- autograd --------------------------------------------------------------------------------------------------
+
+
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, _, *ctx.options = inputs
+    ctx.save_for_backward(x, weight, output if ctx.options[-1] == "relu" else None)
+
+
+def _backward_of_forward(ctx: Any, needs: tuple[bool, ...], grad_output: Tensor | None) -> _Grads:
+    if grad_output is None:
+        return (None,) * 8
+    grads = _backward_op(grad_output, *ctx.saved_tensors, *ctx.options, needs[:3])
+    return (*(grad if need else None for grad, need in zip(grads, needs[:3], strict=True)), *[None] * 5)
+
+
+def _save_for_double_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, mask_type, channel_groups, group_layout, dilation, activation, ctx.computed = inputs
+    ctx.activation = activation
+    ctx.options = (mask_type, channel_groups, group_layout, dilation, "none")  # past the activation all is linear
+    ctx.save_for_backward(*tensors)
+
+
+def _backward_of_backward(
+    ctx: Any, needs: tuple[bool, ...], to_grad_x: Tensor | None, to_grad_w: Tensor | None, to_grad_b: Tensor | None
+) -> _Grads:
+    """With g = grad_output * act'(y): grad_x = I(g, w), grad_w = W(x, g), grad_b = sum(g); I, W and F bilinear."""
+    grad_output, x, weight, y = ctx.saved_tensors
+    vx, vw, vb = (v if done else None for v, done in zip((to_grad_x, to_grad_w, to_grad_b), ctx.computed, strict=True))
+    slope = (y > 0).to(grad_output.dtype) if ctx.activation == "relu" else 1
+    g = grad_output * slope
+
+    of_grad_output = of_x = of_weight = None
+    if needs[0]:
+        terms = []
+        if vx is not None:
+            terms.append(_forward_op(vx, weight, None, *ctx.options))
+        if vw is not None:
+            terms.append(_forward_op(x, vw, vb, *ctx.options))
+        elif vb is not None:
+            terms.append(vb.view(1, -1, 1, 1).expand_as(grad_output))
+        of_grad_output = sum(terms) * slope if terms else None
+    if needs[1] and vw is not None:
+        of_x = _backward_op(g, x, vw, None, *ctx.options, [True, False, False])[0]
+    if needs[2] and vx is not None:
+        of_weight = _backward_op(g, vx, weight, None, *ctx.options, [False, True, False])[1]
+    return (of_grad_output, of_x, of_weight, *[None] * 7)
+
+
+register_autograd(_library, _forward_op, setup_context=_save_for_backward, backward=_backward_of_forward)
+register_autograd(
+    _library, _backward_op, setup_context=_save_for_double_backward, backward=_backward_of_backward
+)
+
+
+# --- autocast and vmap -----------------------------------------------------------------------------------------
+
+
+def _register_autocast(device_type: str, key: torch._C.DispatchKey) -> None:
+    def forward_autocast(x: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
+        dtype = torch.get_autocast_dtype(device_type)
+        with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(key)):
+            return _forward_op(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype), *options)
+
+    _library.impl("masked_conv2d", forward_autocast, key.name)
+
+
+_register_autocast("cpu", torch._C.DispatchKey.AutocastCPU)
+_register_autocast("cuda", torch._C.DispatchKey.AutocastCUDA)
+
+
+def _slices(value: Any, dim: int | None, size: int) -> Sequence[Any]:
+    return [value] * size if dim is None else value.unbind(dim)
+
+
+@torch.library.register_vmap("genkernels::masked_conv2d", lib=_library)
+def _forward_vmap(info: Any, in_dims: tuple[int | None, ...], x: Tensor, weight: Tensor, *rest: Any) -> Any:
+    if in_dims[0] is not None and in_dims[1] is None and in_dims[2] is None:
+        folded = x.movedim(in_dims[0], 0)
+        return _forward_op(folded.flatten(0, 1), weight, *rest).unflatten(0, folded.shape[:2]), 0
+    bias, *options = rest
+    tensors = zip(
+        *(_slices(t, d, info.batch_size) for t, d in zip((x, weight, bias), in_dims[:3], strict=True)), strict=True
+    )
+    return torch.stack([_forward_op(*sample, *options) for sample in tensors]), 0
+
+
+@torch.library.register_vmap("genkernels::masked_conv2d_backward", lib=_library)
+def _backward_vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> Any:
+    samples = zip(
+        *(_slices(t, d, info.batch_size) for t, d in zip(args[:4], in_dims[:4], strict=True)), strict=True
+    )
+    results = [_backward_op(*sample, *args[4:]) for sample in samples]
+    return tuple(torch.stack(parts) for parts in zip(*results, strict=True)), (0, 0, 0)

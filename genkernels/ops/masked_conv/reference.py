@@ -1,0 +1,62 @@
+"""The masked convolution in plain PyTorch: works in every dtype and on every device, and is the oracle."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .mask import MaskSpec, mask_tensor
+
+
+def _masked(weight: Tensor, spec: MaskSpec) -> Tensor:
+    return weight * mask_tensor(spec).to(weight)
+
+
+def _padding(spec: MaskSpec, dilation: tuple[int, int]) -> list[int]:
+    return [spec.kernel[0] // 2 * dilation[0], spec.kernel[1] // 2 * dilation[1]]
+
+
+def forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    spec: MaskSpec,
+    dilation: tuple[int, int],
+    activation: str,
+) -> Tensor:
+    """``act(conv2d(x, weight * mask) + bias)``: x [N, C, H, W], weight [O, C, kh, kw] -> [N, O, H, W]."""
+    y = F.conv2d(x, _masked(weight, spec), bias, padding=_padding(spec, dilation), dilation=dilation)
+    return y.relu_() if activation == "relu" else y
+
+
+def backward(
+    grad_output: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    output: Tensor | None,
+    spec: MaskSpec,
+    dilation: tuple[int, int],
+    activation: str,
+    needs: tuple[bool, bool, bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of x, weight and bias, each None where ``needs`` says so. ``output`` is read for the ReLU only."""
+    if activation == "relu":
+        assert output is not None
+        grad_output = grad_output * (output > 0)
+    grad_x, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
+        grad_output,
+        x,
+        _masked(weight, spec),
+        [weight.shape[0]],
+        [1, 1],
+        _padding(spec, dilation),
+        list(dilation),
+        False,
+        [0, 0],
+        1,
+        list(needs),
+    )
+    if grad_weight is not None:
+        grad_weight = _masked(grad_weight, spec)
+    return grad_x, grad_weight, grad_bias
