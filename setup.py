@@ -64,10 +64,12 @@ def parallel_jobs(environ: dict[str, str], cores: int, memory: int | None) -> in
 
 def find_nvcc(environ: dict[str, str]) -> str | None:
     """The CUDA compiler, from CUDACXX, CUDA_HOME, CUDA_PATH, the search path or the usual place."""
-    candidates = [environ.get("CUDACXX")]
-    candidates += [f"{environ[name]}/bin/nvcc" for name in ("CUDA_HOME", "CUDA_PATH") if environ.get(name)]
-    candidates += ["nvcc", "/usr/local/cuda/bin/nvcc"]
-    for candidate in filter(None, candidates):
+    if environ.get("CUDACXX"):  # names the compiler itself, so no other one may take its place
+        candidates = [environ["CUDACXX"]]
+    else:
+        candidates = [f"{environ[name]}/bin/nvcc" for name in ("CUDA_HOME", "CUDA_PATH") if environ.get(name)]
+        candidates += ["nvcc", "/usr/local/cuda/bin/nvcc"]
+    for candidate in candidates:
         found = shutil.which(candidate, path=environ.get("PATH", os.defpath))
         if found:
             return found
@@ -84,8 +86,8 @@ def cuda_choice(environ: dict[str, str], nvcc: str | None) -> tuple[bool, str]:
     if nvcc is None:
         if wanted == "1":
             fail(
-                "GENKERNELS_CUDA=1 asks for the CUDA kernels, but no nvcc was found in CUDACXX, CUDA_HOME, PATH or "
-                "/usr/local/cuda; install the CUDA toolkit or point CUDA_HOME at it."
+                "GENKERNELS_CUDA=1 asks for the CUDA kernels, but no nvcc was found in CUDACXX, CUDA_HOME, "
+                "PATH or /usr/local/cuda; install the CUDA toolkit or point CUDA_HOME at it."
             )
         return False, "no nvcc was found when genkernels was built"
     return True, ""
@@ -103,7 +105,7 @@ def cuda_archs(environ: dict[str, str], supported: set[int] | None = None) -> li
     source = f"environment variable {variable}" if variable else "the default list of CUDA architectures"
     real: dict[str, int] = {}  # "90a" -> 90
     ptx: set[str] = set()
-    for entry in filter(None, re.split(r"[;,\s]+", text)):
+    for entry in [entry for entry in re.split(r"[;,\s]+", text) if entry] or [text]:
         match = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?|(\d{1,2})(\d)([af]?)(\+PTX)?", entry, re.IGNORECASE)
         if not match:
             fail(f"{source}: expected entries such as 8.0, 80, 9.0a or 9.0+PTX, got {entry!r} in {text!r}")
@@ -116,7 +118,7 @@ def cuda_archs(environ: dict[str, str], supported: set[int] | None = None) -> li
         real[name] = number
         if with_ptx:
             ptx.add(name)
-    portable = [name for name in real if name.isdecimal()]  # PTX of 9.0a runs on 9.0 alone: no use as a fallback
+    portable = [name for name in real if name.isdecimal()]  # PTX of 9.0a runs on 9.0 alone: no fallback
     if not ptx and portable:
         ptx.add(max(portable, key=int))
     ordered = sorted(real, key=lambda name: (real[name], name))
@@ -128,7 +130,7 @@ def nvcc_archs(nvcc: str) -> set[int]:
     try:
         listing = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError) as error:
-        fail(f"{nvcc} was found but does not run ({error}); GENKERNELS_CUDA=0 builds without the CUDA kernels.")
+        fail(f"{nvcc} was found but does not run ({error}); GENKERNELS_CUDA=0 builds without CUDA kernels.")
     return {int(number) for number in re.findall(r"compute_(\d+)", listing)}
 
 
@@ -149,14 +151,14 @@ def find_tool(name: str, package_dir: str) -> str:
 
 
 def compiler_stamp(environ: dict[str, str], nvcc: str | None) -> str:
-    """The choice of compilers. CMake cannot change them in an existing build folder, so a change starts anew."""
-    return "\n".join([environ.get("CC", ""), environ.get("CXX", ""), environ.get("CUDAHOSTCXX", ""), nvcc or ""])
+    """The choice of compilers, which CMake cannot change in an existing build folder: a change starts anew."""
+    return "\n".join([environ.get("CXX", ""), environ.get("CUDAHOSTCXX", ""), nvcc or ""])
 
 
 class CMakeBuild(build_ext):
-    """Configures and builds csrc/ in build/cmake-<python>, then copies the module to where setuptools wants it.
+    """Configures and builds csrc/ in build/cmake-<python>, then copies the module where setuptools wants it.
 
-    The folder outlives the call, whatever temporary folders pip uses, so a second build compiles only changes.
+    The folder outlives the call, whatever temporary folders pip uses: a second build compiles changes alone.
     """
 
     def build_extension(self, ext: Extension) -> None:
@@ -198,7 +200,7 @@ class CMakeBuild(build_ext):
         # A new file, not the old one overwritten: a running Python may have the old one mapped.
         target.unlink(missing_ok=True)
         shutil.copy2(folder / "_C.so", target)
-        shutil.copy2(folder / "compile_commands.json", ROOT / "build" / "compile_commands.json")  # for editors
+        shutil.copy2(folder / "compile_commands.json", ROOT / "build")  # for editors
 
     @staticmethod
     def pybind11_dir() -> str:

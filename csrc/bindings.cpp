@@ -30,7 +30,10 @@ void check(bool ok, const char* name, const char* expected, const T& got) {
   if (!ok) throw py::value_error(std::string(name) + ": expected " + expected + ", got " + std::to_string(got));
 }
 
-void check_threads(int threads) { check(threads >= 1, "threads", "an integer of at least 1", threads); }
+// The upper end is there because the OpenMP runtime ends the process when it cannot start a thread.
+void check_threads(int threads) {
+  check(threads >= 1 && threads <= 1024, "threads", "an integer from 1 to 1024", threads);
+}
 
 void check_seconds(double seconds) {
   check(seconds > 0 && seconds <= 60, "seconds", "more than 0 and at most 60", seconds);

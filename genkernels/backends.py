@@ -1,8 +1,8 @@
 """What can run on this machine, and the reason when something cannot.
 
-Four backends exist: `reference` (plain PyTorch, always there), `cpu` (the native extension), `triton` and `cuda`
-(a GPU). Nothing is asked of a GPU, and Triton is not imported, before somebody asks. A native extension that is
-missing or broken is no error here: the import error is kept, `available_backends()` shows it, and
+Four backends exist: `reference` (plain PyTorch, always there), `cpu` (the native extension), `triton` and
+`cuda` (a GPU). Before somebody asks, nothing is asked of a GPU and Triton is not imported. A native extension
+that is missing or broken is no error here: the import error is kept, `available_backends()` shows it, and
 `require_native()` raises it at the first explicit use.
 """
 
@@ -21,8 +21,8 @@ import torch
 _native: ModuleType | None = None
 _native_error: Exception | None = None
 try:
-    from genkernels import _C as _native  # type: ignore[no-redef]
-except Exception as error:  # a broken file raises more than ImportError, and no kind may fail the package's import
+    from genkernels import _C as _native
+except Exception as error:  # of any kind: a broken extension must not fail the import of the package
     _native_error = error
 
 
@@ -70,8 +70,8 @@ def build_info() -> dict[str, Any]:
     """What this installation was built with: versions, compiler, flags, instruction sets, the CUDA part.
 
     Returns:
-        `version`, `python`, `torch` and `platform` as text; `native` with the extension's own account, or None;
-        `native_error` with the reason in the latter case, or None. Needs no GPU and asks none.
+        `version`, `python`, `torch` and `platform` as text; `native` with the extension's own account, or
+        None; `native_error` with the reason in the latter case, or None. Needs no GPU and asks none.
     """
     from genkernels import __version__
 
@@ -86,10 +86,8 @@ def build_info() -> dict[str, Any]:
 
 
 def _native_reason() -> str:
-    return (
-        f"the native extension genkernels._C cannot be loaded ({type(_native_error).__name__}: {_native_error}); "
-        "install genkernels again with a C++ compiler at hand"
-    )
+    error = f"{type(_native_error).__name__}: {_native_error}"
+    return f"the native extension genkernels._C cannot be loaded ({error}); install genkernels again"
 
 
 def _probe_reference() -> tuple[bool, str]:
@@ -138,8 +136,8 @@ def _probe_cuda() -> tuple[bool, str]:
     capability = status["compute_capabilities"][torch.cuda.current_device()]
     if not _runs_on(built["architectures"].split(), capability):
         return False, (
-            f"this GPU has compute capability {capability // 10}.{capability % 10}, the CUDA kernels are built for "
-            f"{built['architectures']}; set GENKERNELS_CUDA_ARCHS and install again"
+            f"this GPU has compute capability {capability // 10}.{capability % 10}, the CUDA kernels are "
+            f"built for {built['architectures']}; set GENKERNELS_CUDA_ARCHS and install again"
         )
     return True, torch.cuda.get_device_name()
 
@@ -147,8 +145,8 @@ def _probe_cuda() -> tuple[bool, str]:
 def _runs_on(architectures: list[str], capability: int) -> bool:
     """Whether kernels built for these ("80-real", "90a-real", "90-virtual") run on a GPU of capability 90.
 
-    Machine code runs on its own major version from its own minor version on; PTX on everything newer; code with
-    the suffix `a` on exactly its own GPU, and with `f` on its own family.
+    Machine code runs on its own major version from its own minor version on; PTX on everything newer; code
+    with the suffix `a` on exactly its own GPU, and with `f` on its own family.
     """
     for architecture in architectures:
         name, kind = architecture.split("-")
