@@ -82,14 +82,14 @@ def cuda_choice(environ: dict[str, str], nvcc: str | None) -> tuple[bool, str]:
     if wanted not in ("0", "1", "auto"):
         fail(f"environment variable GENKERNELS_CUDA: expected 0, 1 or auto, got {wanted!r}")
     if wanted == "0":
-        return False, "built with GENKERNELS_CUDA=0"
+        return False, "GENKERNELS_CUDA=0 was set"
     if nvcc is None:
         if wanted == "1":
             fail(
                 "GENKERNELS_CUDA=1 asks for the CUDA kernels, but no nvcc was found in CUDACXX, CUDA_HOME, "
                 "PATH or /usr/local/cuda; install the CUDA toolkit or point CUDA_HOME at it."
             )
-        return False, "no nvcc was found when genkernels was built"
+        return False, "no nvcc was found"
     return True, ""
 
 
@@ -151,7 +151,7 @@ def find_tool(name: str, package_dir: str) -> str:
 
 
 def compiler_stamp(environ: dict[str, str], nvcc: str | None) -> str:
-    """The choice of compilers, which CMake cannot change in an existing build folder: a change starts anew."""
+    """The choice of compilers, which CMake cannot change in a build folder it has: a change starts anew."""
     return "\n".join([environ.get("CXX", ""), environ.get("CUDAHOSTCXX", ""), nvcc or ""])
 
 

@@ -126,7 +126,7 @@ def _probe_cuda() -> tuple[bool, str]:
         return False, _native_reason()
     built = _native.build_info()["cuda"]
     if not built["compiled"]:
-        return False, f"built without the CUDA kernels: {built['reason']}"
+        return False, f"built without the CUDA kernels ({built['reason']})"
     missing = _probe_gpu()
     if missing:
         return False, missing
