@@ -1,21 +1,105 @@
-"""The native CPU kernels of the masked convolution: layout and allocation around ``_C.masked_conv2d_*``."""
+"""The native CPU kernels of the masked convolution: layout and allocation around ``_C.MaskedConvPlan``."""
 
 from __future__ import annotations
 
+from functools import lru_cache
+from typing import Any
+
+import torch
 from torch import Tensor
 
-from .mask import MaskSpec
+from ... import backends
+from .layout import empty_grad_input, empty_output
+from .mask import MaskSpec, channel_group_of
+
+_STORAGE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+_NO_STRIDES = (0, 0, 0, 0)
 
 
 def why_not(x: Tensor) -> str | None:
     """The reason why the native kernel cannot take x, or None where it can."""
-    return "not built yet"
+    if backends.native() is None:
+        return "the native extension is not loaded"
+    if x.dtype not in _STORAGE:
+        return f"no native kernel for {x.dtype}"
+    return None
+
+
+@lru_cache(maxsize=256)
+def _plan(spec: MaskSpec, dilation: tuple[int, int]) -> Any:
+    """The native description of a mask, channels sorted by colour group."""
+
+    def sorted_groups(channels: int) -> tuple[list[int], list[int]]:
+        group = channel_group_of(channels, spec.channel_groups, spec.group_layout)
+        order = sorted(range(channels), key=lambda c: group[c])  # stable: in place for blocks
+        return order, [group[c] for c in order]
+
+    in_order, in_group = sorted_groups(spec.in_channels)
+    out_order, out_group = sorted_groups(spec.out_channels)
+    centre_end = [sum(spec.centre_is_live(o, i) for i in in_group) for o in out_group]
+    centre_begin = [sum(not spec.centre_is_live(o, i) for o in out_group) for i in in_group]
+    in_place = spec.group_layout == "blocks"
+    return backends.require_native().MaskedConvPlan(
+        kernel=spec.kernel,
+        dilation=dilation,
+        centre_end=centre_end,
+        centre_begin=centre_begin,
+        in_order=[] if in_place else in_order,
+        out_order=[] if in_place else out_order,
+    )
+
+
+def _readable(t: Tensor) -> Tensor:
+    """t itself where the kernel can walk its strides (innermost W or C, pixels evenly spaced), else a copy."""
+    strides = t.stride()
+    return t if 1 in (strides[1], strides[3]) else t.contiguous()
+
+
+def _image_strides(t: Tensor) -> tuple[int, ...]:
+    n, c, h, w = t.stride()
+    # A size of 1 leaves its stride open; the kernel reads "innermost" from the strides, so settle it.
+    if t.shape[1] == 1:
+        return (n, max(h * t.shape[2], 2), h, w)
+    return (n, c, h, max(w, 2) if t.shape[3] == 1 and c == 1 else w)
+
+
+def _weight_strides(weight: Tensor) -> tuple[int, int, int] | None:
+    """(out, in, tap) where all taps stand at one distance, else None."""
+    out, inner, row, tap = weight.stride()
+    height, width = weight.shape[2:]
+    if width == 1:
+        return (out, inner, row)
+    return (out, inner, tap) if height == 1 or row == tap * width else None
 
 
 def forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, spec: MaskSpec, dilation: tuple[int, int], activation: str
 ) -> Tensor:
-    raise NotImplementedError
+    y = empty_output(x, weight)
+    if y.numel() == 0:
+        return y
+    x = _readable(x)
+    weight_strides = _weight_strides(weight)
+    if weight_strides is None:
+        weight = weight.contiguous()
+        weight_strides = _weight_strides(weight)
+    bias = None if bias is None else bias.contiguous()
+    done = _plan(spec, dilation).forward(
+        _STORAGE[x.dtype],
+        torch.get_num_threads(),
+        (x.shape[0], x.shape[2], x.shape[3]),
+        x.data_ptr(),
+        _image_strides(x),
+        weight.data_ptr(),
+        weight_strides,
+        0 if bias is None else bias.data_ptr(),
+        activation == "relu",
+        y.data_ptr(),
+        _image_strides(y),
+    )
+    if not done:
+        raise MemoryError("masked_conv2d: no memory for the kernel's scratch")
+    return y
 
 
 def backward(
@@ -28,4 +112,55 @@ def backward(
     activation: str,
     needs: tuple[bool, bool, bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    raise NotImplementedError
+    grad_x = empty_grad_input(x) if needs[0] else x.new_empty(0)
+    grad_weight = torch.empty_like(weight) if needs[1] else x.new_empty(0)
+    grad_bias = x.new_empty(weight.shape[0]) if needs[2] else x.new_empty(0)
+    if x.numel() == 0:
+        return grad_x, grad_weight.zero_(), grad_bias.zero_()
+    x = _readable(x)
+    if activation == "relu":
+        assert output is not None
+        output = _readable(output)
+        grad_output = _like_layout(_readable(grad_output), output)
+    else:
+        output, grad_output = None, _readable(grad_output)
+    weight_strides = _weight_strides(weight)
+    if weight_strides is None:
+        weight = weight.contiguous()
+        weight_strides = _weight_strides(weight)
+    target = grad_weight
+    target_strides = _weight_strides(target) if needs[1] else (0, 0, 0)
+    if target_strides is None:
+        target = torch.empty(weight.shape, dtype=weight.dtype)
+        target_strides = _weight_strides(target)
+    done = _plan(spec, dilation).backward(
+        _STORAGE[x.dtype],
+        torch.get_num_threads(),
+        (x.shape[0], x.shape[2], x.shape[3]),
+        grad_output.data_ptr(),
+        _image_strides(grad_output),
+        x.data_ptr(),
+        _image_strides(x),
+        0 if output is None else output.data_ptr(),
+        _NO_STRIDES if output is None else _image_strides(output),
+        weight.data_ptr(),
+        weight_strides,
+        grad_x.data_ptr() if needs[0] else 0,
+        _image_strides(grad_x) if needs[0] else _NO_STRIDES,
+        target.data_ptr() if needs[1] else 0,
+        target_strides,
+        grad_bias.data_ptr() if needs[2] else 0,
+    )
+    if not done:
+        raise MemoryError("masked_conv2d: no memory for the backward kernel's scratch")
+    if target is not grad_weight:
+        grad_weight.copy_(target)
+    return grad_x, grad_weight, grad_bias
+
+
+def _like_layout(t: Tensor, other: Tensor) -> Tensor:
+    """t in the kind of layout of other: both innermost along W, or both along C."""
+    if (_image_strides(t)[3] == 1) == (_image_strides(other)[3] == 1):
+        return t
+    last = torch.channels_last if other.stride(1) == 1 else torch.contiguous_format
+    return t.contiguous(memory_format=last)

@@ -1,0 +1,54 @@
+// The register-tiled product that every CPU kernel is built on.
+//
+//   out[i][j] (+)= sum over segments s, k < s.length of  rows[i][s.offset + k] * panel[k'][j]
+//
+// Rows are read through one pointer each, a scalar at a time (broadcast); the panel holds PANEL = NR * VL columns
+// packed one reduction step after the other, k' counting through all segments. The segments let one call walk the
+// taps of a convolution (rows = pixels, a segment = the channels at one tap) or the lines of an image (rows =
+// channel planes, a segment = one line) without any copy of the rows.
+//
+// Tile: MR x NR vectors stay in registers for the whole reduction; 6 x 2 fills the 16 registers of SSE and AVX2,
+// 6 x 4 the 32 of AVX-512. A reduction step loads NR panel vectors and MR scalars for MR * NR multiply-adds, so the
+// multiply-add units are the bound as long as the panel streams from L1 or L2 and the rows stay in L1.
+#pragma once
+
+#include "cpu/simd.h"
+
+namespace gk::GK_ISA {
+
+constexpr int MR_MAX = 6;
+constexpr int NR_MAX = GK_ISA_LEVEL == 2 ? 4 : 2;
+constexpr int PANEL_MAX = NR_MAX * VL;
+
+struct Segment {
+  int64_t offset;  // added to every row pointer, in floats
+  int64_t length;  // reduction steps
+};
+
+template <int MR, int NR, bool ACCUMULATE>
+void gemm_tile(const float* const* rows, const Segment* segments, int64_t segment_count, const float* panel,
+               float* out, int64_t out_stride) {
+  Vec acc[MR][NR];
+  GK_UNROLL for (int i = 0; i < MR; ++i)
+    GK_UNROLL for (int j = 0; j < NR; ++j) acc[i][j] = Vec{};
+  for (int64_t s = 0; s < segment_count; ++s) {
+    const float* row[MR];
+    for (int i = 0; i < MR; ++i) row[i] = rows[i] + segments[s].offset;
+    const int64_t length = segments[s].length;
+    for (int64_t k = 0; k < length; ++k) {
+      Vec b[NR];
+      for (int j = 0; j < NR; ++j) b[j] = load(panel + j * VL);
+      panel += NR * VL;
+      for (int i = 0; i < MR; ++i) {
+        const Vec a = broadcast(row[i][k]);
+        GK_UNROLL for (int j = 0; j < NR; ++j) acc[i][j] += a * b[j];
+      }
+    }
+  }
+  GK_UNROLL for (int i = 0; i < MR; ++i)
+    GK_UNROLL for (int j = 0; j < NR; ++j) {
+      float* to = out + i * out_stride + j * VL;
+      store(to, ACCUMULATE ? load(to) + acc[i][j] : acc[i][j]);
+    }
+}
+}  // namespace gk::GK_ISA

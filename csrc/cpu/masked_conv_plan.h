@@ -1,0 +1,214 @@
+// What forward and backward of the masked convolution share: units of work, packed weights, and the product of one
+// unit with them.
+#pragma once
+
+#include <omp.h>
+#include <stdlib.h>
+
+#include "cpu/gemm_tile.h"
+#include "cpu/image_io.h"
+#include "cpu/masked_conv.h"
+
+namespace gk::GK_ISA {
+
+// Scratch of all threads in one allocation, freed on every way out.
+class Scratch {
+ public:
+  explicit Scratch(int64_t floats) : data_(static_cast<float*>(aligned_alloc(64, round(floats) * sizeof(float)))) {}
+  ~Scratch() { free(data_); }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  float* data() const { return data_; }
+  static int64_t round(int64_t floats) { return ceil_div(max64(floats, 1), 16) * 16; }
+
+ private:
+  float* data_;
+};
+
+// --- units of work: rectangles of output pixels ---
+
+struct Tiling {
+  int64_t rows, columns;               // of one unit, at most
+  int64_t row_blocks, column_blocks;   // per image
+  int64_t units;                       // in all images
+
+  Region region(const MaskedConv& c, int64_t unit, int64_t* image) const {
+    const int64_t column = unit % column_blocks, row = unit / column_blocks % row_blocks;
+    *image = unit / column_blocks / row_blocks;
+    return {row * rows, min64((row + 1) * rows, c.height), column * columns, min64((column + 1) * columns, c.width)};
+  }
+};
+
+// As many rows as keep `floats_per_pixel` floats for every pixel of the unit and its border within the L2 budget, but
+// few enough that all threads have work. Lines too long for the budget are cut into columns.
+inline Tiling make_tiling(const MaskedConv& c, int64_t floats_per_pixel, int threads) {
+  constexpr int64_t budget = 64 * 1024;  // floats: 256 KiB of a 512 KiB L2, or more
+  const int64_t border = c.reach_left() + c.reach_right();
+  Tiling t;
+  t.columns = c.width;
+  if ((c.reach_up() + 1) * (c.width + border) * floats_per_pixel > budget)
+    t.columns = min64(c.width, max64(64, budget / ((c.reach_up() + 1) * floats_per_pixel) - border));
+  t.column_blocks = ceil_div(c.width, t.columns);
+  t.columns = ceil_div(c.width, t.column_blocks);
+  const int64_t fitting = budget / (floats_per_pixel * (t.columns + border)) - c.reach_up();
+  const int64_t wanted_blocks = ceil_div(4 * threads, max64(1, c.batch * t.column_blocks));
+  const int64_t rows = max64(1, min64(fitting, ceil_div(c.height, wanted_blocks)));
+  t.row_blocks = ceil_div(c.height, rows);
+  t.rows = ceil_div(c.height, t.row_blocks);
+  t.row_blocks = ceil_div(c.height, t.rows);
+  t.units = c.batch * t.row_blocks * t.column_blocks;
+  return t;
+}
+
+// Threads that the work keeps busy: below some 100,000 multiply-adds waking one costs more than it brings.
+inline int useful_threads(const MaskedConv& c, int threads) {
+  const int64_t work = c.batch * c.height * c.width * c.in_channels * c.out_channels * (c.full_taps() + 1);
+  return static_cast<int>(max64(1, min64(threads, work / 100000)));
+}
+
+// --- weights, packed into panels of columns ---
+
+// The convolution written as a product: columns (output channels, or input channels for the input gradient) against
+// reduction channels at a list of taps.
+struct Product {
+  int64_t columns, reductions;
+  int64_t column_stride, reduction_stride;           // of the weight, in elements
+  const int32_t *column_order, *reduction_order;
+  const int32_t *centre_lo, *centre_hi;              // live reductions at the centre, per column; nullptr: 0 / all
+  bool centre_first;                                 // where the centre stands among the taps
+};
+
+inline int64_t panel_count(int64_t columns) { return ceil_div(columns, PANEL_MAX); }
+
+struct Panel {
+  int64_t first, columns;   // the channels it holds
+  int nr;                   // its width in vectors
+  int64_t lo, hi;           // live reductions at the centre, for any of its columns
+  int64_t width() const { return int64_t{nr} * VL; }
+};
+
+inline Panel make_panel(const Product& p, int64_t index) {
+  Panel panel;
+  panel.first = index * PANEL_MAX;
+  panel.columns = min64(PANEL_MAX, p.columns - panel.first);
+  panel.nr = static_cast<int>(ceil_div(panel.columns, VL));
+  panel.lo = p.reductions;
+  panel.hi = 0;
+  for (int64_t j = panel.first; j < panel.first + panel.columns; ++j) {
+    panel.lo = min64(panel.lo, p.centre_lo ? p.centre_lo[j] : 0);
+    panel.hi = max64(panel.hi, p.centre_hi ? p.centre_hi[j] : p.reductions);
+  }
+  if (panel.lo >= panel.hi) panel.lo = panel.hi = 0;
+  return panel;
+}
+
+inline int64_t packed_floats(const Product& p, int64_t taps) {
+  return panel_count(p.columns) * PANEL_MAX * (taps + 1) * p.reductions;
+}
+
+// Panel `index` of the weights: [tap][reduction][column of the panel], dead centre entries zero.
+template <class T>
+void pack_panel(const WeightView& w, const Product& p, int64_t taps, int64_t index, float* packed) {
+  const Panel panel = make_panel(p, index);
+  float* out = packed + index * PANEL_MAX * (taps + 1) * p.reductions;
+  const int64_t width = panel.width(), centre = panel.hi - panel.lo;
+  float* at_centre = p.centre_first ? out : out + taps * p.reductions * width;
+  float* at_taps = p.centre_first ? out + centre * width : out;
+  for (int64_t lane = 0; lane < width; ++lane) {
+    const int64_t j = panel.first + lane;
+    if (lane >= panel.columns) {
+      for (int64_t k = 0; k < taps * p.reductions + centre; ++k) out[k * width + lane] = 0;
+      continue;
+    }
+    const T* column = static_cast<const T*>(w.data) + (p.column_order ? p.column_order[j] : j) * p.column_stride;
+    for (int64_t k = 0; k < p.reductions; ++k) {
+      const T* from = column + (p.reduction_order ? p.reduction_order[k] : k) * p.reduction_stride;
+      for (int64_t t = 0; t < taps; ++t) {
+        // With the centre first the taps run backwards, so that neighbours in memory stay neighbours.
+        const int64_t place = p.centre_first ? taps - 1 - t : t;
+        at_taps[(place * p.reductions + k) * width + lane] = load_one(from + t * w.stride_tap);
+      }
+      if (k < panel.lo || k >= panel.hi) continue;
+      const bool live = k >= (p.centre_lo ? p.centre_lo[j] : 0) && k < (p.centre_hi ? p.centre_hi[j] : p.reductions);
+      at_centre[(k - panel.lo) * width + lane] = live ? load_one(from + taps * w.stride_tap) : 0.0f;
+    }
+  }
+}
+
+// The taps of one panel as segments of a pixel row in scratch; taps that lie side by side become one segment.
+// `base` is the place of the tap (0, 0), `pitch` the pixels of a scratch line; `direction` -1 mirrors the taps.
+inline int64_t make_segments(const MaskedConv& c, const Product& p, const Panel& panel, int64_t base, int64_t pitch,
+                             int64_t direction, Segment* segments) {
+  int64_t count = 0;
+  const auto add = [&](int64_t offset, int64_t length) {
+    if (length == 0) return;
+    if (count > 0 && segments[count - 1].offset + segments[count - 1].length == offset)
+      segments[count - 1].length += length;
+    else
+      segments[count++] = {offset, length};
+  };
+  const auto add_tap = [&](int64_t t) {
+    const int64_t dy = (t / c.kernel_w - c.kernel_h / 2) * c.dilation_h;
+    const int64_t dx = (t % c.kernel_w - c.kernel_w / 2) * c.dilation_w;
+    add((base + direction * (dy * pitch + dx)) * p.reductions, p.reductions);
+  };
+  const int64_t taps = c.full_taps();
+  if (p.centre_first) add(base * p.reductions + panel.lo, panel.hi - panel.lo);
+  for (int64_t t = 0; t < taps; ++t) add_tap(p.centre_first ? taps - 1 - t : t);
+  if (!p.centre_first) add(base * p.reductions + panel.lo, panel.hi - panel.lo);
+  return count;
+}
+
+// One value per channel (a bias) to float32, in group order.
+template <class T>
+void read_channels(const void* values, const int32_t* order, int64_t channels, float* out) {
+  for (int64_t i = 0; i < channels; ++i) out[i] = load_one(static_cast<const T*>(values) + (order ? order[i] : i));
+}
+
+using TileFunction = void (*)(const float* const*, const Segment*, int64_t, const float*, float*, int64_t);
+
+// gemm_tile<mr, nr, ACCUMULATE>, by number.
+template <bool ACCUMULATE>
+inline TileFunction tile_function(int mr, int nr) {
+#define GK_TILE_ROWS(nr_)                                                                                   \
+  {gemm_tile<1, nr_, ACCUMULATE>, gemm_tile<2, nr_, ACCUMULATE>, gemm_tile<3, nr_, ACCUMULATE>,             \
+   gemm_tile<4, nr_, ACCUMULATE>, gemm_tile<5, nr_, ACCUMULATE>, gemm_tile<6, nr_, ACCUMULATE>}
+  static constexpr TileFunction table[NR_MAX][MR_MAX] = {GK_TILE_ROWS(1), GK_TILE_ROWS(2),
+#if GK_ISA_LEVEL == 2
+                                                         GK_TILE_ROWS(3), GK_TILE_ROWS(4)
+#endif
+  };
+#undef GK_TILE_ROWS
+  return table[nr - 1][mr - 1];
+}
+
+// Splits `count` rows into tiles of at most MR_MAX, as even as can be, and calls tile(first, rows) for each.
+template <class Tile>
+GK_INLINE void for_row_tiles(int64_t count, const Tile& tile) {
+  const int64_t tiles = ceil_div(count, MR_MAX), small = tiles ? count / tiles : 0, larger = count - small * tiles;
+  int64_t first = 0;
+  for (int64_t i = 0; i < tiles; ++i) {
+    const int64_t rows = small + (i < larger);
+    tile(first, rows);
+    first += rows;
+  }
+}
+
+// One unit times one panel: staging[pixel][panel.width()], pixels of `region` in raster order. `source` holds
+// the unit's pixels with their border, lines of `pitch` pixels of `reductions` floats.
+inline void multiply_unit(const Region& region, const float* source, int64_t pitch, int64_t reductions,
+                          const Segment* segments, int64_t segment_count, const Panel& panel, const float* weights,
+                          float* staging) {
+  int64_t y = 0, x = 0;
+  for_row_tiles(region.pixels(), [&](int64_t first, int64_t count) {
+    const float* rows[MR_MAX];
+    for (int64_t i = 0; i < count; ++i) {
+      rows[i] = source + (y * pitch + x) * reductions;
+      if (++x == region.columns()) x = 0, ++y;
+    }
+    tile_function<false>(static_cast<int>(count), panel.nr)(rows, segments, segment_count, weights,
+                                                            staging + first * panel.width(), panel.width());
+  });
+}
+
+}  // namespace gk::GK_ISA
