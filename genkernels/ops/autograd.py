@@ -1,8 +1,12 @@
-"""Registers the derivative of an operator, so that ``torch.func`` transforms compose too.
+"""Makes an operator differentiable in every way that PyTorch knows: backward, forward mode, ``torch.func``.
 
-``torch.library.register_autograd`` goes through ``autograd.Function.apply``, which refuses to run below a functorch
-transform (``vmap(grad(...))`` fails). Kernels of the Autograd key are called with the functorch level already
-taken off, as those of PyTorch's own operators are, so the plain base ``apply`` is the right one; it also costs less.
+``torch.library.register_autograd`` gives backward alone: under nested ``torch.func`` transforms and in forward mode
+its operators raise or, worse, silently return zero. Here each operator has
+
+* a kernel of the Autograd key, the fast way, which eager backward and ``torch.compile`` take, and
+* an ``autograd.Function`` with a jvp and a vmap rule, which is taken while a transform or forward mode is active.
+
+The formulas call other :class:`DifferentiableOp` objects, so derivatives nest to any order in any mode.
 """
 
 from __future__ import annotations
@@ -12,50 +16,108 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._functorch.utils import enable_single_level_autograd_function
 
 _below_autograd = torch._C._after_autograd_keyset
 
 
-def register_autograd(
-    library: torch.library.Library,
-    op: Any,
-    *,
-    setup_context: Callable[[Any, tuple[Any, ...], Any], None],
-    backward: Callable[..., tuple[Tensor | None, ...]],
-) -> None:
-    """Make ``op`` differentiable.
+def _forward_mode_is_on() -> bool:
+    return torch.autograd.forward_ad._current_level >= 0
+
+
+class DifferentiableOp:
+    """An operator of ``torch.ops.genkernels`` with its derivatives; call it as the operator itself.
 
     Args:
         library: the library in which op was defined.
         op: the operator overload, positional arguments only.
-        setup_context: called as (ctx, inputs, output), saves what backward needs.
-        backward: called as (ctx, needs_input_grad, *grad_outputs), where a grad_output that nobody used is None;
-            returns one gradient or None for each input of op.
+        setup_context: (ctx, inputs, output) -> the tensors to save; other values go on ctx.
+        backward: (ctx, needs_input_grad, *grad_outputs) -> a gradient or None for each input. A grad_output that
+            nobody used is None.
+        jvp: (ctx, *tangents) -> the tangent of each output; a tangent is None where the input has none.
+        foldable: True where the first input has a batch dimension in front that can take up a vmap dimension when
+            no other input is mapped. Everything else is mapped one sample at a time.
     """
 
-    class Differentiable(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, keyset: Any, *inputs: Any) -> Any:
+    def __init__(
+        self,
+        library: torch.library.Library,
+        op: Any,
+        *,
+        setup_context: Callable[[Any, tuple[Any, ...], Any], tuple[Tensor | None, ...]],
+        backward: Callable[..., tuple[Tensor | None, ...]],
+        jvp: Callable[..., Any],
+        foldable: bool,
+    ) -> None:
+        name = op._schema.name.removeprefix("genkernels::")
+
+        class Eager(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx: Any, keyset: Any, *inputs: Any) -> Any:
+                with torch._C._AutoDispatchBelowAutograd():
+                    output = op.redispatch(keyset & _below_autograd, *inputs)
+                ctx.set_materialize_grads(False)
+                ctx.save_for_backward(*setup_context(ctx, inputs, output))
+                return output
+
+            @staticmethod
+            def backward(ctx: Any, *grad_outputs: Any) -> Any:
+                return (None, *backward(ctx, ctx.needs_input_grad[1:], *grad_outputs))
+
+        class Transformed(torch.autograd.Function):
+            @staticmethod
+            def forward(*inputs: Any) -> Any:
+                with torch._C._AutoDispatchBelowAutograd():
+                    return op(*inputs)
+
+            @staticmethod
+            def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+                ctx.set_materialize_grads(False)
+                saved = setup_context(ctx, inputs, output)
+                ctx.save_for_backward(*saved)
+                ctx.save_for_forward(*saved)
+
+            @staticmethod
+            def backward(ctx: Any, *grad_outputs: Any) -> Any:
+                return backward(ctx, ctx.needs_input_grad, *grad_outputs)
+
+        Transformed.jvp = staticmethod(jvp)
+        Transformed.vmap = staticmethod(self._map)
+
+        def autograd_kernel(keyset: Any, *inputs: Any) -> Any:
+            if _forward_mode_is_on():
+                return Transformed.apply(*inputs)
+            if torch.is_grad_enabled() and torch._C._any_requires_grad(*inputs):
+                if torch._C._are_functorch_transforms_active():
+                    raise NotImplementedError(
+                        f"torch.ops.genkernels.{name} under a torch.func transform: call the function of "
+                        "genkernels.ops instead, outside torch.compile"
+                    )
+                # Not Eager.apply: on top of this it looks for transforms, which the line above has done.
+                return super(torch.autograd.Function, Eager).apply(keyset, *inputs)
             with torch._C._AutoDispatchBelowAutograd():
-                output = op.redispatch(keyset & _below_autograd, *inputs)
-            ctx.set_materialize_grads(False)
-            setup_context(ctx, inputs, output)
-            return output
+                return op.redispatch(keyset & _below_autograd, *inputs)
 
-        @staticmethod
-        def backward(ctx: Any, *grad_outputs: Any) -> Any:
-            return (None, *backward(ctx, ctx.needs_input_grad[1:], *grad_outputs))
+        library.impl(name, autograd_kernel, "Autograd", with_keyset=True)
+        self._op = op
+        self._foldable = foldable
+        self._transformed = Transformed
 
-    apply = super(torch.autograd.Function, Differentiable).apply
+    def __call__(self, *inputs: Any) -> Any:
+        if not torch.compiler.is_compiling() and (
+            torch._C._are_functorch_transforms_active() or _forward_mode_is_on()
+        ):
+            return self._transformed.apply(*inputs)
+        return self._op(*inputs)
 
-    def autograd_kernel(keyset: Any, *inputs: Any) -> Any:
-        if torch.is_grad_enabled() and torch._C._any_requires_grad(*inputs):
-            if torch._C._are_functorch_transforms_active():
-                with enable_single_level_autograd_function():
-                    return apply(keyset, *inputs)
-            return apply(keyset, *inputs)
-        with torch._C._AutoDispatchBelowAutograd():
-            return op.redispatch(keyset & _below_autograd, *inputs)
-
-    library.impl(op._schema.name.removeprefix("genkernels::"), autograd_kernel, "Autograd", with_keyset=True)
+    def _map(self, info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> Any:
+        if self._foldable and in_dims[0] is not None and all(dim is None for dim in in_dims[1:]):
+            first = inputs[0].movedim(in_dims[0], 0)
+            return self(first.flatten(0, 1), *inputs[1:]).unflatten(0, first.shape[:2]), 0
+        columns = [
+            value.unbind(dim) if isinstance(value, Tensor) and dim is not None else [value] * info.batch_size
+            for value, dim in zip(inputs, in_dims, strict=True)
+        ]
+        results = [self(*sample) for sample in zip(*columns, strict=True)]
+        if isinstance(results[0], Tensor):
+            return torch.stack(results), 0
+        return tuple(torch.stack(parts) for parts in zip(*results, strict=True)), (0,) * len(results[0])

@@ -1,10 +1,4 @@
-"""The masked convolution as two PyTorch operators: schema, checks, fake kernels, autograd, autocast, dispatch.
-
-    genkernels::masked_conv2d           x, weight, bias -> y
-    genkernels::masked_conv2d_backward  grad_y, x, weight, y -> grad_x, grad_weight, grad_bias
-
-The backward operator is linear in grad_y and bilinear with x and weight, so its own derivative is written with the
-same two operators: second and higher derivatives need no further kernel.
+"""The masked convolution: the public function, its checks, and the kernels of its operators by device.
 """
 
 from __future__ import annotations
@@ -15,24 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..autograd import register_autograd
-from . import cpu, reference
+from . import cpu, reference, schema
+from .derivatives import forward
 from .layout import empty_grad_input, empty_output, input_format, output_format
 from .mask import GROUP_LAYOUTS, MASK_TYPES, MaskSpec
 
 _OPTIONS = "str mask_type, int channel_groups, str group_layout, int[2] dilation, str activation"
 
 _Needs = tuple[bool, bool, bool]
-_Grads = tuple[Tensor | None, ...]
-
-_library = torch.library.Library("genkernels", "FRAGMENT")
-_library.define(f"masked_conv2d(Tensor x, Tensor weight, Tensor? bias, {_OPTIONS}) -> Tensor")
-_library.define(
-    "masked_conv2d_backward(Tensor grad_output, Tensor x, Tensor weight, Tensor? output, "
-    f"{_OPTIONS}, bool[3] needs) -> (Tensor, Tensor, Tensor)"
-)
-_forward_op = torch.ops.genkernels.masked_conv2d.default
-_backward_op = torch.ops.genkernels.masked_conv2d_backward.default
 
 
 # --- the public function ---------------------------------------------------------------------------------------
@@ -82,7 +66,7 @@ def masked_conv2d(
     spread = _pair(dilation)
     _check_tensors(x, weight, bias, channel_groups)
     batched = x if x.dim() == 4 else x.unsqueeze(0)
-    y = _forward_op(batched, weight, bias, mask_type, channel_groups, group_layout, spread, activation or "none")
+    y = forward(batched, weight, bias, mask_type, channel_groups, group_layout, spread, activation or "none")
     return y if x.dim() == 4 else y.squeeze(0)
 
 
@@ -183,18 +167,18 @@ def _backward_cpu(
     return cpu.backward(grad_output, x, weight, output, spec, tuple(dilation), activation, needs)
 
 
-_library.impl("masked_conv2d", _forward_reference, "CompositeExplicitAutograd")
-_library.impl("masked_conv2d_backward", _backward_reference, "CompositeExplicitAutograd")
-_library.impl("masked_conv2d", _forward_cpu, "CPU")
-_library.impl("masked_conv2d_backward", _backward_cpu, "CPU")
+schema.library.impl("masked_conv2d", _forward_reference, "CompositeExplicitAutograd")
+schema.library.impl("masked_conv2d_backward", _backward_reference, "CompositeExplicitAutograd")
+schema.library.impl("masked_conv2d", _forward_cpu, "CPU")
+schema.library.impl("masked_conv2d_backward", _backward_cpu, "CPU")
 
 
-@torch.library.register_fake("genkernels::masked_conv2d", lib=_library)
+@torch.library.register_fake("genkernels::masked_conv2d", lib=schema.library)
 def _forward_fake(x: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
     return empty_output(x, weight)
 
 
-@torch.library.register_fake("genkernels::masked_conv2d_backward", lib=_library)
+@torch.library.register_fake("genkernels::masked_conv2d_backward", lib=schema.library)
 def _backward_fake(
     grad_output: Tensor, x: Tensor, weight: Tensor, output: Tensor | None, *options: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -206,96 +190,17 @@ def _backward_fake(
     )
 
 
-# --- autograd --------------------------------------------------------------------------------------------------
-
-
-def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, _, *ctx.options = inputs
-    ctx.save_for_backward(x, weight, output if ctx.options[-1] == "relu" else None)
-
-
-def _backward_of_forward(ctx: Any, needs: tuple[bool, ...], grad_output: Tensor | None) -> _Grads:
-    if grad_output is None:
-        return (None,) * 8
-    grads = _backward_op(grad_output, *ctx.saved_tensors, *ctx.options, needs[:3])
-    return (*(grad if need else None for grad, need in zip(grads, needs[:3], strict=True)), *[None] * 5)
-
-
-def _save_for_double_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, mask_type, channel_groups, group_layout, dilation, activation, ctx.computed = inputs
-    ctx.activation = activation
-    ctx.options = (mask_type, channel_groups, group_layout, dilation, "none")  # past the activation all is linear
-    ctx.save_for_backward(*tensors)
-
-
-def _backward_of_backward(
-    ctx: Any, needs: tuple[bool, ...], to_grad_x: Tensor | None, to_grad_w: Tensor | None, to_grad_b: Tensor | None
-) -> _Grads:
-    """With g = grad_output * act'(y): grad_x = I(g, w), grad_w = W(x, g), grad_b = sum(g); I, W and F bilinear."""
-    grad_output, x, weight, y = ctx.saved_tensors
-    vx, vw, vb = (v if done else None for v, done in zip((to_grad_x, to_grad_w, to_grad_b), ctx.computed, strict=True))
-    slope = (y > 0).to(grad_output.dtype) if ctx.activation == "relu" else 1
-    g = grad_output * slope
-
-    of_grad_output = of_x = of_weight = None
-    if needs[0]:
-        terms = []
-        if vx is not None:
-            terms.append(_forward_op(vx, weight, None, *ctx.options))
-        if vw is not None:
-            terms.append(_forward_op(x, vw, vb, *ctx.options))
-        elif vb is not None:
-            terms.append(vb.view(1, -1, 1, 1).expand_as(grad_output))
-        of_grad_output = sum(terms) * slope if terms else None
-    if needs[1] and vw is not None:
-        of_x = _backward_op(g, x, vw, None, *ctx.options, [True, False, False])[0]
-    if needs[2] and vx is not None:
-        of_weight = _backward_op(g, vx, weight, None, *ctx.options, [False, True, False])[1]
-    return (of_grad_output, of_x, of_weight, *[None] * 7)
-
-
-register_autograd(_library, _forward_op, setup_context=_save_for_backward, backward=_backward_of_forward)
-register_autograd(
-    _library, _backward_op, setup_context=_save_for_double_backward, backward=_backward_of_backward
-)
-
-
-# --- autocast and vmap -----------------------------------------------------------------------------------------
+# --- autocast --------------------------------------------------------------------------------------------------
 
 
 def _register_autocast(device_type: str, key: torch._C.DispatchKey) -> None:
     def forward_autocast(x: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
         dtype = torch.get_autocast_dtype(device_type)
         with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(key)):
-            return _forward_op(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype), *options)
+            return forward(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype), *options)
 
-    _library.impl("masked_conv2d", forward_autocast, key.name)
+    schema.library.impl("masked_conv2d", forward_autocast, key.name)
 
 
 _register_autocast("cpu", torch._C.DispatchKey.AutocastCPU)
 _register_autocast("cuda", torch._C.DispatchKey.AutocastCUDA)
-
-
-def _slices(value: Any, dim: int | None, size: int) -> Sequence[Any]:
-    return [value] * size if dim is None else value.unbind(dim)
-
-
-@torch.library.register_vmap("genkernels::masked_conv2d", lib=_library)
-def _forward_vmap(info: Any, in_dims: tuple[int | None, ...], x: Tensor, weight: Tensor, *rest: Any) -> Any:
-    if in_dims[0] is not None and in_dims[1] is None and in_dims[2] is None:
-        folded = x.movedim(in_dims[0], 0)
-        return _forward_op(folded.flatten(0, 1), weight, *rest).unflatten(0, folded.shape[:2]), 0
-    bias, *options = rest
-    tensors = zip(
-        *(_slices(t, d, info.batch_size) for t, d in zip((x, weight, bias), in_dims[:3], strict=True)), strict=True
-    )
-    return torch.stack([_forward_op(*sample, *options) for sample in tensors]), 0
-
-
-@torch.library.register_vmap("genkernels::masked_conv2d_backward", lib=_library)
-def _backward_vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> Any:
-    samples = zip(
-        *(_slices(t, d, info.batch_size) for t, d in zip(args[:4], in_dims[:4], strict=True)), strict=True
-    )
-    results = [_backward_op(*sample, *args[4:]) for sample in samples]
-    return tuple(torch.stack(parts) for parts in zip(*results, strict=True)), (0, 0, 0)

@@ -1,0 +1,23 @@
+"""The operators' signatures; kernels and derivatives are registered by op.py and derivatives.py.
+
+    genkernels::masked_conv2d           x, weight, bias -> y
+    genkernels::masked_conv2d_backward  grad_y, x, weight, y -> grad_x, grad_weight, grad_bias
+
+``needs`` says which gradients are wanted; the others come back empty. ``output`` is y where the activation's slope
+is read off it, else None.
+"""
+
+from __future__ import annotations
+
+import torch
+
+_OPTIONS = "str mask_type, int channel_groups, str group_layout, int[2] dilation, str activation"
+
+library = torch.library.Library("genkernels", "FRAGMENT")
+library.define(f"masked_conv2d(Tensor x, Tensor weight, Tensor? bias, {_OPTIONS}) -> Tensor")
+library.define(
+    "masked_conv2d_backward(Tensor grad_output, Tensor x, Tensor weight, Tensor? output, "
+    f"{_OPTIONS}, bool[3] needs) -> (Tensor, Tensor, Tensor)"
+)
+forward_op = torch.ops.genkernels.masked_conv2d.default
+backward_op = torch.ops.genkernels.masked_conv2d_backward.default
