@@ -1,0 +1,24 @@
+"""The command ``genkernels``: see :mod:`genkernels.cli.app`."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Sequence
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line (None for the process's own) and return the exit code; what went wrong is on stderr.
+
+    0 done, 1 it could not be done, 2 the command line makes no sense, 130 ended by Ctrl-C.
+    """
+    missing = [package for package in ("typer", "rich") if importlib.util.find_spec(package) is None]
+    if missing:
+        print(
+            f"genkernels: the command line needs {' and '.join(missing)}: pip install 'genkernels[cli]'",
+            file=sys.stderr,
+        )
+        return 1
+    from .app import run
+
+    return run(arguments)

@@ -1,0 +1,297 @@
+"""The commands: info, demo, train, sample, evaluate. They read options and print; genkernels.train works."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ..models import AutoregressiveModel
+from ..train.checkpoint import load_model
+from ..train.data import SPECS, open_dataset, quantise
+from ..train.errors import GenkernelsError
+from ..train.loop import CHECKPOINT, OPTIMIZERS, Limits, Trainer
+from ..train.metrics import evaluate as evaluate_model
+from ..train.pictures import check_picture_path, save_curve, save_grids
+from ..train.recipes import RECIPES
+from ..train.run import resume_run, start_run
+from .demo import run_demo
+from .info import show_info
+from .progress import counted, progress
+
+DEFAULT_EPOCHS = 10
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, help="Fast kernels for generative image models."
+)
+
+# The base of what typer raises about a command line; its recent versions carry a click of their own.
+_CommandLineError: type[Any] = next(t for t in typer.BadParameter.__mro__ if t.__name__ == "ClickException")
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line and return the exit code. Errors that a user can mend are one sentence on stderr."""
+    try:
+        code = app(args=arguments, prog_name="genkernels", standalone_mode=False)
+    except _CommandLineError as error:
+        if not error.format_message():  # the bare command: typer has printed the help
+            return error.exit_code
+        return _fail(error.format_message(), error.exit_code)
+    except GenkernelsError as error:
+        return _fail(str(error), 1)
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        return _fail(f"{place}{error.strerror or error}", 1)
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail("interrupted", 130)
+    return code if isinstance(code, int) else 0
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"genkernels: {message}", file=sys.stderr)
+    return code
+
+
+def _console() -> Console:
+    return Console(highlight=False)
+
+
+# --- what several commands take -------------------------------------------------------------------------
+
+Data = Annotated[str | None, typer.Option(help=f"One of: {', '.join(SPECS)}.")]
+Device = Annotated[
+    str | None, typer.Option(help="cpu, cuda, cuda:1 ...; by default a GPU where there is one.")
+]
+Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Equal seeds give equal results.")]
+Checkpoint = Annotated[Path, typer.Argument(help="A model.pt that train wrote.")]
+
+
+def _device(name: str | None) -> torch.device:
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise typer.BadParameter(f"--device {name}: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def _size(text: str | None) -> tuple[int, int] | None:
+    """ "32" or "32x48" (height x width) as a pair."""
+    if text is None:
+        return None
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise typer.BadParameter(f"--size: expected 32 or 32x48 (height x width); got {text!r}")
+    return int(parts[0]), int(parts[-1])
+
+
+def _test_images(
+    model: AutoregressiveModel, content: dict[str, Any], data: str | None
+) -> tuple[str, torch.Tensor]:
+    """The name and the test images, in levels, of ``data`` or of what the model was trained on."""
+    settings = content["settings"]
+    dataset = open_dataset(data or settings["data"], None if data else settings["size"])
+    if dataset.test.shape[1] != model.in_channels:
+        raise GenkernelsError(
+            f"the model takes {model.in_channels} channels; {dataset.name} has {dataset.test.shape[1]}"
+        )
+    return data or settings["data"], quantise(dataset.test, model.levels)
+
+
+# --- the commands ---------------------------------------------------------------------------------------
+
+
+@app.command()
+def info() -> None:
+    """What is installed here, what it can run on, and why something cannot."""
+    show_info(_console())
+
+
+@app.command()
+def demo(
+    seconds: Annotated[float, typer.Option(min=1, help="Time to train for.")] = 60,
+    out: Annotated[Path, typer.Option(help="Folder for the pictures and the model.")] = Path(
+        "genkernels-demo"
+    ),
+    seed: Seed = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is in the folder.")] = False,
+) -> None:
+    """Train a PixelCNN on real digits for a minute, draw new ones, and time it against plain PyTorch."""
+    run_demo(_console(), seconds, out, seed, overwrite)
+
+
+@app.command()
+def train(
+    model: Annotated[str, typer.Argument(help=f"What to train: {', '.join(RECIPES)}.")],
+    data: Data = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run; runs/MODEL-DATA by default.")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help=f"Stop then; {DEFAULT_EPOCHS} by default.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Stop after so many steps.")] = None,
+    minutes: Annotated[
+        float | None, typer.Option(min=0.01, help="Stop after so much training from now.")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Images per step.")] = None,
+    lr: Annotated[float | None, typer.Option("--lr", "--learning-rate", min=0, help="Learning rate.")] = None,
+    optimizer: Annotated[str | None, typer.Option(help=f"One of: {', '.join(OPTIMIZERS)}.")] = None,
+    clip: Annotated[float | None, typer.Option(min=0, help="Largest norm of the gradient.")] = None,
+    levels: Annotated[int | None, typer.Option(min=2, max=256, help="Grey levels, per colour.")] = None,
+    hidden_channels: Annotated[int | None, typer.Option(min=1, help="Features per layer.")] = None,
+    num_layers: Annotated[int | None, typer.Option(min=0, help="Layers after the first.")] = None,
+    residual: Annotated[
+        bool | None, typer.Option("--residual/--no-residual", help="Residual blocks.")
+    ] = None,
+    head_channels: Annotated[int | None, typer.Option(min=1, help="Width of two more 1x1 layers.")] = None,
+    size: Annotated[str | None, typer.Option(help="Resize a folder's images: 32 or 32x48.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=2**31 - 1, help="Equal seeds give equal runs.")
+    ] = None,
+    samples: Annotated[int, typer.Option(min=0, help="Images to draw at the end.")] = 16,
+    device: Device = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in the folder.")] = False,
+) -> None:
+    """Train a model. Writes model.pt, history.jsonl, curve.png and samples.png to the folder of the run."""
+    if resume and overwrite:
+        raise typer.BadParameter("--resume and --overwrite exclude each other")
+    settings = {
+        "data": data, "size": _size(size), "batch_size": batch_size, "learning_rate": lr,
+        "optimizer": optimizer, "clip": clip, "seed": seed,
+    }  # fmt: skip
+    options = {
+        "levels": levels, "hidden_channels": hidden_channels, "num_layers": num_layers,
+        "residual": residual, "head_channels": head_channels,
+    }  # fmt: skip
+    settings = {name: value for name, value in settings.items() if value is not None}
+    options = {name: value for name, value in options.items() if value is not None}
+    place = out or Path("runs") / f"{model}-{(data or 'digits').partition(':')[0]}"
+    console, where = _console(), _device(device)
+    check_picture_path(Path("samples.png"))
+    if resume:
+        trainer, dataset = resume_run(model, place, settings, options, device=where)
+    else:
+        settings.setdefault("data", "digits")
+        trainer, dataset = start_run(model, place, settings, options, device=where, overwrite=overwrite)
+
+    limits = Limits(epochs, steps, minutes)
+    if limits == Limits():
+        limits = trainer.limits if resume else Limits(epochs=DEFAULT_EPOCHS)
+    if trainer.done(limits) >= 1:
+        raise GenkernelsError(
+            f"the run in {place} has reached its limit (step {trainer.step}, epoch {trainer.epoch}); "
+            "give more --epochs or --steps"
+        )
+    console.print(
+        f"{model}: {sum(p.numel() for p in trainer.model.parameters()):,} parameters, "
+        f"{len(dataset.train):,} images of {dataset.name}, {trainer.model.levels} levels, on {where}"
+    )
+    if not _train(console, trainer, limits):
+        again = shlex.join(["genkernels", "train", model, "--out", str(place), "--resume"])
+        console.print(f"stopped at step {trainer.step}; {place / CHECKPOINT} holds it; go on with: {again}")
+        raise typer.Exit(130)
+    _show_results(console, trainer, samples)
+
+
+def _train(console: Console, trainer: Trainer, limits: Limits) -> bool:
+    with progress(console, "training") as report:
+
+        def on_step(done: float) -> None:
+            parts = [f"step {trainer.step}"]
+            for key, name in (("train_nats", "train"), ("test_nats", "test")):
+                nats = trainer.latest(key)
+                parts += [] if nats is None else [f"{name} {nats:.2f} nats"]
+            report(done, ", ".join(parts))
+
+        return trainer.run(limits, on_step)
+
+
+def _show_results(console: Console, trainer: Trainer, samples: int) -> None:
+    folder, model = trainer.folder, trainer.model
+    save_curve(folder / "curve.png", trainer.history)
+    with counted(console, "evaluating") as step:
+        result = evaluate_model(model, trainer.test_images, progress=step)
+    console.print(
+        f"test: {result.nats:.2f} ± {result.standard_error:.2f} nats per image, "
+        f"{result.bits_per_dim:.3f} bits per sub-pixel, over {result.images:,} images"
+    )
+    if samples:
+        generator = torch.Generator().manual_seed(trainer.settings.seed)
+        with counted(console, "sampling") as step:
+            drawn = model.sample(samples, generator=generator, progress=step).cpu()
+        grids = {"samples": drawn, "real": trainer.test_images[:samples]}
+        save_grids(folder / "samples.png", grids, model.levels)
+    console.print(f"written to {folder}")
+
+
+@app.command()
+def sample(
+    checkpoint: Checkpoint,
+    out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("samples.png"),
+    n: Annotated[int, typer.Option("-n", min=1, help="How many images.")] = 16,
+    seed: Seed = 0,
+    temperature: Annotated[float, typer.Option(help="Below 1 plays safe.")] = 1.0,
+    complete: Annotated[
+        bool, typer.Option("--complete", help="Give the upper half of real images; draw the rest.")
+    ] = False,
+    data: Data = None,
+    device: Device = None,
+) -> None:
+    """Draw images from a trained model, or complete real ones."""
+    if not temperature > 0:
+        raise typer.BadParameter(f"--temperature: expected a number above 0; got {temperature}")
+    if data is not None and not complete:
+        raise typer.BadParameter("--data: only --complete takes images from a data set")
+    check_picture_path(out)
+    where, console = _device(device), _console()
+    model, content = load_model(checkpoint)
+    model.to(where)
+    generator = torch.Generator().manual_seed(seed)
+    keywords: dict[str, Any] = {}
+    grids: dict[str, torch.Tensor] = {}
+    if complete:
+        _, images = _test_images(model, content, data)
+        if n > len(images):
+            raise GenkernelsError(f"-n {n}: there are only {len(images)} test images to complete")
+        given = images[:n]
+        known = torch.zeros(1, 1, *given.shape[2:], dtype=torch.bool)
+        known[:, :, : given.shape[2] // 2] = True
+        keywords = {"given": given, "known": known, "size": tuple(given.shape[2:])}
+        grids["given"] = given * known
+    with counted(console, "sampling") as step:
+        drawn = model.sample(n, temperature=temperature, generator=generator, progress=step, **keywords).cpu()
+    grids["completed" if complete else "samples"] = drawn
+    if complete:
+        grids["real"] = keywords["given"]
+    save_grids(out, grids, model.levels)
+    console.print(f"written to {out}")
+
+
+@app.command()
+def evaluate(
+    checkpoint: Checkpoint,
+    data: Data = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 64,
+    device: Device = None,
+) -> None:
+    """The likelihood of the test images of a data set: nats per image and bits per sub-pixel."""
+    where, console = _device(device), _console()
+    model, content = load_model(checkpoint)
+    name, images = _test_images(model, content, data)
+    with counted(console, "evaluating") as step:
+        result = evaluate_model(model.to(where), images, batch_size, step)
+    table = Table("data", "images", "nats per image", "bits per sub-pixel", box=None, pad_edge=False)
+    table.add_row(
+        name,
+        f"{result.images:,}",
+        f"{result.nats:.3f} ± {result.standard_error:.3f}",
+        f"{result.bits_per_dim:.4f}",
+    )
+    console.print(table)

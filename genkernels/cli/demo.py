@@ -1,0 +1,74 @@
+"""``genkernels demo``: one minute from nothing to new digits, and honest timings at the end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from ..models import PixelCNN
+from ..train.compare import Comparison, compare_with_plain
+from ..train.loop import Limits
+from ..train.metrics import evaluate
+from ..train.pictures import check_picture_path, save_curve, save_grids
+from ..train.run import start_run
+from .progress import counted, progress
+
+BATCH_SIZE, LEARNING_RATE = 32, 2e-3
+
+
+def run_demo(console: Console, seconds: float, out: Path, seed: int, overwrite: bool) -> None:
+    """Train on the digits, write the model, its history and two pictures to ``out``, and print timings.
+
+    Raises:
+        GenkernelsError: ``out`` holds a run and ``overwrite`` is not set, or a package is missing.
+        KeyboardInterrupt: Ctrl-C; what is trained so far is saved.
+    """
+    check_picture_path(Path("samples.png"))
+    settings = {"data": "digits", "batch_size": BATCH_SIZE, "learning_rate": LEARNING_RATE, "seed": seed}
+    trainer, dataset = start_run("pixelcnn", out, settings, {}, overwrite=overwrite)
+    model, train, test = trainer.model, trainer.train_images, trainer.test_images
+    assert isinstance(model, PixelCNN)
+    console.print(
+        f"A PixelCNN ({sum(p.numel() for p in model.parameters()):,} parameters) learns to draw from "
+        f"{len(train):,} handwritten 8 x 8 digits, for {seconds:.0f} s."
+    )
+    before = evaluate(model, test)
+    with progress(console, "training") as report:
+
+        def on_step(done: float) -> None:
+            nats = trainer.latest("train_nats")
+            report(done, f"step {trainer.step}" + ("" if nats is None else f", {nats:.1f} nats per image"))
+
+        if not trainer.run(Limits(minutes=seconds / 60), on_step):
+            raise KeyboardInterrupt
+    after = evaluate(model, test)
+    console.print(
+        f"{len(test)} digits it never saw: {before.nats:.1f} nats per image before, {after.nats:.1f} after "
+        f"({after.bits_per_dim:.2f} bits per pixel)."
+    )
+    with counted(console, "sampling") as step:
+        drawn = model.sample(64, generator=torch.Generator().manual_seed(seed), progress=step)
+    save_grids(out / "samples.png", {"drawn by the model": drawn, "real": test[:64]}, dataset.levels)
+    save_curve(out / "curve.png", trainer.history)
+    console.print(f"written to {out}: samples.png, curve.png, model.pt, history.jsonl\n")
+    _show_timings(console, compare_with_plain(model, train[:BATCH_SIZE]))
+
+
+def _show_timings(console: Console, rows: list[Comparison]) -> None:
+    threads, rounds = torch.get_num_threads(), min(row.rounds for row in rows)
+    table = Table("", "ours", "plain PyTorch", "", box=None, pad_edge=False)
+    for row in rows:
+        factor = f"{row.speedup:.2f}x faster" if row.speedup >= 1 else f"{1 / row.speedup:.2f}x slower"
+        style = "green" if row.speedup >= 1 else "red"
+        table.add_row(
+            row.what, f"{row.ours * 1e3:.1f} ms", f"{row.plain * 1e3:.1f} ms", f"[{style}]{factor}[/]"
+        )
+    console.print(table)
+    console.print(
+        f"Medians of at least {rounds} interleaved rounds just now, on {threads} threads. "
+        "Both sides have the same weights and batch; their outputs and gradients were compared first. Both "
+        "sample with one full forward pass per pixel."
+    )

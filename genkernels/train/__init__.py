@@ -1,0 +1,23 @@
+"""Training by recipe: what the command line runs, and what a script can run as well."""
+
+from .checkpoint import load_model
+from .data import Dataset, open_dataset, quantise
+from .errors import GenkernelsError
+from .loop import Limits, Settings, Trainer
+from .metrics import Evaluation, evaluate
+from .run import resume_run, start_run
+
+__all__ = [
+    "Dataset",
+    "Evaluation",
+    "GenkernelsError",
+    "Limits",
+    "Settings",
+    "Trainer",
+    "evaluate",
+    "load_model",
+    "open_dataset",
+    "quantise",
+    "resume_run",
+    "start_run",
+]

@@ -1,0 +1,94 @@
+"""Checkpoints: a model with what is needed to rebuild it, and to go on training it as if nothing had
+happened.
+
+One file of plain values and tensors, so it loads with ``weights_only=True``: nothing in it can run code.
+"""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..models import AutoregressiveModel
+from .errors import CheckpointError, GenkernelsError
+from .files import write_atomically
+from .recipes import find_recipe
+
+FORMAT = "genkernels-checkpoint-1"
+_NEEDED = {"recipe": str, "config": dict, "model": dict, "settings": dict}
+
+
+def save_checkpoint(
+    path: Path, recipe: str, model: AutoregressiveModel, settings: dict[str, Any], **training: Any
+) -> None:
+    """Write a checkpoint; the old file of that name stays whole until the new one is on disk.
+
+    Args:
+        path: the file.
+        recipe: the name of the model's recipe.
+        model: its ``config`` and ``state_dict`` are stored.
+        settings: plain values: at least ``data``, the specification of the data set.
+        training: what a resumed run needs: plain values, containers and tensors.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    content = {
+        "format": FORMAT,
+        "recipe": recipe,
+        "config": model.config,
+        "model": model.state_dict(),
+        "settings": settings,
+        **training,
+    }
+    write_atomically(path, lambda file: torch.save(content, file))
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint, on the CPU.
+
+    Raises:
+        CheckpointError: the file is missing, damaged or something else.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"there is no checkpoint {path}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, LookupError) as error:
+        raise CheckpointError(
+            f"{path}: damaged, or not a checkpoint: {str(error).splitlines()[0]}"
+        ) from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise CheckpointError(f"{path}: not a genkernels checkpoint (expected format {FORMAT!r})")
+    for key, kind in _NEEDED.items():
+        if not isinstance(content.get(key), kind):
+            raise CheckpointError(f"{path}: damaged: it has no {key!r}")
+    return content
+
+
+def model_from_checkpoint(content: dict[str, Any], name: Path) -> AutoregressiveModel:
+    """The model of a checkpoint read by :func:`read_checkpoint`, in evaluation mode; ``name`` is for
+    messages.
+
+    Raises:
+        CheckpointError: its recipe is unknown, or its weights do not fit its configuration.
+    """
+    try:
+        model = find_recipe(content["recipe"]).build(**content["config"])
+        model.load_state_dict(content["model"])
+    except (GenkernelsError, RuntimeError) as error:
+        raise CheckpointError(f"{name}: its weights and its configuration do not fit: {error}") from error
+    return model.eval()
+
+
+def load_model(path: Path) -> tuple[AutoregressiveModel, dict[str, Any]]:
+    """The model in a checkpoint, in evaluation mode on the CPU, and the checkpoint's content.
+
+    Raises:
+        CheckpointError: the file is missing, damaged or something else.
+    """
+    content = read_checkpoint(path)
+    return model_from_checkpoint(content, path), content

@@ -1,0 +1,114 @@
+"""Our PixelCNN against its plain PyTorch twin: shown to compute the same, then timed, here and now."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..models import PixelCNN
+from .plain_pixelcnn import PlainPixelCNN
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Median seconds of one piece of work, ours and plain, over ``rounds`` interleaved rounds."""
+
+    what: str
+    ours: float
+    plain: float
+    rounds: int
+
+    @property
+    def speedup(self) -> float:
+        """Above 1 where ours is faster."""
+        return self.plain / self.ours
+
+
+def interleaved_medians(
+    candidates: Mapping[str, Callable[[], object]], *, rounds: int, budget: float
+) -> tuple[dict[str, float], int]:
+    """Median seconds of each candidate, and the number of rounds that were timed.
+
+    Every round runs each once, so that a machine that slows down for a while slows all of them. One round
+    first is not counted. Stops after ``rounds`` of them, or three and ``budget`` seconds.
+    """
+    times: dict[str, list[float]] = {name: [] for name in candidates}
+    for work in candidates.values():
+        work()
+    began = time.perf_counter()
+    for done in range(rounds):
+        if done >= 3 and time.perf_counter() - began > budget:
+            break
+        for name, work in candidates.items():
+            start = time.perf_counter()
+            work()
+            times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in times.items()}, len(times[name])
+
+
+def largest_difference(model: PixelCNN, plain: PlainPixelCNN, images: Tensor) -> float:
+    """How far apart the twins are on levels [N, 1, H, W]: in the logits and in all gradients.
+
+    Each difference is a share of the largest value in the tensor; the largest of them is returned.
+    """
+    ours, theirs = list(model.parameters()), list(plain.parameters())
+    nats = -model.log_prob(images).mean() / images[0].numel()
+    with torch.no_grad():
+        pairs = [(model(images)[:, :, 0], plain(images))]
+    gradients = torch.autograd.grad(nats, ours), torch.autograd.grad(plain.loss(images), theirs)
+    pairs += list(zip(*gradients, strict=True))
+    return max(((a - b).abs().max() / b.abs().max().clamp_min(1e-30)).item() for a, b in pairs)
+
+
+def compare_with_plain(
+    model: PixelCNN, images: Tensor, *, samples: int = 16, rounds: int = 9, budget: float = 5.0
+) -> list[Comparison]:
+    """Training steps and sampling, ours against :class:`PlainPixelCNN` with the same weights.
+
+    Args:
+        model: grey, without residual blocks, float32, on the CPU. Its weights stay as they are.
+        images: one training batch of levels, uint8 [N, 1, H, W].
+        samples: images to draw, with one full forward pass per pixel on both sides.
+        rounds, budget: see :func:`interleaved_medians`; for each piece of work.
+
+    Raises:
+        RuntimeError: the twins differ by more than float32 rounding explains.
+    """
+    plain = PlainPixelCNN(model)
+    difference = largest_difference(model, plain, images)
+    if not difference < 1e-3:
+        raise RuntimeError(f"the plain twin computes something else: off by {difference:.2g}")
+    height, width = images.shape[2:]
+    work: dict[str, dict[str, Callable[[], object]]] = {
+        f"train step, {len(images)} images": {
+            "ours": _training_step(model, lambda: -model.log_prob(images).mean()),
+            "plain": _training_step(plain, lambda: plain.loss(images)),
+        },
+        f"sampling, {samples} images": {
+            "ours": lambda: model.sample(samples, size=(height, width)),
+            "plain": lambda: plain.sample(samples, height, width),
+        },
+    }
+    rows = []
+    for what, candidates in work.items():
+        medians, done = interleaved_medians(candidates, rounds=rounds, budget=budget)
+        rows.append(Comparison(what, medians["ours"], medians["plain"], done))
+    model.zero_grad()
+    return rows
+
+
+def _training_step(model: nn.Module, loss: Callable[[], Tensor]) -> Callable[[], None]:
+    """Forward, backward and an Adam step with learning rate 0: all the work, but the weights stay."""
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.0)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
+
+    return step

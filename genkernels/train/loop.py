@@ -1,0 +1,261 @@
+"""The training loop: one step after another until a limit, with checkpoints from which it goes on exactly."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..models import AutoregressiveModel, bits_per_dim
+from .checkpoint import save_checkpoint
+from .errors import TrainingError
+from .files import write_atomically
+from .interrupt import InterruptRequest
+from .metrics import evaluate
+
+CHECKPOINT, HISTORY = "model.pt", "history.jsonl"
+
+RECORD_STEPS = 10  # steps that one line of the history averages
+EVALUATION_IMAGES = 1000  # at most, of the test images, while training
+EVALUATION_STEPS = 100  # at least, between two evaluations; an epoch, where that is longer
+SAVE_SECONDS = 30.0
+
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "rmsprop": torch.optim.RMSprop,
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides the course of a run, and so must stay as it was when it is resumed.
+
+    Attributes:
+        data: specification of the data set; ``size`` as :func:`genkernels.train.data.open_dataset` takes it.
+        batch_size: images per step; the last batch of an epoch may be smaller.
+        learning_rate, optimizer: "adam" or "rmsprop", their other constants as PyTorch has them.
+        clip: largest norm of the gradient of the loss in nats per sub-pixel; infinity for none.
+        seed: of the initial weights, the order of the images and everything else that is random.
+    """
+
+    data: str
+    size: tuple[int, int] | None
+    batch_size: int
+    learning_rate: float
+    optimizer: str
+    clip: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When to stop, whichever comes first: epochs and steps of the whole run, minutes from now."""
+
+    epochs: int | None = None
+    steps: int | None = None
+    minutes: float | None = None
+
+
+class Trainer:
+    """Trains a model and keeps ``model.pt`` and ``history.jsonl`` in a folder.
+
+    Args:
+        recipe: name of the model's recipe, for the checkpoint.
+        model: moved to ``device``.
+        train_images, test_images: levels, uint8 [N, C, H, W], on the CPU.
+        settings: see :class:`Settings`.
+        folder: exists already.
+        device: where to train.
+    """
+
+    def __init__(
+        self,
+        recipe: str,
+        model: AutoregressiveModel,
+        train_images: Tensor,
+        test_images: Tensor,
+        settings: Settings,
+        folder: Path,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.recipe, self.settings, self.folder = recipe, settings, folder
+        self.device = torch.device(device)
+        self.model = model.to(self.device)
+        self.train_images, self.test_images = train_images, test_images
+        self.optimizer = OPTIMIZERS[settings.optimizer](model.parameters(), lr=settings.learning_rate)
+        self.epoch = 0
+        self.batch = 0  # batches done in this epoch
+        self.step = 0
+        self.limits = Limits()  # the ones that it was last asked to keep
+        self.seconds = 0.0  # of training so far, over all resumed parts
+        self.history: list[dict[str, float]] = []
+        self._recent: list[float] = []  # nats per image of the steps since the last record
+        self._order: tuple[int, Tensor] | None = None
+        self._saved_step = -1
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return math.ceil(len(self.train_images) / self.settings.batch_size)
+
+    @property
+    def dims(self) -> int:
+        """Sub-pixels of an image."""
+        return self.train_images[0].numel()
+
+    def latest(self, key: str) -> float | None:
+        """The newest "train_nats", "test_nats" or "grad_norm" in the history; None before there is one."""
+        return next((record[key] for record in reversed(self.history) if key in record), None)
+
+    def done(self, limits: Limits, seconds: float = 0.0) -> float:
+        """The share of the way to the nearest limit, 0 .. 1, ``seconds`` after the start of this part."""
+        parts = [0.0]
+        if limits.epochs is not None:
+            parts.append((self.epoch + self.batch / self.steps_per_epoch) / limits.epochs)
+        if limits.steps is not None:
+            parts.append(self.step / limits.steps)
+        if limits.minutes is not None:
+            parts.append(seconds / (60 * limits.minutes))
+        return min(max(parts), 1.0)
+
+    def run(self, limits: Limits, on_step: Callable[[float], None] | None = None) -> bool:
+        """Train until a limit; ``on_step(done)`` after each step. Ends with a checkpoint.
+
+        Returns:
+            False when Ctrl-C ended it early (after the step in hand), else True.
+
+        Raises:
+            TrainingError: the loss or its gradient is no longer finite. The last checkpoint stays as it is.
+            OSError: the folder cannot be written.
+        """
+        self.limits = limits
+        if self._saved_step != self.step:
+            self.save()  # a folder that cannot be written shows now, not after the first hour
+        began, before = time.monotonic(), self.seconds
+        saved = began
+        elapsed = 0.0
+        self.model.train()
+        with InterruptRequest() as interrupt:
+            while not interrupt.requested and self.done(limits, elapsed) < 1:
+                self._one_step()
+                elapsed = time.monotonic() - began
+                self.seconds = before + elapsed
+                if self.step % RECORD_STEPS == 0:
+                    self._record()
+                if self.step % max(self.steps_per_epoch, EVALUATION_STEPS) == 0:
+                    self._evaluate()
+                if time.monotonic() - saved > SAVE_SECONDS:
+                    self.save()
+                    saved = time.monotonic()
+                if on_step is not None:
+                    on_step(self.done(limits, elapsed))
+            if self._saved_step != self.step:
+                self.save()
+        return not interrupt.requested
+
+    def _one_step(self) -> None:
+        images = self.train_images[self._batch_indices()].to(self.device)
+        nats = -self.model.log_prob(images).mean()
+        loss = nats / self.dims
+        value = nats.item()
+        if not math.isfinite(value):
+            raise self._diverged("loss", value)
+        self.optimizer.zero_grad()
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip).item()
+        if not math.isfinite(norm):
+            raise self._diverged("gradient's norm", norm)
+        self.optimizer.step()
+        self.step += 1
+        self.batch += 1
+        if self.batch == self.steps_per_epoch:
+            self.epoch, self.batch = self.epoch + 1, 0
+        self._recent.append(value)
+        self._norm = norm
+
+    def _batch_indices(self) -> Tensor:
+        # The order of an epoch follows from the seed and the epoch alone: nothing of it needs to be saved.
+        if self._order is None or self._order[0] != self.epoch:
+            generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + self.epoch)
+            self._order = (self.epoch, torch.randperm(len(self.train_images), generator=generator))
+        size = self.settings.batch_size
+        return self._order[1][self.batch * size : (self.batch + 1) * size]
+
+    def _diverged(self, what: str, value: float) -> TrainingError:
+        kept = "the last checkpoint" if self._saved_step < 0 else f"the checkpoint of step {self._saved_step}"
+        return TrainingError(
+            f"training diverged: the {what} became {value} at step {self.step + 1}; {kept} is kept in "
+            f"{self.folder / CHECKPOINT}; try a smaller learning rate"
+        )
+
+    def _record(self) -> None:
+        record = {
+            "step": self.step,
+            "epoch": round(self.step / self.steps_per_epoch, 4),
+            "seconds": round(self.seconds, 3),
+            "train_nats": sum(self._recent) / len(self._recent),
+            "grad_norm": self._norm,
+        }
+        self.history.append(record)
+        self._recent = []
+
+    def _evaluate(self) -> None:
+        nats = evaluate(self.model, self.test_images[:EVALUATION_IMAGES]).nats
+        self.history.append(
+            {
+                "step": self.step,
+                "epoch": round(self.step / self.steps_per_epoch, 4),
+                "seconds": round(self.seconds, 3),
+                "test_nats": nats,
+                "test_bits_per_dim": bits_per_dim(nats, self.dims),
+            }
+        )
+
+    def save(self) -> None:
+        """Write the checkpoint and the history, each atomically."""
+        save_checkpoint(
+            self.folder / CHECKPOINT,
+            self.recipe,
+            self.model,
+            asdict(self.settings),
+            optimizer=self.optimizer.state_dict(),
+            progress={"epoch": self.epoch, "batch": self.batch, "step": self.step, "seconds": self.seconds},
+            limits=asdict(self.limits),
+            history=self.history,
+            recent=self._recent,
+            rng={"cpu": torch.get_rng_state(), "cuda": self._cuda_rng_state()},
+        )
+        lines = "".join(json.dumps(record) + "\n" for record in self.history)
+        write_atomically(self.folder / HISTORY, lambda file: file.write(lines.encode()))
+        self._saved_step = self.step
+
+    def _cuda_rng_state(self) -> Tensor | None:
+        return torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
+
+    def restore(self, content: dict[str, Any]) -> None:
+        """Go back to where a checkpoint of this run was written; its model is loaded already.
+
+        Raises:
+            TrainingError: it is not the checkpoint of a training run.
+        """
+        try:
+            progress, rng = content["progress"], content["rng"]
+            self.optimizer.load_state_dict(content["optimizer"])
+            self.history, self._recent = list(content["history"]), list(content["recent"])
+            self.epoch, self.batch = progress["epoch"], progress["batch"]
+            self.step, self.seconds = progress["step"], progress["seconds"]
+            self.limits = Limits(**content["limits"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise TrainingError(
+                f"{self.folder / CHECKPOINT}: not a run that can be resumed: {error}"
+            ) from error
+        torch.set_rng_state(rng["cpu"])
+        if rng["cuda"] is not None and self.device.type == "cuda":
+            torch.cuda.set_rng_state(rng["cuda"], self.device)
+        self._saved_step = self.step

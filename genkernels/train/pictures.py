@@ -1,0 +1,91 @@
+"""Pictures of a run: grids of images side by side, and curves. Matplotlib is imported at the first one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .data import dequantise
+from .errors import GenkernelsError, MissingPackageError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FORMATS = (".png", ".pdf", ".svg", ".jpg", ".webp")
+
+
+def check_picture_path(path: Path) -> None:
+    """Raise a GenkernelsError unless a picture can be written there; to be called before any long work.
+
+    Raises:
+        GenkernelsError: an unknown suffix or a missing folder.
+        MissingPackageError: matplotlib is not installed.
+    """
+    if path.suffix.lower() not in FORMATS:
+        raise GenkernelsError(f"{path}: expected a name that ends in {', '.join(FORMATS)}")
+    if not path.absolute().parent.is_dir():
+        raise GenkernelsError(f"{path}: there is no folder {path.parent}")
+    _figure(1, 1)
+
+
+def tile(images: Tensor, levels: int, columns: int | None = None) -> Tensor:
+    """Images as one: levels [N, C, H, W] -> uint8 [rows, columns, C], with a thin line between them.
+
+    ``columns`` is the number of images in a row; None for as square a grid as N allows.
+    """
+    count, channels, height, width = images.shape
+    columns = columns or math.ceil(math.sqrt(count))
+    rows = math.ceil(count / columns)
+    sheet = torch.full((channels, rows * (height + 1) - 1, columns * (width + 1) - 1), 128, dtype=torch.uint8)
+    for index, image in enumerate(dequantise(images, levels)):
+        top, left = index // columns * (height + 1), index % columns * (width + 1)
+        sheet[:, top : top + height, left : left + width] = image
+    return sheet.permute(1, 2, 0)
+
+
+def save_grids(path: Path, grids: Mapping[str, Tensor], levels: int, columns: int | None = None) -> None:
+    """One picture with a titled grid for each entry, side by side; levels, [N, 1 or 3, H, W]."""
+    figure = _figure(4.2 * len(grids), 4.6)
+    for axes, (title, images) in zip(
+        figure.subplots(1, len(grids), squeeze=False)[0], grids.items(), strict=True
+    ):
+        sheet = tile(images, levels, columns)
+        axes.imshow(sheet.squeeze(2).numpy(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        axes.set_title(title)
+        axes.set_axis_off()
+    _save(figure, path)
+
+
+def save_curve(path: Path, history: Sequence[Mapping[str, float]]) -> None:
+    """Nats per image over the steps, on the training and, where there are any, the test images."""
+    figure = _figure(6.4, 4.0)
+    axes = figure.subplots()
+    for key, label, style in (("train_nats", "training", "-"), ("test_nats", "test", "o-")):
+        records = [record for record in history if key in record]
+        if records:
+            axes.plot(
+                [r["step"] for r in records], [r[key] for r in records], style, markersize=3, label=label
+            )
+    axes.set_xlabel("step")
+    axes.set_ylabel("nats per image")
+    axes.grid(alpha=0.3)
+    if axes.lines:
+        axes.legend()
+    _save(figure, path)
+
+
+def _figure(width: float, height: float) -> Figure:
+    try:
+        from matplotlib.figure import Figure  # without pyplot: no window, no global state
+    except ImportError as error:
+        raise MissingPackageError("matplotlib", "drawing a picture") from error
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _save(figure: Figure, path: Path) -> None:
+    figure.savefig(path, dpi=110)

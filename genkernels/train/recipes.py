@@ -1,0 +1,63 @@
+"""What can be trained by name: the model of each recipe, and its default settings."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ..models import AutoregressiveModel, PixelCNN
+from .errors import GenkernelsError
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A model family and how it is trained.
+
+    Attributes:
+        model: its constructor.
+        summary: one line for people.
+        batch_size, learning_rate, optimizer: the defaults of a run; "adam" or "rmsprop".
+        clip: the largest gradient norm of the loss in nats per sub-pixel; larger gradients are scaled down to
+            it.
+    """
+
+    model: Callable[..., AutoregressiveModel]
+    summary: str
+    batch_size: int = 16
+    learning_rate: float = 1e-3
+    optimizer: str = "adam"
+    clip: float = 1.0
+
+    def options(self) -> set[str]:
+        """The names of the constructor's arguments."""
+        return set(inspect.signature(self.model).parameters)
+
+    def build(self, **options: Any) -> AutoregressiveModel:
+        """The model; options that the constructor does not have or refuses raise a GenkernelsError."""
+        unknown = sorted(set(options) - self.options())
+        if unknown:
+            raise GenkernelsError(
+                f"{unknown[0]}: this model has no such option; it has {', '.join(sorted(self.options()))}"
+            )
+        try:
+            return self.model(**options)
+        except ValueError as error:  # the constructors' own checks: argument, expected, got
+            raise GenkernelsError(str(error)) from error
+
+
+RECIPES = {
+    "pixelcnn": Recipe(PixelCNN, "masked convolutions: 7x7, then 3x3 layers (van den Oord et al. 2016)"),
+}
+
+
+def find_recipe(name: str) -> Recipe:
+    """The recipe of that name.
+
+    Raises:
+        GenkernelsError: there is none; the message lists those there are.
+    """
+    if name not in RECIPES:
+        raise GenkernelsError(f"unknown model {name!r}; expected one of: {', '.join(RECIPES)}")
+    return RECIPES[name]

@@ -1,0 +1,125 @@
+"""A training run in a folder: started, guarded against being overwritten, or resumed as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .checkpoint import model_from_checkpoint, read_checkpoint
+from .data import Dataset, open_dataset, quantise
+from .errors import TrainingError
+from .loop import CHECKPOINT, OPTIMIZERS, Settings, Trainer
+from .recipes import find_recipe
+
+
+def start_run(
+    recipe: str,
+    folder: Path,
+    settings: Mapping[str, Any],
+    model_options: Mapping[str, Any],
+    *,
+    device: torch.device | str = "cpu",
+    overwrite: bool = False,
+) -> tuple[Trainer, Dataset]:
+    """A new run.
+
+    Args:
+        recipe: name of what to train.
+        folder: made when it is missing.
+        settings: ``data`` and any other fields of :class:`Settings`; what is missing comes from the recipe.
+        model_options: arguments of the model's constructor; the size and colours of the images come from the
+            data, and ``levels``, when missing, too.
+        overwrite: whether a run that is there already may be replaced.
+
+    Raises:
+        GenkernelsError: the folder holds a run, the data cannot be opened, or an option does not fit.
+        OSError: the folder cannot be made.
+    """
+    plan = find_recipe(recipe)
+    if (folder / CHECKPOINT).exists() and not overwrite:
+        raise TrainingError(
+            f"{folder} holds a run already: go on with --resume, or replace it with --overwrite"
+        )
+    defaults = {
+        "size": None,
+        "batch_size": plan.batch_size,
+        "learning_rate": plan.learning_rate,
+        "optimizer": plan.optimizer,
+        "clip": plan.clip,
+        "seed": 0,
+    }
+    chosen = Settings(**{**defaults, **settings})
+    _check(chosen)
+    dataset = open_dataset(chosen.data, chosen.size)
+    _, channels, height, width = dataset.train.shape
+    options = {
+        "levels": dataset.levels,
+        **model_options,
+        "in_channels": channels,
+        "image_size": (height, width),
+    }
+    torch.manual_seed(chosen.seed)
+    model = plan.build(**options)
+    folder.mkdir(parents=True, exist_ok=True)
+    return _trainer(recipe, model, dataset, chosen, folder, device), dataset
+
+
+def resume_run(
+    recipe: str,
+    folder: Path,
+    settings: Mapping[str, Any],
+    model_options: Mapping[str, Any],
+    *,
+    device: torch.device | str = "cpu",
+) -> tuple[Trainer, Dataset]:
+    """The run in a folder, exactly where it stopped.
+
+    Args:
+        recipe, settings, model_options: what the caller insists on; everything else is as the run has it.
+
+    Raises:
+        GenkernelsError: there is no run, it cannot be read, or it was started with other options.
+    """
+    path = folder / CHECKPOINT
+    content = read_checkpoint(path)
+    asked = {"model": recipe, **settings, **model_options}
+    found = {"model": content["recipe"], **content["settings"], **content["config"]}
+    for name, value in asked.items():
+        if name not in found or found[name] != value:
+            raise TrainingError(
+                f"{name}: the run in {folder} has {found.get(name)!r}; it cannot go on with {value!r}"
+            )
+    try:
+        chosen = Settings(**content["settings"])
+    except TypeError as error:
+        raise TrainingError(f"{path}: not a run that can be resumed: {error}") from error
+    model = model_from_checkpoint(content, path)
+    dataset = open_dataset(chosen.data, chosen.size)
+    trainer = _trainer(recipe, model, dataset, chosen, folder, device)
+    trainer.restore(content)
+    return trainer, dataset
+
+
+def _trainer(
+    recipe: str, model: Any, dataset: Dataset, settings: Settings, folder: Path, device: torch.device | str
+) -> Trainer:
+    train, test = quantise(dataset.train, model.levels), quantise(dataset.test, model.levels)
+    if train.shape[1] != model.in_channels:
+        raise TrainingError(
+            f"the model takes {model.in_channels} channels; {settings.data} has {train.shape[1]}"
+        )
+    return Trainer(recipe, model, train, test, settings, folder, device)
+
+
+def _check(settings: Settings) -> None:
+    if settings.optimizer not in OPTIMIZERS:
+        raise TrainingError(
+            f"optimizer: unknown {settings.optimizer!r}; expected one of: {', '.join(OPTIMIZERS)}"
+        )
+    for name in ("batch_size", "learning_rate", "clip"):
+        value = getattr(settings, name)
+        if not value > 0:
+            raise TrainingError(f"{name}: expected a number above 0; got {value}")
