@@ -30,39 +30,29 @@ struct Source {
   const ImageView* gate;
 };
 
+// Element (c, y, x) of the source's image in `view`, which is the source's own or its gate's.
 template <class T>
-struct Plane {
-  const T* data;
-  const T* gate;
-  int64_t stride_h, stride_w, gate_stride_h, gate_stride_w;
+GK_INLINE const T* element(const ImageView& view, const Source& s, int64_t c, int64_t y, int64_t x) {
+  return static_cast<const T*>(view.data) + s.image * view.stride_n + (s.order ? s.order[c] : c) * view.stride_c +
+         y * view.stride_h + x * view.stride_w;
+}
 
-  Plane(const Source& s, int64_t c) {
-    const int64_t at = s.order ? s.order[c] : c;
-    data = static_cast<const T*>(s.view.data) + s.image * s.view.stride_n + at * s.view.stride_c;
-    stride_h = s.view.stride_h;
-    stride_w = s.view.stride_w;
-    gate = nullptr;
-    gate_stride_h = gate_stride_w = 0;
-    if (s.gate) {
-      gate = static_cast<const T*>(s.gate->data) + s.image * s.gate->stride_n + at * s.gate->stride_c;
-      gate_stride_h = s.gate->stride_h;
-      gate_stride_w = s.gate->stride_w;
-    }
-  }
-  GK_INLINE float one(int64_t y, int64_t x) const {
-    const float v = load_one(data + y * stride_h + x * stride_w);
-    return gate && !(load_one(gate + y * gate_stride_h + x * gate_stride_w) > 0) ? 0.0f : v;
-  }
-  // IO neighbours in memory, starting at (y, x): pixels of a row in NCHW, channels of a pixel in channels_last.
-  GK_INLINE Block block(int64_t y, int64_t x) const {
-    const Block v = load_block(data + y * stride_h + x * stride_w);
-    return gate ? (load_block(gate + y * gate_stride_h + x * gate_stride_w) > Block{} ? v : Block{}) : v;
-  }
-};
+// Elements IO by IO or one by one, with the gate applied; `gate` is not touched unless GATED.
+template <bool GATED, class T>
+GK_INLINE Block read_block(const T* p, const T* gate) {
+  const Block v = load_block(p);
+  return GATED ? (load_block(gate) > Block{} ? v : Block{}) : v;
+}
+template <bool GATED, class T>
+GK_INLINE float read_one(const T* p, const T* gate) {
+  return GATED && !(load_one(gate) > 0) ? 0.0f : load_one(p);
+}
 
 // The part of a region that lies inside the image.
 GK_INLINE Region inside(const Source& s, const Region& r) {
-  return {max64(r.y0, 0), min64(r.y1, s.height), max64(r.x0, 0), min64(r.x1, s.width)};
+  Region in{max64(r.y0, 0), min64(r.y1, s.height), max64(r.x0, 0), min64(r.x1, s.width)};
+  if (in.y0 >= in.y1 || in.x0 >= in.x1) in = {r.y0, r.y0, r.x0, r.x0};
+  return in;
 }
 
 // Calls move(at) for at = 0, IO, 2 IO, ...; the last one is moved back so that it ends at `count` (count >= IO).
@@ -71,77 +61,96 @@ GK_INLINE void for_blocks(int64_t count, const Move& move) {
   for (int64_t at = 0; at < count; at += IO) move(min64(at, count - IO));
 }
 
-template <class T>
+// Zeroes what lies in `r` but not in `in`, for scratch of `width` floats a pixel.
+inline void zero_border(const Region& r, const Region& in, int64_t width, float* out) {
+  const int64_t line = r.columns() * width, left = (in.x0 - r.x0) * width, right = (r.x1 - in.x1) * width;
+  memset(out, 0, (in.y0 - r.y0) * line * sizeof(float));
+  for (int64_t y = in.y0; y < in.y1; ++y) {
+    float* first = out + (y - r.y0) * line;
+    memset(first, 0, left * sizeof(float));
+    memset(first + line - right, 0, right * sizeof(float));
+  }
+  memset(out + (in.y1 - r.y0) * line, 0, (r.y1 - in.y1) * line * sizeof(float));
+}
+
+template <class T, bool GATED>
 void load_pixels_as(const Source& s, const Region& r, float* out) {
-  const int64_t C = s.channels, columns = r.columns();
+  const int64_t C = s.channels;
   const Region in = inside(s, r);
+  const ImageView& gate = GATED ? *s.gate : s.view;
   const bool planar = s.view.stride_w == 1 && s.view.stride_c != 1;
-  const bool blocks = planar ? C >= IO && in.columns() >= IO : C >= IO && !s.order;
-  for (int64_t y = r.y0; y < r.y1; ++y) {
-    float* row = out + (y - r.y0) * columns * C;
-    if (y < in.y0 || y >= in.y1 || in.columns() <= 0) {
-      memset(row, 0, columns * C * sizeof(float));
-      continue;
-    }
-    memset(row, 0, (in.x0 - r.x0) * C * sizeof(float));
-    memset(row + (in.x1 - r.x0) * C, 0, (r.x1 - in.x1) * C * sizeof(float));
-    float* first = row + (in.x0 - r.x0) * C;
-    if (!blocks) {
-      for (int64_t c = 0; c < C; ++c) {
-        const Plane<T> plane(s, c);
-        for (int64_t x = in.x0; x < in.x1; ++x) first[(x - in.x0) * C + c] = plane.one(y, x);
+  zero_border(r, in, C, out);
+  const auto place = [&](int64_t y) { return out + ((y - r.y0) * r.columns() + in.x0 - r.x0) * C; };
+
+  if (planar && C >= IO && in.columns() >= IO) {
+    for_blocks(C, [&](int64_t c) {
+      const T *lines[IO], *gates[IO];
+      for (int i = 0; i < IO; ++i) {
+        lines[i] = element<T>(s.view, s, c + i, in.y0, in.x0);
+        gates[i] = element<T>(gate, s, c + i, in.y0, in.x0);
       }
-    } else if (!planar) {
-      const Plane<T> plane(s, 0);
-      for (int64_t x = in.x0; x < in.x1; ++x)
-        for_blocks(C, [&](int64_t c) {
-          const Plane<T>& p = plane;
-          Block v = load_block(p.data + y * p.stride_h + x * p.stride_w + c);
-          if (p.gate) v = load_block(p.gate + y * p.gate_stride_h + x * p.gate_stride_w + c) > Block{} ? v : Block{};
-          store_block(first + (x - in.x0) * C + c, v);
-        });
-    } else {
-      for_blocks(C, [&](int64_t c) {
+      for (int64_t y = in.y0; y < in.y1; ++y) {
+        float* to = place(y) + c;
+        const int64_t at = (y - in.y0) * s.view.stride_h, gate_at = (y - in.y0) * gate.stride_h;
         for_blocks(in.columns(), [&](int64_t x) {
           Block v[IO];
-          GK_UNROLL for (int i = 0; i < IO; ++i) v[i] = Plane<T>(s, c + i).block(y, in.x0 + x);
+          GK_UNROLL for (int i = 0; i < IO; ++i) v[i] = read_block<GATED>(lines[i] + at + x, gates[i] + gate_at + x);
           transpose(v);
-          GK_UNROLL for (int i = 0; i < IO; ++i) store_block(first + (x + i) * C + c, v[i]);
+          GK_UNROLL for (int i = 0; i < IO; ++i) store_block(to + (x + i) * C, v[i]);
         });
-      });
+      }
+    });
+  } else if (!planar && C >= IO && !s.order) {
+    for (int64_t y = in.y0; y < in.y1; ++y) {
+      float* to = place(y);
+      for (int64_t x = in.x0; x < in.x1; ++x, to += C) {
+        const T *from = element<T>(s.view, s, 0, y, x), *gate_from = element<T>(gate, s, 0, y, x);
+        for_blocks(C, [&](int64_t c) { store_block(to + c, read_block<GATED>(from + c, gate_from + c)); });
+      }
     }
+  } else {
+    for (int64_t c = 0; c < C; ++c)
+      for (int64_t y = in.y0; y < in.y1; ++y) {
+        const T *from = element<T>(s.view, s, c, y, in.x0), *gate_from = element<T>(gate, s, c, y, in.x0);
+        float* to = place(y) + c;
+        for (int64_t x = 0; x < in.columns(); ++x)
+          to[x * C] = read_one<GATED>(from + x * s.view.stride_w, gate_from + x * gate.stride_w);
+      }
   }
 }
 
 template <class T>
 void load_planes_as(const Source& s, const Region& r, float* out) {
-  const int64_t C = s.channels, columns = r.columns(), area = r.pixels();
+  const int64_t C = s.channels, area = r.pixels(), columns = r.columns();
   const Region in = inside(s, r);
   const bool channels_last = s.view.stride_c == 1 && s.view.stride_w != 1;
-  const bool transposed = channels_last && C >= IO && in.columns() >= IO && !s.order;
-  const bool copied = s.view.stride_w == 1 && in.columns() >= IO;
-  if (in.columns() < columns || in.rows() < r.rows()) memset(out, 0, C * area * sizeof(float));
-  for (int64_t y = in.y0; y < in.y1; ++y) {
-    float* first = out + (y - r.y0) * columns + (in.x0 - r.x0);
-    if (transposed) {
-      for_blocks(C, [&](int64_t c) {
-        for_blocks(in.columns(), [&](int64_t x) {
+  const int64_t first = (in.y0 - r.y0) * columns + in.x0 - r.x0;
+
+  if (channels_last && C >= IO && in.columns() >= IO && !s.order) {
+    for (int64_t c = 0; c < C; ++c) zero_border(r, in, 1, out + c * area);
+    for (int64_t y = in.y0; y < in.y1; ++y)
+      for_blocks(in.columns(), [&](int64_t x) {
+        const T* from = element<T>(s.view, s, 0, y, in.x0 + x);
+        float* to = out + first + (y - in.y0) * columns + x;
+        for_blocks(C, [&](int64_t c) {
           Block v[IO];
-          const Plane<T> plane(s, c);
-          GK_UNROLL for (int i = 0; i < IO; ++i) v[i] = plane.block(y, in.x0 + x + i);
+          GK_UNROLL for (int i = 0; i < IO; ++i) v[i] = load_block(from + i * s.view.stride_w + c);
           transpose(v);
-          GK_UNROLL for (int i = 0; i < IO; ++i) store_block(first + (c + i) * area + x, v[i]);
+          GK_UNROLL for (int i = 0; i < IO; ++i) store_block(to + (c + i) * area, v[i]);
         });
       });
-      continue;
-    }
-    for (int64_t c = 0; c < C; ++c) {
-      const Plane<T> plane(s, c);
-      float* to = first + c * area;
-      if (copied) {
-        for_blocks(in.columns(), [&](int64_t x) { store_block(to + x, plane.block(y, in.x0 + x)); });
+    return;
+  }
+  for (int64_t c = 0; c < C; ++c) {
+    float* const plane = out + c * area;
+    zero_border(r, in, 1, plane);
+    const T* from = element<T>(s.view, s, c, in.y0, in.x0);
+    float* to = plane + first;
+    for (int64_t y = in.y0; y < in.y1; ++y, from += s.view.stride_h, to += columns) {
+      if (s.view.stride_w == 1 && in.columns() >= IO) {
+        for_blocks(in.columns(), [&](int64_t x) { store_block(to + x, load_block(from + x)); });
       } else {
-        for (int64_t x = in.x0; x < in.x1; ++x) to[x - in.x0] = plane.one(y, x);
+        for (int64_t x = 0; x < in.columns(); ++x) to[x] = load_one(from + x * s.view.stride_w);
       }
     }
   }
@@ -208,8 +217,15 @@ void store_panel_as(const Target& t, const Region& r, const float* staging, int6
    : (storage) == Storage::bfloat16 ? function<BFloat16>(__VA_ARGS__)                \
                                     : function<Float16>(__VA_ARGS__))
 
+template <class T>
+void load_pixels_of(const Source& s, const Region& r, float* out) {
+  s.gate ? load_pixels_as<T, true>(s, r, out) : load_pixels_as<T, false>(s, r, out);
+}
 inline void load_pixels(const Source& s, const Region& r, float* out) {
-  GK_BY_STORAGE(s.view.storage, load_pixels_as, s, r, out);
+  if (s.channels == 1 && !s.gate)  // the two orders are one
+    GK_BY_STORAGE(s.view.storage, load_planes_as, s, r, out);
+  else
+    GK_BY_STORAGE(s.view.storage, load_pixels_of, s, r, out);
 }
 inline void load_planes(const Source& s, const Region& r, float* out) {
   GK_BY_STORAGE(s.view.storage, load_planes_as, s, r, out);

@@ -159,10 +159,12 @@ bool masked_conv_backward(const MaskedConvBackward& args) {
         for (int64_t p = 0; p < panel_count(C); ++p) {
           const Panel panel = make_panel(to_x, p);
           const int64_t count = make_segments(c, to_x, panel, c.reach_right(), pitch, -1, segments);
-          multiply_unit(region, gradient, pitch, O, segments, count, panel,
-                        weights + p * PANEL_MAX * (taps + 1) * O, staging);
-          store_panel({args.grad_x, image, panel.first, panel.columns, c.in_order, nullptr, false}, region, staging,
-                      panel.width());
+          const Target target{args.grad_x, image, panel.first, panel.columns, c.in_order, nullptr, false};
+          for_line_groups(region, [&](const Region& lines) {
+            multiply_unit(lines, gradient + (lines.y0 - region.y0) * pitch * O, pitch, O, segments, count, panel,
+                          weights + p * PANEL_MAX * (taps + 1) * O, staging);
+            store_panel(target, lines, staging, panel.width());
+          });
         }
       }
       if (!wants_weight && !wants_bias) continue;

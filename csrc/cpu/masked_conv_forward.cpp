@@ -56,10 +56,13 @@ bool masked_conv_forward(const MaskedConvForward& args) {
       for (int64_t p = 0; p < panel_count(c.out_channels); ++p) {
         const Panel panel = make_panel(product, p);
         const int64_t count = make_segments(c, product, panel, base, pitch, 1, segments);
-        multiply_unit(region, source, pitch, c.in_channels, segments, count, panel,
-                      weights + p * PANEL_MAX * (taps + 1) * c.in_channels, staging);
-        store_panel({args.y, image, panel.first, panel.columns, c.out_order, args.bias ? bias : nullptr, args.relu},
-                    region, staging, panel.width());
+        const Target target{args.y, image, panel.first, panel.columns, c.out_order, args.bias ? bias : nullptr,
+                            args.relu};
+        for_line_groups(region, [&](const Region& lines) {
+          multiply_unit(lines, source + (lines.y0 - region.y0) * pitch * c.in_channels, pitch, c.in_channels,
+                        segments, count, panel, weights + p * PANEL_MAX * (taps + 1) * c.in_channels, staging);
+          store_panel(target, lines, staging, panel.width());
+        });
       }
     }
   }

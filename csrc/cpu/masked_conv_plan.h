@@ -39,6 +39,16 @@ struct Tiling {
   }
 };
 
+// Results are staged in L1: so many pixels at a time.
+constexpr int64_t STAGED_PIXELS = 16 * 1024 / (PANEL_MAX * 4);
+
+// The unit's lines in groups of at most STAGED_PIXELS (at least one line): calls group(lines as a region).
+template <class Group>
+GK_INLINE void for_line_groups(const Region& r, const Group& group) {
+  const int64_t lines = max64(1, STAGED_PIXELS / r.columns());
+  for (int64_t y = r.y0; y < r.y1; y += lines) group(Region{y, min64(y + lines, r.y1), r.x0, r.x1});
+}
+
 // As many rows as keep `floats_per_pixel` floats for every pixel of the unit and its border within the L2 budget, but
 // few enough that all threads have work. Lines too long for the budget are cut into columns.
 inline Tiling make_tiling(const MaskedConv& c, int64_t floats_per_pixel, int threads) {
