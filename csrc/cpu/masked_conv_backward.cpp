@@ -74,15 +74,24 @@ void write_weight(const MaskedConvBackward& args, const Panel& panel, const floa
         store(buffer + t * PANEL_MAX + j * VL, total);
       }
     }
-    const int64_t in = c.in_order ? c.in_order[k] : k;
-    for (int64_t j = 0; j < panel.columns; ++j) {
-      const int64_t column = panel.first + j, out = c.out_order ? c.out_order[column] : column;
-      T* to = data + out * args.grad_weight.stride_out + in * args.grad_weight.stride_in;
-      for (int64_t t = 0; t < positions; ++t) {
-        const bool live = t < taps || (t == taps && k < c.centre_end[column]);
-        store_one(to + t * args.grad_weight.stride_tap, live ? buffer[t * PANEL_MAX + j] : 0.0f);
-      }
-    }
+    for (int64_t j = 0; j < panel.columns; ++j)
+      if (k >= c.centre_end[panel.first + j]) buffer[taps * PANEL_MAX + j] = 0;
+    const auto to = [&](int64_t j) {
+      const int64_t column = panel.first + j, in = c.in_order ? c.in_order[k] : k;
+      return data + (c.out_order ? c.out_order[column] : column) * args.grad_weight.stride_out +
+             in * args.grad_weight.stride_in;
+    };
+    int64_t turned = 0;  // columns written by blocks of IO taps
+    for (; args.grad_weight.stride_tap == 1 && positions >= IO && turned + IO <= panel.columns; turned += IO)
+      for_blocks(positions, [&](int64_t t) {
+        Block v[IO];
+        GK_UNROLL for (int i = 0; i < IO; ++i) v[i] = load_block(buffer + (t + i) * PANEL_MAX + turned);
+        transpose(v);
+        GK_UNROLL for (int i = 0; i < IO; ++i) store_block(to(turned + i) + t, v[i]);
+      });
+    for (int64_t j = turned; j < panel.columns; ++j)
+      for (int64_t t = 0; t < positions; ++t)
+        store_one(to(j) + t * args.grad_weight.stride_tap, buffer[t * PANEL_MAX + j]);
   }
 }
 
@@ -143,7 +152,7 @@ bool masked_conv_backward(const MaskedConvBackward& args) {
     if (wants_x) {
 #pragma omp for
       for (int64_t p = 0; p < panel_count(C); ++p)
-        GK_BY_STORAGE(args.weight.storage, pack_panel, args.weight, to_x, taps, p, weights);
+        GK_BY_STORAGE(args.weight.storage, pack_panel, args.weight, to_x, c, p, weights);
     }
 
 #pragma omp for schedule(static)

@@ -22,12 +22,16 @@ bool masked_conv_forward(const MaskedConvForward& args) {
   const Product product{c.out_channels,   c.in_channels, args.weight.stride_out, args.weight.stride_in,
                         c.out_order,      c.in_order,    nullptr,                c.centre_end,
                         /*centre_first=*/false};
-  const Tiling tiling = make_tiling(c, c.in_channels, threads);
+  // Few channels: the live taps of a pixel are gathered into one run.
+  const bool gathers = c.in_channels < 16 && taps > 0;
+  const int64_t patch = (taps + 1) * c.in_channels;
+  const Tiling tiling = make_tiling(c, c.in_channels + (gathers ? patch : 0), threads);
   const int64_t pitch_max = tiling.columns + c.reach_left() + c.reach_right();
-  const int64_t source_floats = Scratch::round((tiling.rows + c.reach_up()) * pitch_max * c.in_channels);
-  const int64_t staging_floats = Scratch::round(tiling.rows * tiling.columns * PANEL_MAX);
+  const int64_t source_floats = Scratch::round((tiling.rows + c.reach_up()) * pitch_max * c.in_channels + IO);
+  const int64_t patch_floats = gathers ? Scratch::round(tiling.rows * tiling.columns * patch + IO) : 0;
+  const int64_t staging_floats = Scratch::round(staged_pixels(tiling) * PANEL_MAX);
   const int64_t segment_floats = Scratch::round((taps + 1) * (sizeof(Segment) / sizeof(float)));
-  const int64_t thread_floats = source_floats + staging_floats + segment_floats;
+  const int64_t thread_floats = source_floats + patch_floats + staging_floats + segment_floats;
   const int64_t weight_floats = Scratch::round(packed_floats(product, taps));
   const int64_t bias_floats = Scratch::round(c.out_channels);
   const Scratch scratch(weight_floats + bias_floats + threads * thread_floats);
@@ -39,11 +43,12 @@ bool masked_conv_forward(const MaskedConvForward& args) {
 #pragma omp parallel num_threads(threads)
   {
     float* const source = bias + bias_floats + omp_get_thread_num() * thread_floats;
-    float* const staging = source + source_floats;
+    float* const patches = source + source_floats;
+    float* const staging = patches + patch_floats;
     Segment* const segments = reinterpret_cast<Segment*>(staging + staging_floats);
 #pragma omp for
     for (int64_t p = 0; p < panel_count(c.out_channels); ++p)
-      GK_BY_STORAGE(args.weight.storage, pack_panel, args.weight, product, taps, p, weights);
+      GK_BY_STORAGE(args.weight.storage, pack_panel, args.weight, product, c, p, weights);
 
 #pragma omp for schedule(dynamic)
     for (int64_t unit = 0; unit < tiling.units; ++unit) {
@@ -53,14 +58,25 @@ bool masked_conv_forward(const MaskedConvForward& args) {
                             region.x1 + c.reach_right()};
       load_pixels({args.x, image, c.in_channels, c.height, c.width, c.in_order, nullptr}, bordered, source);
       const int64_t pitch = bordered.columns(), base = c.reach_up() * pitch + c.reach_left();
+      if (gathers) {
+        const Panel all{0, 0, 0, 0, c.in_channels};
+        const int64_t count = make_segments(c, product, all, base, pitch, 1, segments);
+        gather_patches(region, source, pitch, c.in_channels, segments, count, patches);
+      }
       for (int64_t p = 0; p < panel_count(c.out_channels); ++p) {
         const Panel panel = make_panel(product, p);
-        const int64_t count = make_segments(c, product, panel, base, pitch, 1, segments);
         const Target target{args.y, image, panel.first, panel.columns, c.out_order, args.bias ? bias : nullptr,
                             args.relu};
+        int64_t count = 1;
+        if (gathers)
+          segments[0] = {0, taps * c.in_channels + panel.hi};
+        else
+          count = make_segments(c, product, panel, base, pitch, 1, segments);
+        const float* const rows = gathers ? patches : source;
+        const int64_t row_pitch = gathers ? region.columns() : pitch, row_width = gathers ? patch : c.in_channels;
         for_line_groups(region, [&](const Region& lines) {
-          multiply_unit(lines, source + (lines.y0 - region.y0) * pitch * c.in_channels, pitch, c.in_channels,
-                        segments, count, panel, weights + p * PANEL_MAX * (taps + 1) * c.in_channels, staging);
+          multiply_unit(lines, rows + (lines.y0 - region.y0) * row_pitch * row_width, row_pitch, row_width, segments,
+                        count, panel, weights + p * PANEL_MAX * patch, staging);
           store_panel(target, lines, staging, panel.width());
         });
       }

@@ -49,6 +49,9 @@ GK_INLINE void for_line_groups(const Region& r, const Group& group) {
   for (int64_t y = r.y0; y < r.y1; y += lines) group(Region{y, min64(y + lines, r.y1), r.x0, r.x1});
 }
 
+// The most pixels that one of them can have.
+inline int64_t staged_pixels(const Tiling& t) { return max64(t.columns, min64(STAGED_PIXELS, t.rows * t.columns)); }
+
 // As many rows as keep `floats_per_pixel` floats for every pixel of the unit and its border within the L2 budget, but
 // few enough that all threads have work. Lines too long for the budget are cut into columns.
 inline Tiling make_tiling(const MaskedConv& c, int64_t floats_per_pixel, int threads) {
@@ -118,30 +121,48 @@ inline int64_t packed_floats(const Product& p, int64_t taps) {
 
 // Panel `index` of the weights: [tap][reduction][column of the panel], dead centre entries zero.
 template <class T>
-void pack_panel(const WeightView& w, const Product& p, int64_t taps, int64_t index, float* packed) {
+void pack_panel(const WeightView& w, const Product& p, const MaskedConv& c, int64_t index, float* packed) {
   const Panel panel = make_panel(p, index);
-  float* out = packed + index * PANEL_MAX * (taps + 1) * p.reductions;
-  const int64_t width = panel.width(), centre = panel.hi - panel.lo;
-  float* at_centre = p.centre_first ? out : out + taps * p.reductions * width;
-  float* at_taps = p.centre_first ? out + centre * width : out;
-  for (int64_t lane = 0; lane < width; ++lane) {
+  const int64_t taps = c.full_taps(), width = panel.width(), centre = panel.hi - panel.lo;
+  float* const out = packed + index * PANEL_MAX * (taps + 1) * p.reductions;
+  float* const at_centre = p.centre_first ? out : out + taps * p.reductions * width;
+  float* const at_taps = p.centre_first ? out + centre * width : out;
+  // With the centre first the taps run backwards, so that neighbours in memory stay neighbours.
+  const auto place = [&](int64_t tap, int64_t k, int64_t lane) {
+    if (tap == taps) return at_centre + (k - panel.lo) * width + lane;
+    return at_taps + ((p.centre_first ? taps - 1 - tap : tap) * p.reductions + k) * width + lane;
+  };
+  const auto from = [&](int64_t k, int64_t lane) {
     const int64_t j = panel.first + lane;
-    if (lane >= panel.columns) {
-      for (int64_t k = 0; k < taps * p.reductions + centre; ++k) out[k * width + lane] = 0;
+    return static_cast<const T*>(w.data) + (p.column_order ? p.column_order[j] : j) * p.column_stride +
+           (p.reduction_order ? p.reduction_order[k] : k) * p.reduction_stride;
+  };
+  const auto seen = [&](int64_t k) { return k >= panel.lo && k < panel.hi; };
+  // Taps are neighbours in a contiguous weight: IO columns x IO taps are turned at once. Reading whole blocks must
+  // stay inside the kernel, which it does from 3x3 on.
+  const bool blocks = w.stride_tap == 1 && ceil_div(taps + 1, IO) * IO <= c.kernel_h * c.kernel_w;
+  for (int64_t lane = 0; lane < width; lane += IO) {
+    if (blocks && lane + IO <= panel.columns) {
+      for (int64_t k = 0; k < p.reductions; ++k)
+        for (int64_t t = 0; t <= taps; t += IO) {
+          Block v[IO];
+          GK_UNROLL for (int i = 0; i < IO; ++i) v[i] = load_block(from(k, lane + i) + t);
+          transpose(v);
+          for (int64_t i = 0; i < min64(IO, taps + seen(k) - t); ++i) store_block(place(t + i, k, lane), v[i]);
+        }
       continue;
     }
-    const T* column = static_cast<const T*>(w.data) + (p.column_order ? p.column_order[j] : j) * p.column_stride;
-    for (int64_t k = 0; k < p.reductions; ++k) {
-      const T* from = column + (p.reduction_order ? p.reduction_order[k] : k) * p.reduction_stride;
-      for (int64_t t = 0; t < taps; ++t) {
-        // With the centre first the taps run backwards, so that neighbours in memory stay neighbours.
-        const int64_t place = p.centre_first ? taps - 1 - t : t;
-        at_taps[(place * p.reductions + k) * width + lane] = load_one(from + t * w.stride_tap);
-      }
-      if (k < panel.lo || k >= panel.hi) continue;
-      const bool live = k >= (p.centre_lo ? p.centre_lo[j] : 0) && k < (p.centre_hi ? p.centre_hi[j] : p.reductions);
-      at_centre[(k - panel.lo) * width + lane] = live ? load_one(from + taps * w.stride_tap) : 0.0f;
-    }
+    for (int64_t i = lane; i < lane + IO; ++i)
+      for (int64_t k = 0; k < p.reductions; ++k)
+        for (int64_t t = 0; t < taps + seen(k); ++t)
+          *place(t, k, i) = i < panel.columns ? load_one(from(k, i) + t * w.stride_tap) : 0.0f;
+  }
+  // Zero what a column's own groups do not see, in panels where groups meet.
+  for (int64_t lane = 0; lane < panel.columns; ++lane) {
+    const int64_t j = panel.first + lane;
+    for (int64_t k = panel.lo; k < min64(panel.hi, p.centre_lo ? p.centre_lo[j] : 0); ++k) *place(taps, k, lane) = 0;
+    for (int64_t k = max64(panel.lo, p.centre_hi ? p.centre_hi[j] : panel.hi); k < panel.hi; ++k)
+      *place(taps, k, lane) = 0;
   }
 }
 
@@ -202,6 +223,19 @@ GK_INLINE void for_row_tiles(int64_t count, const Tile& tile) {
     tile(first, rows);
     first += rows;
   }
+}
+
+// The segments of every pixel of the unit side by side: [pixel][sum of their lengths]. For few channels, where the
+// segments are so short that ending one costs as much as walking it. Reads and writes up to IO - 1 floats too far.
+inline void gather_patches(const Region& region, const float* source, int64_t pitch, int64_t channels,
+                           const Segment* segments, int64_t segment_count, float* patches) {
+  for (int64_t y = 0; y < region.rows(); ++y)
+    for (int64_t x = 0; x < region.columns(); ++x)
+      for (int64_t s = 0; s < segment_count; ++s) {
+        const float* from = source + (y * pitch + x) * channels + segments[s].offset;
+        for (int64_t k = 0; k < segments[s].length; k += IO) store_block(patches + k, load_block(from + k));
+        patches += segments[s].length;
+      }
 }
 
 // One unit times one panel: staging[pixel][panel.width()], pixels of `region` in raster order. `source` holds
