@@ -55,7 +55,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"genkernels: {message}", file=sys.stderr)
+    print(f"genkernels: {' '.join(message.splitlines())}", file=sys.stderr)
     return code
 
 

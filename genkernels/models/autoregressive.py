@@ -38,7 +38,7 @@ def log_likelihood(logits: Tensor, images: Tensor) -> Tensor:
     else:
         flat = logits.transpose(1, 2).reshape(batch * colours, levels, height * width)
         nats = F.cross_entropy(flat, targets.reshape(batch * colours, height * width), reduction="none")
-    return -nats.view(batch, -1).sum(1)
+    return -nats.view(batch, colours * height * width).sum(1)
 
 
 def draw(logits: Tensor, uniforms: Tensor, temperature: float = 1.0) -> Tensor:

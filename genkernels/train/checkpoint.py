@@ -58,9 +58,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, LookupError) as error:
-        raise CheckpointError(
-            f"{path}: damaged, or not a checkpoint: {str(error).splitlines()[0]}"
-        ) from error
+        # Not PyTorch's own words: they advise to load the file in a way that could run code.
+        raise CheckpointError(f"{path}: damaged, or not a checkpoint ({type(error).__name__})") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(f"{path}: not a genkernels checkpoint (expected format {FORMAT!r})")
     for key, kind in _NEEDED.items():

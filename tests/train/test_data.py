@@ -1,0 +1,259 @@
+"""Data sets: real images in, and one clear sentence for everything that is missing or damaged."""
+
+import gzip
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+
+from genkernels.train.data import DEBIAN_FASHION_MNIST, dequantise, open_dataset, quantise
+from genkernels.train.errors import DataError
+from genkernels.train.idx import read_idx
+
+Image = pytest.importorskip("PIL.Image", reason="the folder data set needs pillow")
+
+
+# --- digits and levels ----------------------------------------------------------------------------------
+
+
+def test_digits_are_1797_real_images_in_two_disjoint_parts():
+    data = open_dataset("digits")
+    assert data.train.shape == (1498, 1, 8, 8) and data.test.shape == (299, 1, 8, 8)
+    assert data.train.dtype == torch.uint8 and data.train_labels.shape == (1498,)
+    assert torch.equal(data.train, open_dataset("digits").train)  # the split is always the same
+    assert data.test_labels.unique().tolist() == list(range(10))
+    train = {tuple(image.flatten().tolist()) for image in data.train}
+    assert not any(tuple(image.flatten().tolist()) in train for image in data.test)
+
+
+def test_digits_have_17_levels_that_quantising_keeps():
+    from sklearn.datasets import load_digits
+
+    data = open_dataset("digits")
+    original = torch.from_numpy(load_digits().images)[:, None].to(torch.uint8)
+    assert data.levels == 17
+    assert torch.equal(quantise(data.test, 17), original[5::6])
+    assert torch.equal(dequantise(quantise(data.test, 17), 17), data.test)
+
+
+@pytest.mark.parametrize("levels", [2, 3, 16, 17, 255, 256])
+def test_quantising_uses_every_level_evenly_and_keeps_the_order(levels):
+    quantised = quantise(torch.arange(256, dtype=torch.uint8), levels)
+    assert quantised.dtype == torch.uint8
+    counts = quantised.long().bincount()
+    assert len(counts) == levels and counts.max() - counts.min() <= 1
+    assert (quantised.int().diff() >= 0).all()
+    assert dequantise(quantised, levels)[[0, -1]].tolist() == [0, 255]
+
+
+def test_two_levels_are_a_threshold_above_127():
+    assert quantise(torch.tensor([0, 127, 128, 255], dtype=torch.uint8), 2).tolist() == [0, 0, 1, 1]
+
+
+# --- IDX ------------------------------------------------------------------------------------------------
+
+
+def idx(*shape: int, kind: int = 8, data: bytes | None = None) -> bytes:
+    data = bytes(i % 256 for i in range(torch.Size(shape).numel())) if data is None else data
+    return bytes([0, 0, kind, len(shape)]) + struct.pack(f">{len(shape)}I", *shape) + data
+
+
+def write_mnist(folder: Path, *, compress: bool, separator: str = "-") -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, count in (("train", 5), ("t10k", 3)):
+        for stem, content in (("images-idx3", idx(count, 4, 6)), ("labels-idx1", idx(count))):
+            name = f"{split}-{stem}-ubyte".replace("s-idx", f"s{separator}idx")
+            if compress:
+                (folder / f"{name}.gz").write_bytes(gzip.compress(content))
+            else:
+                (folder / name).write_bytes(content)
+
+
+@pytest.mark.parametrize("compress", [False, True])
+@pytest.mark.parametrize("separator", ["-", "."])
+@pytest.mark.parametrize("inside", ["", "MNIST/raw"])
+def test_mnist_files_are_found_gzipped_or_not_under_their_usual_names(tmp_path, compress, separator, inside):
+    write_mnist(tmp_path / inside, compress=compress, separator=separator)
+    data = open_dataset(f"mnist:{tmp_path}")
+    assert data.train.shape == (5, 1, 4, 6) and data.test.shape == (3, 1, 4, 6)
+    assert data.train.flatten().tolist() == list(range(120))
+    assert data.test_labels.tolist() == [0, 1, 2]
+
+
+def damaged_gzip(cut: int, flip: int | None = None) -> bytes:
+    content = bytearray(gzip.compress(idx(5, 4, 6)))
+    if flip is not None:
+        content[flip] ^= 0xFF
+    return bytes(content[: len(content) - cut])
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"", "not an IDX file"),
+        (b"\x89PNG and more", "not an IDX file"),
+        (idx(5, 4, 6, kind=13), "expected unsigned bytes .IDX type 8.; got IDX type 13"),
+        (idx(120), "expected 3 dimensions; got 1"),
+        (idx(5, 4, 6)[:9], "cut off inside its header"),
+        (idx(5, 4, 6)[:-1], "expected 120 bytes of data, as its header says .5 x 4 x 6.; got 119"),
+        (idx(5, 4, 6) + b"\0", "expected 120 bytes .* got 121"),
+        (idx(2**32 - 1, 2**32 - 1, 2**32 - 1, data=b""), "expected .* bytes .* got 0"),
+        (idx(0, 4, 6), "is empty"),
+        (damaged_gzip(cut=10), "damaged gzip file"),
+        (damaged_gzip(cut=4, flip=None), "damaged gzip file"),
+        (damaged_gzip(cut=0, flip=30), "damaged gzip file"),
+        (damaged_gzip(cut=0, flip=-6), "damaged gzip file"),
+    ],
+)
+def test_a_damaged_idx_file_is_named_with_its_damage(tmp_path, content, message):
+    path = tmp_path / "train-images-idx3-ubyte"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=message) as error:
+        read_idx(path, 3)
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_as_many_labels_as_images_are_required(tmp_path):
+    write_mnist(tmp_path, compress=False)
+    (tmp_path / "t10k-labels-idx1-ubyte").write_bytes(idx(4))
+    with pytest.raises(DataError, match=r"holds 3 images, but .* 4 labels"):
+        open_dataset(f"mnist:{tmp_path}")
+
+
+def test_a_missing_mnist_file_is_named(tmp_path):
+    write_mnist(tmp_path, compress=True)
+    (tmp_path / "t10k-labels-idx1-ubyte.gz").unlink()
+    with pytest.raises(DataError, match="mnist: there is no t10k-labels-idx1-ubyte"):
+        open_dataset(f"mnist:{tmp_path}")
+
+
+@pytest.mark.skipif(not DEBIAN_FASHION_MNIST.is_dir(), reason="needs Debian's package dataset-fashion-mnist")
+def test_fashion_mnist_is_found_where_debian_puts_it():
+    data = open_dataset("fashion-mnist")
+    assert data.train.shape == (60000, 1, 28, 28) and data.test.shape == (10000, 1, 28, 28)
+    assert data.train_labels.bincount().tolist() == [6000] * 10
+
+
+# --- CIFAR-10 -------------------------------------------------------------------------------------------
+
+
+def write_cifar(folder: Path, per_file: int = 2) -> None:
+    folder.mkdir(exist_ok=True)
+    for number, name in enumerate([*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]):
+        record = bytes([number]) + bytes(1024 * [10]) + bytes(1024 * [20]) + bytes(1024 * [30])
+        (folder / f"{name}.bin").write_bytes(record * per_file)
+
+
+@pytest.mark.parametrize("inside", ["", "cifar-10-batches-bin"])
+def test_cifar10_is_read_from_its_binary_version(tmp_path, inside):
+    write_cifar(tmp_path / inside)
+    data = open_dataset(f"cifar10:{tmp_path}")
+    assert data.train.shape == (10, 3, 32, 32) and data.test.shape == (2, 3, 32, 32)
+    assert data.train[0, :, 5, 5].tolist() == [10, 20, 30]
+    assert data.train_labels.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4] and data.test_labels.tolist() == [
+        5,
+        5,
+    ]
+
+
+def test_a_missing_or_damaged_cifar10_file_is_named(tmp_path):
+    write_cifar(tmp_path)
+    file = tmp_path / "data_batch_3.bin"
+    content = file.read_bytes()
+    file.write_bytes(content[:-1])
+    with pytest.raises(DataError, match=r"data_batch_3.bin: expected whole records of 3073 bytes; got 6145"):
+        open_dataset(f"cifar10:{tmp_path}")
+    file.write_bytes(b"\xff" + content[1:])
+    with pytest.raises(DataError, match=r"expected labels 0 .. 9; got 255"):
+        open_dataset(f"cifar10:{tmp_path}")
+    file.rename(tmp_path / "data_batch_3")
+    with pytest.raises(DataError, match=r"no data_batch_3.bin in .* \(this is the Python version"):
+        open_dataset(f"cifar10:{tmp_path}")
+
+
+# --- a folder of images ---------------------------------------------------------------------------------
+
+
+def picture(path: Path, mode: str = "RGB", size: tuple[int, int] = (6, 4), colour=(10, 20, 30)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, colour if mode == "RGB" else 77).save(path)
+
+
+def test_a_folder_keeps_its_own_split_its_classes_and_its_colours(tmp_path):
+    for split, count in (("train", 3), ("test", 1)):
+        for name in ("cat", "dog"):
+            for i in range(count):
+                picture(tmp_path / split / name / f"{i}.png")
+    data = open_dataset(f"folder:{tmp_path}")
+    assert data.train.shape == (6, 3, 4, 6) and data.test.shape == (2, 3, 4, 6)
+    assert data.train[0, :, 0, 0].tolist() == [10, 20, 30]
+    assert data.train_labels.tolist() == [0, 0, 0, 1, 1, 1] and data.test_labels.tolist() == [0, 1]
+
+
+def test_a_folder_without_a_split_gives_every_tenth_image_to_the_test(tmp_path):
+    for i in range(25):
+        picture(tmp_path / f"{i:02}.png", "L")
+    data = open_dataset(f"folder:{tmp_path}")
+    assert data.train.shape == (23, 1, 4, 6) and data.test.shape == (2, 1, 4, 6)
+    assert data.train_labels is None and data.train.unique().tolist() == [77]
+
+
+def test_one_image_in_colour_makes_all_three_channels_deep(tmp_path):
+    picture(tmp_path / "a.png", "L")
+    picture(tmp_path / "b.jpg", "RGB")
+    assert open_dataset(f"folder:{tmp_path}").train.shape == (1, 3, 4, 6)
+
+
+def test_images_of_several_sizes_need_a_size(tmp_path):
+    picture(tmp_path / "a.png")
+    picture(tmp_path / "b.png", size=(8, 8))
+    with pytest.raises(DataError, match=r"the images differ in size: .*a.png is 4 x 6, .*b.png 8 x 8"):
+        open_dataset(f"folder:{tmp_path}")
+    assert open_dataset(f"folder:{tmp_path}", size=(5, 3)).test.shape == (1, 3, 5, 3)
+
+
+def test_a_folder_with_nothing_to_use_is_named(tmp_path):
+    with pytest.raises(DataError, match="holds no images"):
+        open_dataset(f"folder:{tmp_path}")
+    picture(tmp_path / "a.png")
+    with pytest.raises(DataError, match="expected at least 2 images"):
+        open_dataset(f"folder:{tmp_path}")
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_an_unreadable_image_is_named(tmp_path, suffix):
+    picture(tmp_path / "a.png")
+    damaged = tmp_path / f"b.{suffix}"
+    damaged.write_bytes(b"no picture at all")
+    with pytest.raises(DataError, match=rf"b.{suffix}: cannot be read as an image"):
+        open_dataset(f"folder:{tmp_path}")
+    Image.effect_noise((6, 4), 50).convert("RGB").save(damaged)
+    damaged.write_bytes(damaged.read_bytes()[:-30])
+    with pytest.raises(DataError, match=rf"b.{suffix}: damaged image"):
+        open_dataset(f"folder:{tmp_path}")
+
+
+# --- specifications -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "spec, message",
+    [
+        ("imagenet", "unknown data set 'imagenet'; expected one of: digits, mnist:PATH, fashion-mnist"),
+        ("", "unknown data set ''"),
+        ("MNIST", "unknown data set 'MNIST'"),
+        ("mnist", "mnist: expected a path, as in mnist:PATH"),
+        ("folder:", "folder: expected a path"),
+        ("cifar10:/no/such/place", "cifar10: there is no folder /no/such/place"),
+        ("digits:here", "digits: takes no path"),
+    ],
+)
+def test_a_specification_that_means_nothing_is_refused(spec, message):
+    with pytest.raises(DataError, match=message):
+        open_dataset(spec)
+
+
+def test_a_size_is_for_folders_alone():
+    with pytest.raises(DataError, match="size: only the images of folder:PATH are resized; got 'digits'"):
+        open_dataset("digits", size=(4, 4))
