@@ -29,7 +29,10 @@ struct Segment {
   int64_t length;  // reduction steps
 };
 
-template <int MR, int NR, bool ACCUMULATE>
+// What becomes of a tile: written over, or added to, what is there.
+enum class TileMode { write, add };
+
+template <int MR, int NR, TileMode MODE>
 void gemm_tile(const float* const* rows, const Segment* segments, int64_t segment_count, const float* panel,
                float* out, int64_t out_stride) {
   Vec acc[MR][NR];
@@ -53,7 +56,37 @@ void gemm_tile(const float* const* rows, const Segment* segments, int64_t segmen
   GK_UNROLL for (int i = 0; i < MR; ++i)
     GK_UNROLL for (int j = 0; j < NR; ++j) {
       float* to = out + i * out_stride + j * VL;
-      store(to, ACCUMULATE ? load(to) + acc[i][j] : acc[i][j]);
+      store(to, MODE == TileMode::add ? load(to) + acc[i][j] : acc[i][j]);
     }
 }
+
+using TileFunction = void (*)(const float* const*, const Segment*, int64_t, const float*, float*, int64_t);
+
+// gemm_tile<mr, nr, MODE>, by number.
+template <TileMode MODE>
+inline TileFunction tile_function(int mr, int nr) {
+#define GK_TILE_ROWS(nr_)                                                                   \
+  {gemm_tile<1, nr_, MODE>, gemm_tile<2, nr_, MODE>, gemm_tile<3, nr_, MODE>,               \
+   gemm_tile<4, nr_, MODE>, gemm_tile<5, nr_, MODE>, gemm_tile<6, nr_, MODE>}
+  static constexpr TileFunction table[NR_MAX][MR_MAX] = {GK_TILE_ROWS(1), GK_TILE_ROWS(2),
+#if GK_ISA_LEVEL == 2
+                                                         GK_TILE_ROWS(3), GK_TILE_ROWS(4)
+#endif
+  };
+#undef GK_TILE_ROWS
+  return table[nr - 1][mr - 1];
+}
+
+// Splits `count` rows into tiles of at most MR_MAX, as even as can be, and calls tile(first, rows) for each.
+template <class Tile>
+GK_INLINE void for_row_tiles(int64_t count, const Tile& tile) {
+  const int64_t tiles = ceil_div(count, MR_MAX), small = tiles ? count / tiles : 0, larger = count - small * tiles;
+  int64_t first = 0;
+  for (int64_t i = 0; i < tiles; ++i) {
+    const int64_t rows = small + (i < larger);
+    tile(first, rows);
+    first += rows;
+  }
+}
+
 }  // namespace gk::GK_ISA

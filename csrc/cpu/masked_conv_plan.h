@@ -196,35 +196,6 @@ void read_channels(const void* values, const int32_t* order, int64_t channels, f
   for (int64_t i = 0; i < channels; ++i) out[i] = load_one(static_cast<const T*>(values) + (order ? order[i] : i));
 }
 
-using TileFunction = void (*)(const float* const*, const Segment*, int64_t, const float*, float*, int64_t);
-
-// gemm_tile<mr, nr, ACCUMULATE>, by number.
-template <bool ACCUMULATE>
-inline TileFunction tile_function(int mr, int nr) {
-#define GK_TILE_ROWS(nr_)                                                                                   \
-  {gemm_tile<1, nr_, ACCUMULATE>, gemm_tile<2, nr_, ACCUMULATE>, gemm_tile<3, nr_, ACCUMULATE>,             \
-   gemm_tile<4, nr_, ACCUMULATE>, gemm_tile<5, nr_, ACCUMULATE>, gemm_tile<6, nr_, ACCUMULATE>}
-  static constexpr TileFunction table[NR_MAX][MR_MAX] = {GK_TILE_ROWS(1), GK_TILE_ROWS(2),
-#if GK_ISA_LEVEL == 2
-                                                         GK_TILE_ROWS(3), GK_TILE_ROWS(4)
-#endif
-  };
-#undef GK_TILE_ROWS
-  return table[nr - 1][mr - 1];
-}
-
-// Splits `count` rows into tiles of at most MR_MAX, as even as can be, and calls tile(first, rows) for each.
-template <class Tile>
-GK_INLINE void for_row_tiles(int64_t count, const Tile& tile) {
-  const int64_t tiles = ceil_div(count, MR_MAX), small = tiles ? count / tiles : 0, larger = count - small * tiles;
-  int64_t first = 0;
-  for (int64_t i = 0; i < tiles; ++i) {
-    const int64_t rows = small + (i < larger);
-    tile(first, rows);
-    first += rows;
-  }
-}
-
 // The segments of every pixel of the unit side by side: [pixel][sum of their lengths]. For few channels, where the
 // segments are so short that ending one costs as much as walking it. Reads and writes up to IO - 1 floats too far.
 inline void gather_patches(const Region& region, const float* source, int64_t pitch, int64_t channels,
@@ -250,8 +221,8 @@ inline void multiply_unit(const Region& region, const float* source, int64_t pit
       rows[i] = source + (y * pitch + x) * reductions;
       if (++x == region.columns()) x = 0, ++y;
     }
-    tile_function<false>(static_cast<int>(count), panel.nr)(rows, segments, segment_count, weights,
-                                                            staging + first * panel.width(), panel.width());
+    tile_function<TileMode::write>(static_cast<int>(count), panel.nr)(
+        rows, segments, segment_count, weights, staging + first * panel.width(), panel.width());
   });
 }
 
