@@ -46,6 +46,10 @@ def test_the_largest_uniform_below_one_stays_within_the_levels():
     assert draw(torch.tensor([[0.0, -math.inf]]), largest).item() == 0
 
 
+def test_a_level_without_probability_is_never_drawn_not_even_by_a_uniform_of_zero():
+    assert draw(torch.tensor([[-math.inf, 0.0]]), torch.zeros(1)).item() == 1
+
+
 @pytest.mark.parametrize("temperature", [1e-300, 1e-6])
 def test_a_tiny_temperature_takes_the_most_likely_level(temperature):
     logits = torch.randn(50, 8, generator=torch.Generator().manual_seed(0)) * 100

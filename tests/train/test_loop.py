@@ -310,6 +310,14 @@ def test_a_checkpoint_without_a_run_is_not_resumed(tmp_path):
         resume(tmp_path)
 
 
+def test_a_new_file_takes_the_place_of_the_old_one_and_never_changes_it(tmp_path):
+    path = tmp_path / "model.pt"
+    write_atomically(path, lambda file: file.write(b"old"))
+    with open(path, "rb") as reader:
+        write_atomically(path, lambda file: file.write(b"new"))
+        assert reader.read() == b"old" and path.read_bytes() == b"new"
+
+
 def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path):
     path = tmp_path / "model.pt"
     write_atomically(path, lambda file: file.write(b"old"))

@@ -6,6 +6,7 @@ import time
 
 import pytest
 import torch
+from fresh_process import run_fresh
 
 from genkernels.models import PixelCNN
 from genkernels.train.compare import compare_with_plain, interleaved_medians, largest_difference
@@ -85,6 +86,33 @@ def test_a_picture_that_cannot_be_written_is_refused_beforehand(tmp_path):
         check_picture_path(tmp_path / "grid.txt")
     with pytest.raises(GenkernelsError, match="there is no folder"):
         check_picture_path(tmp_path / "nowhere" / "grid.png")
+
+
+def test_training_needs_no_optional_package_before_it_draws_or_reads_images(tmp_path):
+    said = run_fresh(f"""
+        import sys
+        for package in ("typer", "rich", "matplotlib", "PIL", "sklearn"):
+            sys.modules[package] = None
+        from pathlib import Path
+        from genkernels import train
+        from genkernels.train.pictures import check_picture_path
+        for work in (lambda: train.open_dataset("digits"), lambda: check_picture_path(Path("a.png"))):
+            try:
+                work()
+            except train.GenkernelsError as error:
+                print(error)
+        Path({str(tmp_path)!r}, "a.png").touch()
+        Path({str(tmp_path)!r}, "b.png").touch()
+        try:
+            train.open_dataset("folder:{tmp_path}")
+        except train.GenkernelsError as error:
+            print(error)
+    """)
+    assert [line.split(" which")[0] for line in said.splitlines()] == [
+        "the data set 'digits' needs scikit-learn,",
+        "drawing a picture needs matplotlib,",
+        "the data set 'folder' needs pillow,",
+    ]
 
 
 # --- the plain twin -------------------------------------------------------------------------------------
