@@ -57,7 +57,8 @@ class Shape:
 
     @property
     def spec(self) -> MaskSpec:
-        return MaskSpec(self.out_channels, self.in_channels, (self.kernel, self.kernel), self.mask_type, 1, "blocks")
+        kernel = (self.kernel, self.kernel)
+        return MaskSpec(self.out_channels, self.in_channels, kernel, self.mask_type, 1, "blocks")
 
     @property
     def is_first_layer(self) -> bool:
@@ -169,7 +170,7 @@ def run(quick: bool, seconds: float) -> Report:
 
 # --- pytest-benchmark ----
 
-CASES = [pytest.param(shape, name, id=f"{shape.id}-{name}") for shape in SHAPES for name in names_for(shape.spec)]
+CASES = [pytest.param(s, name, id=f"{s.id}-{name}") for s in SHAPES for name in names_for(s.spec)]
 
 
 @pytest.mark.parametrize(("shape", "name"), CASES)

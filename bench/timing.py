@@ -49,7 +49,8 @@ def check_equal(
             raise MismatchError(f"{name}: {len(tensors)} results where the reference has {len(reference)}")
         for index, (got, expected) in enumerate(zip(tensors, reference, strict=True)):
             if got.shape != expected.shape:
-                raise MismatchError(f"{name}, result {index}: shape {list(got.shape)}, expected {list(expected.shape)}")
+                shapes = f"shape {list(got.shape)}, expected {list(expected.shape)}"
+                raise MismatchError(f"{name}, result {index}: {shapes}")
             if expected.numel() == 0:
                 continue
             difference = (got.detach().double() - expected.detach().double()).abs().max().item()
