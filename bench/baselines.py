@@ -99,8 +99,8 @@ def masked_conv_work(
     """The work of a masked convolution in float32: live taps alone, each at all pixels.
 
     A tap that falls into the zero padding counts like any other. The backward pass does the forward's
-    arithmetic once more for the weights and, if owed, once for x; it reads x, grad_y and, for the gradient of x,
-    for x, the weights again, and writes the gradients.
+    arithmetic once more for the weights and, if owed, once for x; it reads x, grad_y and, for the gradient
+    of x, the weights again, and writes the gradients.
     """
     pixels = batch * height * width
     flops = 2 * pixels * live_taps(spec)
