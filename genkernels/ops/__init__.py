@@ -1,5 +1,6 @@
 """The operators as functions; importing this package registers them under ``torch.ops.genkernels``."""
 
 from .masked_conv.op import masked_conv2d
+from .wavefront_lstm.op import diagonal_bilstm, diagonal_lstm, row_lstm
 
-__all__ = ["masked_conv2d"]
+__all__ = ["diagonal_bilstm", "diagonal_lstm", "masked_conv2d", "row_lstm"]

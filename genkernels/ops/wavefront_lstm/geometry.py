@@ -34,7 +34,9 @@ class Geometry:
         if not self.taps or len(set(self.taps)) < len(self.taps) or any(not isinstance(t, int) for t in self.taps):
             raise ValueError(f"taps: expected one or more whole numbers, each once; got {list(self.taps)}")
         if self.front == "diagonal" and max(self.taps) > 0:
-            raise ValueError(f"taps: a diagonal front reads rows at most 0, those below hold future pixels; got {list(self.taps)}")
+            raise ValueError(
+                f"taps: a diagonal front reads rows at most 0, those below hold future pixels; got {list(self.taps)}"
+            )
         if self.front == "row" and self.mirrored:
             raise ValueError("mirrored: only a diagonal front has a mirror image; got front 'row'")
 

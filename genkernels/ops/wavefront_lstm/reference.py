@@ -1,0 +1,152 @@
+"""The wavefront LSTM in plain PyTorch: works in every dtype and on every device, and is the oracle.
+
+A front at a time, without an in-place operation, so that it can be differentiated to any order. "Walk order" lists
+the cells front by front: the cells of a front are then one slice, and no skewed image is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from .geometry import Geometry
+from .schema import accumulator
+
+
+@dataclass(frozen=True)
+class _Front:
+    """Where the cells of a front stand in walk order, and where on the front before it they read.
+
+    ``sources`` [cells * taps] and ``cell_sources`` [cells] count the previous front's cells from 0; one past the
+    last of them (``previous``) stands for the initial state, outside the image.
+    """
+
+    start: int
+    count: int
+    previous: int
+    sources: Tensor
+    cell_sources: Tensor
+
+
+@lru_cache(maxsize=64)
+def _path(geometry: Geometry, height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor, list[_Front]]:
+    """(pixels in walk order, its inverse, the fronts) of an image."""
+    pixels: list[int] = []
+    fronts = []
+    before: dict[tuple[int, int], int] = {}
+
+    def index(values: list[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int64, device=device)
+
+    for step in range(geometry.steps(height, width)):
+        cells = geometry.cells(step, height, width)
+        offsets, (cell_y, cell_x) = geometry.offsets(), geometry.cell_offset()
+        sources = [before.get((y + dy, x + dx), len(before)) for y, x in cells for dy, dx in offsets]
+        cell_sources = [before.get((y + cell_y, x + cell_x), len(before)) for y, x in cells]
+        fronts.append(_Front(len(pixels), len(cells), len(before), index(sources), index(cell_sources)))
+        pixels += [y * width + x for y, x in cells]
+        before = {cell: i for i, cell in enumerate(cells)}
+    order = index(pixels)
+    return order, order.argsort(), fronts
+
+
+def _to_walk(image: Tensor, order: Tensor) -> Tensor:
+    """[N, K, H, W] -> [H * W, N, K] in walk order and the accumulator's dtype."""
+    return image.flatten(2).permute(2, 0, 1)[order].to(accumulator(image.dtype))
+
+
+def _to_image(walk: Tensor, inverse: Tensor, size: Sequence[int]) -> Tensor:
+    """[H * W, N, K] in walk order -> [N, K, H, W]."""
+    return walk[inverse].permute(1, 2, 0).unflatten(2, list(size))
+
+
+def _state(initial: Tensor | None, like: Tensor, hidden: int) -> Tensor:
+    """The initial state of one cell, [1, N, h]."""
+    batch = like.shape[1]
+    if initial is None:
+        return like.new_zeros(1, batch, hidden)
+    return initial.to(like.dtype).expand(1, batch, hidden)
+
+
+def _matrix(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """[taps, 4h, h] -> [4h, taps * h], so that a front is one matrix product."""
+    return weight.to(dtype).transpose(0, 1).flatten(1)
+
+
+def _read(previous: Tensor, initial: Tensor, front: _Front) -> Tensor:
+    """The h that the taps of each cell of a front see: [cells, N, taps * h]."""
+    seen = torch.cat([previous, initial])[front.sources]
+    return seen.unflatten(0, (front.count, -1)).transpose(1, 2).flatten(2)
+
+
+def forward(
+    gates: Tensor, weight: Tensor, h0: Tensor | None, c0: Tensor | None, geometry: Geometry
+) -> tuple[Tensor, Tensor]:
+    """Walk: gates [N, 4h, H, W], weight [taps, 4h, h] -> hidden [N, h, H, W] and the trace for :func:`backward`.
+
+    The trace, [H * W, N, 5h] in walk order, is i, f, g, o after their sigmoid or tanh, and c.
+    """
+    batch, channels, height, width = gates.shape
+    units = channels // 4
+    order, inverse, fronts = _path(geometry, height, width, gates.device)
+    x = _to_walk(gates, order)
+    matrix = _matrix(weight, x.dtype)
+    initial_h, initial_c = _state(h0, x, units), _state(c0, x, units)
+    h = c = x.new_zeros(0, batch, units)
+    hidden, trace = [x.new_zeros(0, batch, units)], [x.new_zeros(0, batch, 5 * units)]
+    for front in fronts:
+        own = x[front.start : front.start + front.count]  # [cells, N, 4h]
+        i, f, g, o = (own + _read(h, initial_h, front) @ matrix.t()).chunk(4, dim=2)
+        i, f, g, o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
+        c = f * torch.cat([c, initial_c])[front.cell_sources] + i * g
+        h = o * c.tanh()
+        hidden.append(h)
+        trace.append(torch.cat([i, f, g, o, c], dim=2))
+    return _to_image(torch.cat(hidden), inverse, (height, width)).to(gates.dtype), torch.cat(trace)
+
+
+def backward(
+    grad_hidden: Tensor, weight: Tensor, h0: Tensor | None, c0: Tensor | None, trace: Tensor, geometry: Geometry
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of gates, weight, h0 and c0 (there even where the state is None), in the accumulator's dtype."""
+    batch, units, height, width = grad_hidden.shape
+    order, inverse, fronts = _path(geometry, height, width, grad_hidden.device)
+    grad = _to_walk(grad_hidden, order)
+    matrix = _matrix(weight, trace.dtype)
+    initial_h, initial_c = _state(h0, trace, units), _state(c0, trace, units)
+    nothing = trace.new_zeros(0, batch, units)
+    grad_matrix, grad_h0, grad_c0 = torch.zeros_like(matrix), trace.new_zeros(units), trace.new_zeros(units)
+    grad_pre = [trace.new_zeros(0, batch, 4 * units)]
+    dh_later = dc_later = trace.new_zeros(())  # what the front after this one adds
+    for step, front in reversed(list(enumerate(fronts))):
+        end = front.start + front.count
+        i, f, g, o, c = trace[front.start : end].chunk(5, dim=2)
+        if step == 0:
+            previous_h = previous_c = nothing
+        else:
+            *_, previous_o, previous_c = trace[fronts[step - 1].start : front.start].chunk(5, dim=2)
+            previous_h = previous_o * previous_c.tanh()
+        tanh_c = c.tanh()
+        dh = grad[front.start : end] + dh_later
+        dc = dh * o * (1 - tanh_c * tanh_c) + dc_later
+        carried = torch.cat([previous_c, initial_c])[front.cell_sources]
+        di, df, dg, do = (
+            dc * g * i * (1 - i),
+            dc * carried * f * (1 - f),
+            dc * i * (1 - g * g),
+            dh * tanh_c * o * (1 - o),
+        )
+        pre = torch.cat([di, df, dg, do], dim=2)  # [cells, N, 4h]
+        grad_pre.append(pre)
+        grad_matrix = grad_matrix + pre.flatten(0, 1).t() @ _read(previous_h, initial_h, front).flatten(0, 1)
+        to_taps = (pre @ matrix).unflatten(2, (-1, units)).transpose(1, 2).flatten(0, 1)  # [cells * taps, N, h]
+        slots = trace.new_zeros(front.previous + 1, batch, units)  # the last one is the initial state's
+        dh_slots, dc_slots = slots.index_add(0, front.sources, to_taps), slots.index_add(0, front.cell_sources, dc * f)
+        dh_later, dc_later = dh_slots[:-1], dc_slots[:-1]
+        grad_h0, grad_c0 = grad_h0 + dh_slots[-1].sum(0), grad_c0 + dc_slots[-1].sum(0)
+    grad_gates = _to_image(torch.cat(grad_pre[:1] + grad_pre[:0:-1]), inverse, (height, width))
+    return grad_gates, grad_matrix.unflatten(1, (-1, units)).transpose(0, 1), grad_h0, grad_c0
