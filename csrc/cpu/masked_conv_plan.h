@@ -3,27 +3,13 @@
 #pragma once
 
 #include <omp.h>
-#include <stdlib.h>
 
 #include "cpu/gemm_tile.h"
 #include "cpu/image_io.h"
 #include "cpu/masked_conv.h"
+#include "cpu/scratch.h"
 
 namespace gk::GK_ISA {
-
-// Scratch of all threads in one allocation, freed on every way out.
-class Scratch {
- public:
-  explicit Scratch(int64_t floats) : data_(static_cast<float*>(aligned_alloc(64, round(floats) * sizeof(float)))) {}
-  ~Scratch() { free(data_); }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-  float* data() const { return data_; }
-  static int64_t round(int64_t floats) { return ceil_div(max64(floats, 1), 16) * 16; }
-
- private:
-  float* data_;
-};
 
 // --- units of work: rectangles of output pixels ---
 
