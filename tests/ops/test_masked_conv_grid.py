@@ -1,0 +1,201 @@
+"""Every kernel of the masked convolution against float64, over a grid in which every two options meet.
+
+A failing case prints its options as the test's id; `check(Case(...))` runs it alone.
+"""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from fresh_process import run_fresh
+from grids import DTYPES, LAYOUTS, assert_as_exact, laid_out, nan_in_fresh_memory, pairwise, short
+from torch import Tensor
+
+from genkernels import backends
+from genkernels.ops import masked_conv2d
+from genkernels.ops.masked_conv.mask import MaskSpec, mask_tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One call: everything that selects a path through the kernels."""
+
+    dtype: torch.dtype = torch.float32
+    batch: int = 1
+    size: tuple[int, int] = (5, 7)
+    channels: tuple[int, int] = (3, 5)  # in, out
+    groups: tuple[int, str] = (1, "blocks")
+    kernel: tuple[int, int] = (3, 3)
+    dilation: tuple[int, int] = (1, 1)
+    mask_type: str = "A"
+    bias: bool = True
+    activation: str | None = None
+    x_layout: str = "contiguous"
+    weight_layout: str = "contiguous"
+    grad_layout: str = "contiguous"
+
+    def __str__(self) -> str:
+        values = dataclasses.asdict(self) | {
+            "dtype": short(self.dtype),
+            "activation": self.activation or "linear",
+        }
+        values["bias"] = "bias" if self.bias else "no_bias"
+        return "-".join("x".join(map(str, v)) if isinstance(v, tuple) else str(v) for v in values.values())
+
+    def channel_groups(self) -> int:
+        return min(self.groups[0], *self.channels)
+
+    def mask(self) -> Tensor:
+        inputs, outputs = self.channels
+        return mask_tensor(
+            MaskSpec(outputs, inputs, self.kernel, self.mask_type, self.channel_groups(), self.groups[1])
+        )
+
+
+AXES = {
+    "dtype": DTYPES,
+    "batch": (0, 1, 3),
+    # Lines shorter and longer than a vector, single rows and columns, a line cut into pieces, a tall image.
+    "size": ((1, 1), (1, 9), (11, 1), (5, 5), (3, 7), (14, 6), (9, 17), (70, 3), (2, 3000)),
+    # One channel, fewer than a vector, exactly some, one more than a panel of any instruction set.
+    "channels": ((1, 1), (1, 64), (3, 5), (5, 3), (16, 8), (9, 33), (33, 9), (7, 70), (65, 17)),
+    "groups": ((1, "blocks"), (2, "blocks"), (3, "blocks"), (2, "interleaved"), (3, "interleaved")),
+    "kernel": ((1, 1), (3, 3), (5, 5), (7, 7), (1, 3), (1, 7), (3, 1), (7, 1), (3, 7)),
+    "dilation": ((1, 1), (2, 2), (1, 3), (3, 1), (6, 6)),
+    "mask_type": ("A", "B"),
+    "bias": (True, False),
+    "activation": (None, "relu"),
+    "x_layout": LAYOUTS,
+    "weight_layout": LAYOUTS,
+    "grad_layout": LAYOUTS,
+}
+CASES = [Case(**row) for row in pairwise(AXES)]
+ISAS = [] if backends.native() is None else backends.require_native().compiled_isas()
+
+
+def tensors(case: Case) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    """x, weight, bias and grad_output, of a size that keeps all results near 1."""
+    generator = torch.Generator().manual_seed(0)
+    (inputs, outputs), (height, width) = case.channels, case.size
+
+    def random(*shape: int, layout: str = "contiguous") -> Tensor:
+        values = torch.randn(shape, generator=generator).to(case.dtype)
+        return laid_out(values, layout) if len(shape) == 4 else values
+
+    x = random(case.batch, inputs, height, width, layout=case.x_layout)
+    weight = random(outputs, inputs, *case.kernel, layout=case.weight_layout)
+    weight = weight.mul_(0.3) if not case.weight_layout.startswith("expanded") else weight
+    bias = random(outputs) if case.bias else None
+    return x, weight, bias, random(case.batch, outputs, height, width, layout=case.grad_layout)
+
+
+def conv_and_gradients(conv, inputs, grad_output) -> tuple[Tensor, ...]:
+    inputs = [t if t is None else t.detach().requires_grad_() for t in inputs]
+    y = conv(*inputs)
+    return y.detach(), *torch.autograd.grad(y, [t for t in inputs if t is not None], grad_output)
+
+
+def plain(case: Case, dtype: torch.dtype, inputs, grad_output: Tensor) -> tuple[Tensor, ...]:
+    """The linear part in plain PyTorch, `conv2d(x, weight * mask)` in `dtype`, and its gradients."""
+    padding = tuple(k // 2 * d for k, d in zip(case.kernel, case.dilation, strict=True))
+
+    def conv(x, weight, bias=None):
+        return F.conv2d(x, weight * case.mask().to(dtype), bias, padding=padding, dilation=case.dilation)
+
+    inputs = [None if t is None else t.to(dtype, memory_format=torch.contiguous_format) for t in inputs]
+    return conv_and_gradients(conv, inputs, grad_output.to(dtype))
+
+
+def check(case: Case) -> None:
+    """The operator's result and gradients are as exact as PyTorch's."""
+    *inputs, grad_output = tensors(case)
+
+    def conv(x, weight, bias=None):
+        return masked_conv2d(
+            x,
+            weight,
+            bias,
+            mask_type=case.mask_type,
+            channel_groups=case.channel_groups(),
+            group_layout=case.groups[1],
+            dilation=case.dilation,
+            activation=case.activation,
+        )
+
+    with nan_in_fresh_memory():
+        got = conv_and_gradients(conv, inputs, grad_output)
+    if case.activation == "relu":
+        # From the kernel's own result: near zero, rounding decides on which side an element is.
+        grad_output = torch.where(got[0] > 0, grad_output, 0)
+    oracle = plain(case, torch.float64, inputs, grad_output)
+    # PyTorch's 16-bit convolutions round the float32 result, and take seconds on processors without 16-bit
+    # arithmetic (test_the_stand_in_... below): rounding it here is the same, or stricter.
+    peer = [t.to(case.dtype) for t in plain(case, torch.float32, inputs, grad_output)]
+    # The root of the sum of squares of the terms of each result: its size, if they do not happen to cancel.
+    squares = [None if t is None else t.double().square() for t in (*inputs, grad_output)]
+    typical = [t.sqrt() for t in plain(case, torch.float64, squares[:3], squares[3])]
+    if case.activation == "relu":
+        oracle, peer = ((results[0].relu(), *results[1:]) for results in (oracle, peer))
+    names = ("y", "grad_x", "grad_weight", "grad_bias")[: len(got)]
+    for name, *results, size in zip(names, got, oracle, peer, typical, strict=True):
+        assert_as_exact(name, results[0], oracle=results[1], peer=results[2], typical=size)
+    assert (got[2][case.mask().expand_as(got[2]) == 0] == 0).all(), "a masked tap has a gradient"
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_result_and_gradients_are_as_exact_as_those_of_pytorch(case):
+    check(case)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_every_instruction_set_is_as_exact_as_pytorch_and_reads_no_unwritten_scratch(isa):
+    native = backends.require_native()
+    if ISAS.index(isa) > ISAS.index(native.detected_isa()):
+        pytest.skip(f"this machine has {native.detected_isa()} only")
+    printed = run_fresh(
+        f"""
+        import sys
+        sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+        from ops.test_masked_conv_grid import CASES, check
+        from genkernels import _C
+        for case in CASES[::3]:
+            try:
+                check(case)
+            except Exception as error:
+                raise AssertionError(str(case)) from error
+        print(_C.active_isa())
+        """,
+        GENKERNELS_MAX_ISA=isa,
+        MALLOC_PERTURB_="1",  # glibc: fresh memory holds 0xfe, which is -1.7e38 as a float
+    )
+    assert printed == isa
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=short)
+@pytest.mark.parametrize("kernel", [(3, 3), (1, 7)])
+def test_the_stand_in_for_16_bit_pytorch_is_at_least_as_exact(dtype, kernel):
+    case = Case(dtype=dtype, kernel=kernel, channels=(8, 9), size=(9, 8))
+    *inputs, grad_output = tensors(case)
+    oracle = plain(case, torch.float64, inputs, grad_output)
+    real = plain(case, dtype, inputs, grad_output)
+    stand_in = plain(case, torch.float32, inputs, grad_output)
+    for exact, theirs, ours in zip(oracle, real, stand_in, strict=True):
+        error_of_ours, error_of_theirs = ((t.to(dtype).double() - exact).square().mean() for t in (ours, theirs))
+        assert error_of_ours <= error_of_theirs * 1.05  # halves may be rounded either way
+
+
+def test_the_grid_lets_every_two_options_meet():
+    rows = [dataclasses.asdict(case) for case in CASES]
+    names = list(AXES)
+    for a in names:
+        for b in names[names.index(a) + 1 :]:
+            met = {(row[a], row[b]) for row in rows}
+            assert met == {(i, j) for i in AXES[a] for j in AXES[b]}, (a, b)
+
+
+def test_fresh_memory_is_nan_while_the_grid_runs():
+    with nan_in_fresh_memory():
+        for fresh in (torch.empty(3), torch.empty_like(torch.ones(3)), torch.ones(3).new_empty(5)):
+            assert fresh.isnan().all()
