@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from .. import ops
 from ..ops.masked_conv.mask import MaskSpec, mask_tensor
-from ..ops.masked_conv.op import check_options
+from ..ops.masked_conv.op import check_dilation, check_options
 
 
 class MaskedConv2d(nn.Conv2d):
@@ -44,7 +44,7 @@ class MaskedConv2d(nn.Conv2d):
         dilation: int | tuple[int, int] = 1,
         groups: int = 1,
         bias: bool = True,
-        padding_mode: str = "zeros",
+        padding_mode: Literal["zeros"] = "zeros",
         device: Any = None,
         dtype: Any = None,
         *,
@@ -54,24 +54,27 @@ class MaskedConv2d(nn.Conv2d):
         activation: str | None = None,
     ) -> None:
         check_options(mask_type, channel_groups, group_layout, activation)
+        spread = check_dilation(dilation)
+        for name, value, expected in (
+            ("stride", (stride, stride) if isinstance(stride, int) else tuple(stride), (1, 1)),
+            ("groups", groups, 1),
+            ("padding_mode", padding_mode, "zeros"),
+        ):
+            if value != expected:
+                raise ValueError(f"{name}: a masked convolution takes {expected!r} only; got {value!r}")
+        for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
+            if channels < channel_groups:
+                raise ValueError(f"{name}: expected at least channel_groups = {channel_groups}; got {channels}")
         super().__init__(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode,
             device=device, dtype=dtype,
         )  # fmt: skip
-        kernel, spread = self.kernel_size, self.dilation
+        kernel = self.kernel_size
         if any(k % 2 == 0 for k in kernel):
             raise ValueError(f"kernel_size: expected odd numbers, so that there is a centre tap; got {kernel}")
         same = tuple(k // 2 * d for k, d in zip(kernel, spread, strict=True))
         if self.padding not in ("same", same):
             raise ValueError(f"padding: expected 'same' or its equal here, {same}; got {self.padding!r}")
-        for name, value, only in (
-            ("stride", self.stride, (1, 1)), ("groups", groups, 1), ("padding_mode", padding_mode, "zeros"),
-        ):  # fmt: skip
-            if value != only:
-                raise ValueError(f"{name}: a masked convolution takes {only!r} only; got {value!r}")
-        for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
-            if channels < channel_groups:
-                raise ValueError(f"{name}: expected at least channel_groups = {channel_groups}; got {channels}")
         self.mask_type = mask_type
         self.channel_groups = channel_groups
         self.group_layout = group_layout
@@ -102,7 +105,7 @@ class MaskedConv2d(nn.Conv2d):
         # Public versions register their mask as a buffer; here it follows from the layer's arguments, so a mask
         # that says otherwise means a layer built with the wrong ones.
         mask = state_dict.pop(prefix + "mask", None)
-        if mask is not None and not torch.equal((mask != 0).cpu().expand_as(self.weight), self.live_taps() != 0):
+        if mask is not None and not self._is_own_mask(mask):
             error_msgs.append(
                 f"{prefix}mask: the checkpoint's mask differs from this layer's (mask_type={self.mask_type!r}, "
                 f"channel_groups={self.channel_groups}, group_layout={self.group_layout!r})"
@@ -110,6 +113,11 @@ class MaskedConv2d(nn.Conv2d):
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
+
+    def _is_own_mask(self, mask: Tensor) -> bool:
+        own = self.live_taps() != 0
+        fits = mask.dim() <= 4 and all(m in (1, n) for m, n in zip(mask.shape[::-1], own.shape[::-1], strict=False))
+        return fits and torch.equal((mask != 0).cpu().expand_as(own), own)
 
     def live_taps(self) -> Tensor:
         """The mask, 1 where ``weight`` is read: float32 on the CPU, [out_channels, in_channels, kh, kw]."""

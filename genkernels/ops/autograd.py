@@ -24,6 +24,16 @@ def _forward_mode_is_on() -> bool:
     return torch.autograd.forward_ad._current_level >= 0
 
 
+def _refuse_nested_forward_mode(name: str) -> None:
+    """PyTorch drops the outer tangent of any autograd.Function there and returns a wrong number without a word."""
+    stack = torch._C._functorch.get_interpreter_stack() or []
+    if sum(level.key() == torch._C._functorch.TransformType.Jvp for level in stack) > 1:
+        raise NotImplementedError(
+            f"{name}: forward mode inside forward mode is not supported; take one of the two derivatives in reverse "
+            "(torch.func.hessian does)"
+        )
+
+
 class DifferentiableOp:
     """An operator of ``torch.ops.genkernels`` with its derivatives; call it as the operator itself.
 
@@ -48,6 +58,7 @@ class DifferentiableOp:
         jvp: Callable[..., Any],
         foldable: bool,
     ) -> None:
+        map_samples = self._map
         name = op._schema.name.removeprefix("genkernels::")
 
         class Eager(torch.autograd.Function):
@@ -80,8 +91,13 @@ class DifferentiableOp:
             def backward(ctx: Any, *grad_outputs: Any) -> Any:
                 return backward(ctx, ctx.needs_input_grad, *grad_outputs)
 
-        Transformed.jvp = staticmethod(jvp)
-        Transformed.vmap = staticmethod(self._map)
+            @staticmethod
+            def jvp(ctx: Any, *tangents: Any) -> Any:
+                return jvp(ctx, *tangents)
+
+            @staticmethod
+            def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> Any:
+                return map_samples(info, in_dims, *inputs)
 
         def autograd_kernel(keyset: Any, *inputs: Any) -> Any:
             if _forward_mode_is_on():
@@ -103,9 +119,8 @@ class DifferentiableOp:
         self._transformed = Transformed
 
     def __call__(self, *inputs: Any) -> Any:
-        if not torch.compiler.is_compiling() and (
-            torch._C._are_functorch_transforms_active() or _forward_mode_is_on()
-        ):
+        if not torch.compiler.is_compiling() and (torch._C._are_functorch_transforms_active() or _forward_mode_is_on()):
+            _refuse_nested_forward_mode(self._op._schema.name)
             return self._transformed.apply(*inputs)
         return self._op(*inputs)
 

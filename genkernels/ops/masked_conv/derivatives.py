@@ -21,7 +21,6 @@ from .schema import backward_op, forward_op, library
 _Tensors = tuple[Tensor | None, ...]
 
 
-
 def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> _Tensors:
     x, weight, _, *ctx.options = inputs
     return x, weight, output if ctx.options[-1] == "relu" else None

@@ -6,19 +6,29 @@ import torch
 from torch import Tensor
 
 
-def _is_channels_last(t: Tensor) -> bool:
-    """Channels innermost in memory, slices included; False for a shape that fits both layouts."""
-    return t.stride(1) == 1 and t.shape[1] > 1 and not t.is_contiguous()
+def is_channels_last(t: Tensor) -> bool:
+    """Whether the strides of t [N, C, H, W] say channels_last, slices included.
+
+    PyTorch's own rule (``suggest_memory_format``), which settles shapes that are dense in both layouts, one channel
+    above all, by the strides of their single dimensions.
+    """
+    least = 0
+    for dim in (1, 3, 2, 0):
+        size, stride = t.shape[dim], t.stride(dim)
+        if size == 0 or stride < least or (dim == 1 and stride == 0) or (dim == 0 and least == t.stride(1)):
+            return False
+        least = stride * size if size > 1 else stride
+    return True
 
 
 def input_format(x: Tensor) -> torch.memory_format:
     """The layout of x, and so of its gradient."""
-    return torch.channels_last if _is_channels_last(x) else torch.contiguous_format
+    return torch.channels_last if is_channels_last(x) else torch.contiguous_format
 
 
 def output_format(x: Tensor, weight: Tensor) -> torch.memory_format:
-    """The layout of x; where x has one channel and so fits both, the layout of weight, as ``nn.Conv2d`` does."""
-    if _is_channels_last(x) or (x.shape[1] == 1 and _is_channels_last(weight)):
+    """The layout of x; where x has one channel and so fits both, either of x and weight can ask for channels_last."""
+    if is_channels_last(x) or (x.shape[1] == 1 and is_channels_last(weight)):
         return torch.channels_last
     return torch.contiguous_format
 

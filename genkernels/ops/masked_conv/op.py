@@ -1,10 +1,9 @@
-"""The masked convolution: the public function, its checks, and the kernels of its operators by device.
-"""
+"""The masked convolution: the public function, its checks, and the kernels of its operators by device."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -17,6 +16,7 @@ from .mask import GROUP_LAYOUTS, MASK_TYPES, MaskSpec
 _OPTIONS = "str mask_type, int channel_groups, str group_layout, int[2] dilation, str activation"
 
 _Needs = tuple[bool, bool, bool]
+_Pair = tuple[int, int]
 
 
 # --- the public function ---------------------------------------------------------------------------------------
@@ -63,7 +63,7 @@ def masked_conv2d(
     Source: van den Oord, Kalchbrenner, Kavukcuoglu 2016, "Pixel Recurrent Neural Networks", section 3.4.
     """
     check_options(mask_type, channel_groups, group_layout, activation)
-    spread = _pair(dilation)
+    spread = check_dilation(dilation)
     _check_tensors(x, weight, bias, channel_groups)
     batched = x if x.dim() == 4 else x.unsqueeze(0)
     y = forward(batched, weight, bias, mask_type, channel_groups, group_layout, spread, activation or "none")
@@ -82,14 +82,19 @@ def check_options(mask_type: str, channel_groups: int, group_layout: str, activa
         raise ValueError(f"activation: expected None or 'relu'; got {activation!r}")
 
 
-def _pair(dilation: int | Sequence[int]) -> list[int]:
-    pair = [dilation, dilation] if isinstance(dilation, int) else list(dilation)
+def check_dilation(dilation: int | Sequence[int]) -> _Pair:
+    """The dilation as (vertical, horizontal), or a ValueError."""
+    pair = tuple(dilation) if isinstance(dilation, Sequence) else (dilation, dilation)
     if len(pair) != 2 or any(not isinstance(d, int) or d < 1 for d in pair):
         raise ValueError(f"dilation: expected one or two whole numbers of at least 1; got {dilation!r}")
-    return pair
+    return pair[0], pair[1]
 
 
 def _check_tensors(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> None:
+    named = [("x", x), ("weight", weight)] + ([] if bias is None else [("bias", bias)])
+    for name, tensor in named:
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name}: expected a torch.Tensor; got {type(tensor).__name__}")
     if x.dim() not in (3, 4):
         raise ValueError(f"x: expected [N, C, H, W] or [C, H, W]; got shape {list(x.shape)}")
     if weight.dim() != 4:
@@ -106,14 +111,21 @@ def _check_tensors(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int) 
         )
     if bias is not None and (bias.dim() != 1 or bias.shape[0] != out_channels):
         raise ValueError(f"bias: expected shape [{out_channels}]; got {list(bias.shape)}")
-    if torch.is_autocast_enabled(x.device.type):
-        return  # autocast brings all to one dtype
     if not x.dtype.is_floating_point:
         raise TypeError(f"x: expected a floating-point dtype; got {x.dtype}")
-    if weight.dtype != x.dtype:
-        raise TypeError(f"weight: expected the dtype of x, {x.dtype}; got {weight.dtype}")
-    if bias is not None and bias.dtype != x.dtype:
-        raise TypeError(f"bias: expected the dtype of x, {x.dtype}; got {bias.dtype}")
+    for name, tensor in named[1:]:
+        if tensor.device != x.device:
+            raise ValueError(f"{name}: expected the device of x, {x.device}; got {tensor.device}")
+        if tensor.dtype != x.dtype and not _autocast_is_on(x.device.type):
+            _refuse_dtype(name, tensor, x)
+
+
+def _autocast_is_on(device_type: str) -> bool:
+    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+
+
+def _refuse_dtype(name: str, tensor: Tensor, x: Tensor) -> NoReturn:
+    raise TypeError(f"{name}: expected the dtype of x, {x.dtype}; got {tensor.dtype}")
 
 
 # --- kernels ---------------------------------------------------------------------------------------------------
@@ -124,12 +136,16 @@ def _spec(weight: Tensor, mask_type: str, channel_groups: int, group_layout: str
     return MaskSpec(out_channels, in_channels, (height, width), mask_type, channel_groups, group_layout)
 
 
+def _dilation(pair: Sequence[int]) -> _Pair:
+    return pair[0], pair[1]  # the dispatcher hands over a list; the caches of cpu.py and mask.py need a tuple
+
+
 def _forward_reference(
     x: Tensor, weight: Tensor, bias: Tensor | None,
     mask_type: str, channel_groups: int, group_layout: str, dilation: Sequence[int], activation: str,
 ) -> Tensor:  # fmt: skip
     spec = _spec(weight, mask_type, channel_groups, group_layout)
-    y = reference.forward(x, weight, bias, spec, tuple(dilation), activation)
+    y = reference.forward(x, weight, bias, spec, _dilation(dilation), activation)
     return y.contiguous(memory_format=output_format(x, weight))
 
 
@@ -140,7 +156,7 @@ def _backward_reference(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     spec = _spec(weight, mask_type, channel_groups, group_layout)
     grad_x, grad_weight, grad_bias = reference.backward(
-        grad_output, x, weight, output, spec, tuple(dilation), activation, needs
+        grad_output, x, weight, output, spec, _dilation(dilation), activation, needs
     )
     return (
         x.new_empty(0) if grad_x is None else grad_x.contiguous(memory_format=input_format(x)),
@@ -154,7 +170,7 @@ def _forward_cpu(x: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) 
         return _forward_reference(x, weight, bias, *options)
     mask_type, channel_groups, group_layout, dilation, activation = options
     spec = _spec(weight, mask_type, channel_groups, group_layout)
-    return cpu.forward(x, weight, bias, spec, tuple(dilation), activation)
+    return cpu.forward(x, weight, bias, spec, _dilation(dilation), activation)
 
 
 def _backward_cpu(
@@ -164,7 +180,7 @@ def _backward_cpu(
         return _backward_reference(grad_output, x, weight, output, *options)
     mask_type, channel_groups, group_layout, dilation, activation, needs = options
     spec = _spec(weight, mask_type, channel_groups, group_layout)
-    return cpu.backward(grad_output, x, weight, output, spec, tuple(dilation), activation, needs)
+    return cpu.backward(grad_output, x, weight, output, spec, _dilation(dilation), activation, needs)
 
 
 schema.library.impl("masked_conv2d", _forward_reference, "CompositeExplicitAutograd")
@@ -196,8 +212,16 @@ def _backward_fake(
 def _register_autocast(device_type: str, key: torch._C.DispatchKey) -> None:
     def forward_autocast(x: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
         dtype = torch.get_autocast_dtype(device_type)
+
+        def cast(name: str, tensor: Tensor) -> Tensor:
+            # float64 stays, as it does for PyTorch's own convolutions
+            tensor = tensor if tensor.dtype == torch.float64 else tensor.to(dtype)
+            if tensor.dtype != (dtype if x.dtype != torch.float64 else torch.float64):
+                _refuse_dtype(name, tensor, x)
+            return tensor
+
         with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(key)):
-            return forward(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype), *options)
+            return forward(cast("x", x), cast("weight", weight), None if bias is None else cast("bias", bias), *options)
 
     schema.library.impl("masked_conv2d", forward_autocast, key.name)
 

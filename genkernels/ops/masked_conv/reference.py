@@ -26,6 +26,8 @@ def forward(
     activation: str,
 ) -> Tensor:
     """``act(conv2d(x, weight * mask) + bias)``: x [N, C, H, W], weight [O, C, kh, kw] -> [N, O, H, W]."""
+    if x.numel() == 0:  # conv2d refuses images without pixels
+        return x.new_empty(x.shape[0], weight.shape[0], *x.shape[2:])
     y = F.conv2d(x, _masked(weight, spec), bias, padding=_padding(spec, dilation), dilation=dilation)
     return y.relu_() if activation == "relu" else y
 
@@ -41,6 +43,10 @@ def backward(
     needs: tuple[bool, bool, bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of x, weight and bias, each None where ``needs`` says so. ``output`` is read for the ReLU only."""
+    if x.numel() == 0:
+        zeros = (torch.zeros_like(x), torch.zeros_like(weight), weight.new_zeros(weight.shape[0]))
+        grads = [zero if need else None for zero, need in zip(zeros, needs, strict=True)]
+        return grads[0], grads[1], grads[2]
     if activation == "relu":
         assert output is not None
         grad_output = grad_output * (output > 0)
