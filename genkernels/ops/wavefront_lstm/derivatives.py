@@ -46,8 +46,8 @@ def _second(
         filled: list[Any] = [None] * 4
         for k, value in zip(present, values, strict=True):
             filled[k] = value
-        _, weight, h0, c0 = filled
-        _, trace = reference.forward(*filled, geometry=geometry)
+        gates, weight, h0, c0 = filled
+        _, trace = reference.forward(gates, weight, h0, c0, geometry)
         grads = reference.backward(grad, weight, h0, c0, trace, geometry)
         return tuple(grads[k].to(grad.dtype) for k in chosen)
 

@@ -217,8 +217,9 @@ def _forward_reference(count: int, *arguments: Any) -> tuple[Tensor, ...]:
     hidden = []
     saved = schema.empty_saved([walk[0] for walk in inputs], keep)
     for index, (walk, geometry) in enumerate(zip(inputs, geometries(front, taps, mirrored), strict=True)):
-        h, trace = reference.forward(*walk, geometry=geometry)
-        hidden.append(schema.empty_hidden(walk[0]).copy_(h))
+        gates, weight, h0, c0 = walk
+        h, trace = reference.forward(gates, weight, h0, c0, geometry)
+        hidden.append(schema.empty_hidden(gates).copy_(h))
         if keep:
             saved[index] = trace
     return (*hidden, saved)
