@@ -2,5 +2,6 @@
 
 from .autoregressive import AutoregressiveModel, bits_per_dim
 from .pixelcnn import PixelCNN
+from .pixelrnn import PixelRNN
 
-__all__ = ["AutoregressiveModel", "PixelCNN", "bits_per_dim"]
+__all__ = ["AutoregressiveModel", "PixelCNN", "PixelRNN", "bits_per_dim"]

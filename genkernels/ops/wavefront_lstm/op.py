@@ -221,7 +221,7 @@ def _forward_reference(count: int, *arguments: Any) -> tuple[Tensor, ...]:
         h, trace = reference.forward(gates, weight, h0, c0, geometry)
         hidden.append(schema.empty_hidden(gates).copy_(h))
         if keep:
-            saved[index] = trace
+            saved[index] = trace.transpose(0, 1).flatten(1)
     return (*hidden, saved)
 
 
@@ -232,7 +232,10 @@ def _backward_reference(count: int, *arguments: Any) -> tuple[Tensor, ...]:
         zip(walks_of(tensors, count), geometries(front, taps, mirrored), strict=True)
     ):
         grad_hidden, gates, weight, h0, c0, _ = walk
-        trace = saved[index] if saved.dim() == 4 else reference.forward(gates, weight, h0, c0, geometry)[1]
+        if saved.dim() == 3:
+            trace = saved[index].unflatten(1, (-1, weight.shape[2] * 5)).transpose(0, 1)
+        else:
+            _, trace = reference.forward(gates, weight, h0, c0, geometry)
         grads = reference.backward(grad_hidden, weight, h0, c0, trace, geometry)
         outputs = schema.empty_grads((gates, weight, h0, c0), needs[4 * index : 4 * index + 4])
         results += [out.copy_(grad) if out.numel() else out for out, grad in zip(outputs, grads, strict=True)]

@@ -6,7 +6,8 @@
     genkernels::wavefront_lstm_pair_backward
 
 ``keep`` says whether ``saved`` is wanted: the gates after their sigmoid or tanh and the cells c, 5h numbers a pixel,
-in an order that is the kernel's own business. Without it ``saved`` is empty and backward walks forward once more.
+image by image in an order that is the kernel's own business. Without it ``saved`` is empty and backward walks
+forward once more.
 ``needs`` says which gradients are wanted; the others come back empty.
 """
 
@@ -55,9 +56,9 @@ def empty_hidden(gates: Tensor) -> Tensor:
 
 
 def empty_saved(gates: Sequence[Tensor], keep: bool) -> Tensor:
-    """The buffer for backward, [walks, H * W, N, 5h] of the accumulator's dtype, not yet written; or [0]."""
+    """The buffer for backward, [walks, N, H * W * 5h] of the accumulator's dtype, not yet written; or [0]."""
     batch, channels, height, width = gates[0].shape
-    shape = (len(gates), height * width, batch, channels // 4 * 5) if keep else (0,)
+    shape = (len(gates), batch, height * width * channels // 4 * 5) if keep else (0,)
     return gates[0].new_empty(shape, dtype=accumulator(gates[0].dtype))
 
 
