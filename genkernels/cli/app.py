@@ -150,6 +150,7 @@ def train(
         bool | None, typer.Option("--residual/--no-residual", help="Residual blocks.")
     ] = None,
     head_channels: Annotated[int | None, typer.Option(min=1, help="Width of two more 1x1 layers.")] = None,
+    recurrence: Annotated[str | None, typer.Option(help="Of a PixelRNN: diagonal or row.")] = None,
     size: Annotated[str | None, typer.Option(help="Resize a folder's images: 32 or 32x48.")] = None,
     seed: Annotated[
         int | None, typer.Option(min=0, max=2**31 - 1, help="Equal seeds give equal runs.")
@@ -168,7 +169,7 @@ def train(
     }  # fmt: skip
     options = {
         "levels": levels, "hidden_channels": hidden_channels, "num_layers": num_layers,
-        "residual": residual, "head_channels": head_channels,
+        "residual": residual, "head_channels": head_channels, "recurrence": recurrence,
     }  # fmt: skip
     settings = {name: value for name, value in settings.items() if value is not None}
     options = {name: value for name, value in options.items() if value is not None}
