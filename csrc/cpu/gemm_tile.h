@@ -29,15 +29,22 @@ struct Segment {
   int64_t length;  // reduction steps
 };
 
-// What becomes of a tile: written over, or added to, what is there.
-enum class TileMode { write, add };
+// What becomes of a tile: written over what is there, added to it, or written with `finish` applied.
+enum class TileMode { write, add, finish };
+
+struct Finish {
+  const float* bias;  // one value per column of the panel, or nullptr
+  bool relu;
+};
 
 template <int MR, int NR, TileMode MODE>
-void gemm_tile(const float* const* rows, const Segment* segments, int64_t segment_count, const float* panel,
-               float* out, int64_t out_stride) {
+GK_INLINE void run_tile(const float* const* rows, const Segment* segments, int64_t segment_count, const float* panel,
+                        float* out, int64_t out_stride, const Finish& finish) {
   Vec acc[MR][NR];
-  GK_UNROLL for (int i = 0; i < MR; ++i)
-    GK_UNROLL for (int j = 0; j < NR; ++j) acc[i][j] = Vec{};
+  GK_UNROLL for (int j = 0; j < NR; ++j) {
+    const Vec start = MODE == TileMode::finish && finish.bias ? load(finish.bias + j * VL) : Vec{};
+    GK_UNROLL for (int i = 0; i < MR; ++i) acc[i][j] = start;
+  }
   for (int64_t s = 0; s < segment_count; ++s) {
     const float* row[MR];
     for (int i = 0; i < MR; ++i) row[i] = rows[i] + segments[s].offset;
@@ -56,26 +63,57 @@ void gemm_tile(const float* const* rows, const Segment* segments, int64_t segmen
   GK_UNROLL for (int i = 0; i < MR; ++i)
     GK_UNROLL for (int j = 0; j < NR; ++j) {
       float* to = out + i * out_stride + j * VL;
-      store(to, MODE == TileMode::add ? load(to) + acc[i][j] : acc[i][j]);
+      Vec v = acc[i][j];
+      if (MODE == TileMode::add) v += load(to);
+      if (MODE == TileMode::finish && finish.relu) v = v < Vec{} ? Vec{} : v;  // NaN stays NaN, as in torch
+      store(to, v);
     }
+}
+
+template <int MR, int NR, TileMode MODE>
+void gemm_tile(const float* const* rows, const Segment* segments, int64_t segment_count, const float* panel,
+               float* out, int64_t out_stride) {
+  run_tile<MR, NR, MODE>(rows, segments, segment_count, panel, out, out_stride, {});
+}
+
+template <int MR, int NR>
+void gemm_tile_finish(const float* const* rows, const Segment* segments, int64_t segment_count, const float* panel,
+                      float* out, int64_t out_stride, const Finish& finish) {
+  run_tile<MR, NR, TileMode::finish>(rows, segments, segment_count, panel, out, out_stride, finish);
 }
 
 using TileFunction = void (*)(const float* const*, const Segment*, int64_t, const float*, float*, int64_t);
 
+using FinishFunction = void (*)(const float* const*, const Segment*, int64_t, const float*, float*, int64_t,
+                                const Finish&);
+
+#define GK_TILE_ROWS(...)                                                                              \
+  {GK_TILE(1, __VA_ARGS__), GK_TILE(2, __VA_ARGS__), GK_TILE(3, __VA_ARGS__), GK_TILE(4, __VA_ARGS__), \
+   GK_TILE(5, __VA_ARGS__), GK_TILE(6, __VA_ARGS__)}
+#if GK_ISA_LEVEL == 2
+#define GK_TILE_TABLE {GK_TILE_ROWS(1), GK_TILE_ROWS(2), GK_TILE_ROWS(3), GK_TILE_ROWS(4)}
+#else
+#define GK_TILE_TABLE {GK_TILE_ROWS(1), GK_TILE_ROWS(2)}
+#endif
+
 // gemm_tile<mr, nr, MODE>, by number.
 template <TileMode MODE>
 inline TileFunction tile_function(int mr, int nr) {
-#define GK_TILE_ROWS(nr_)                                                                   \
-  {gemm_tile<1, nr_, MODE>, gemm_tile<2, nr_, MODE>, gemm_tile<3, nr_, MODE>,               \
-   gemm_tile<4, nr_, MODE>, gemm_tile<5, nr_, MODE>, gemm_tile<6, nr_, MODE>}
-  static constexpr TileFunction table[NR_MAX][MR_MAX] = {GK_TILE_ROWS(1), GK_TILE_ROWS(2),
-#if GK_ISA_LEVEL == 2
-                                                         GK_TILE_ROWS(3), GK_TILE_ROWS(4)
-#endif
-  };
-#undef GK_TILE_ROWS
+#define GK_TILE(mr_, nr_) gemm_tile<mr_, nr_, MODE>
+  static constexpr TileFunction table[NR_MAX][MR_MAX] = GK_TILE_TABLE;
+#undef GK_TILE
   return table[nr - 1][mr - 1];
 }
+
+// gemm_tile_finish<mr, nr>, by number.
+inline FinishFunction finish_function(int mr, int nr) {
+#define GK_TILE(mr_, nr_) gemm_tile_finish<mr_, nr_>
+  static constexpr FinishFunction table[NR_MAX][MR_MAX] = GK_TILE_TABLE;
+#undef GK_TILE
+  return table[nr - 1][mr - 1];
+}
+#undef GK_TILE_TABLE
+#undef GK_TILE_ROWS
 
 // Splits `count` rows into tiles of at most MR_MAX, as even as can be, and calls tile(first, rows) for each.
 template <class Tile>

@@ -159,8 +159,10 @@ bool masked_conv_backward(const MaskedConvBackward& args) {
     for (int64_t unit = 0; unit < tiling.units; ++unit) {
       int64_t image;
       const Region region = tiling.region(c, unit, &image);
-      const Region below{region.y0, region.y1 + c.reach_up(), region.x0 - c.reach_right(),
-                         region.x1 + c.reach_left()};
+      // The border is for grad_x alone.
+      const Region below = !wants_x ? region
+                                    : Region{region.y0, region.y1 + c.reach_up(), region.x0 - c.reach_right(),
+                                             region.x1 + c.reach_left()};
       const int64_t pitch = below.columns();
       load_pixels({args.grad_y, image, O, c.height, c.width, c.out_order, args.relu ? &args.y : nullptr}, below,
                   gradient);
@@ -169,11 +171,8 @@ bool masked_conv_backward(const MaskedConvBackward& args) {
           const Panel panel = make_panel(to_x, p);
           const int64_t count = make_segments(c, to_x, panel, c.reach_right(), pitch, -1, segments);
           const Target target{args.grad_x, image, panel.first, panel.columns, c.in_order, nullptr, false};
-          for_line_groups(region, [&](const Region& lines) {
-            multiply_unit(lines, gradient + (lines.y0 - region.y0) * pitch * O, pitch, O, segments, count, panel,
-                          weights + p * PANEL_MAX * (taps + 1) * O, staging);
-            store_panel(target, lines, staging, panel.width());
-          });
+          multiply_unit(region, gradient, pitch, O, segments, count, panel, weights + p * PANEL_MAX * (taps + 1) * O,
+                        target, staging);
         }
       }
       if (!wants_weight && !wants_bias) continue;
@@ -182,7 +181,7 @@ bool masked_conv_backward(const MaskedConvBackward& args) {
       if (wants_weight) load_planes({args.x, image, C, c.height, c.width, c.in_order, nullptr}, above, planes);
       for (int64_t p = 0; p < panel_count(O); ++p) {
         const Panel panel = make_panel(to_weight, p);
-        pack_gradient_panel(region, gradient + c.reach_right() * O, pitch, O, panel, packed,
+        pack_gradient_panel(region, gradient + (region.x0 - below.x0) * O, pitch, O, panel, packed,
                             bias_sums + p * PANEL_MAX);
         if (wants_weight)
           accumulate_weight(c, region, planes, above.columns(), above.pixels(), panel, packed, segments,

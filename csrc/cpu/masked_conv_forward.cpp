@@ -72,13 +72,9 @@ bool masked_conv_forward(const MaskedConvForward& args) {
           segments[0] = {0, taps * c.in_channels + panel.hi};
         else
           count = make_segments(c, product, panel, base, pitch, 1, segments);
-        const float* const rows = gathers ? patches : source;
-        const int64_t row_pitch = gathers ? region.columns() : pitch, row_width = gathers ? patch : c.in_channels;
-        for_line_groups(region, [&](const Region& lines) {
-          multiply_unit(lines, rows + (lines.y0 - region.y0) * row_pitch * row_width, row_pitch, row_width, segments,
-                        count, panel, weights + p * PANEL_MAX * patch, staging);
-          store_panel(target, lines, staging, panel.width());
-        });
+        multiply_unit(region, gathers ? patches : source, gathers ? region.columns() : pitch,
+                      gathers ? patch : c.in_channels, segments, count, panel, weights + p * PANEL_MAX * patch, target,
+                      staging);
       }
     }
   }

@@ -195,20 +195,39 @@ inline void gather_patches(const Region& region, const float* source, int64_t pi
       }
 }
 
-// One unit times one panel: staging[pixel][panel.width()], pixels of `region` in raster order. `source` holds
-// the unit's pixels with their border, lines of `pitch` pixels of `reductions` floats.
+// One unit times one panel of weights, into the target. `source` holds the unit's pixels with their border, lines of
+// `pitch` pixels of `reductions` floats. Where the target's pixels follow each other in memory with the panel's
+// channels side by side (float32, channels_last), tiles leave the registers for good; else they are staged in L1.
 inline void multiply_unit(const Region& region, const float* source, int64_t pitch, int64_t reductions,
                           const Segment* segments, int64_t segment_count, const Panel& panel, const float* weights,
-                          float* staging) {
-  int64_t y = 0, x = 0;
-  for_row_tiles(region.pixels(), [&](int64_t first, int64_t count) {
-    const float* rows[MR_MAX];
-    for (int64_t i = 0; i < count; ++i) {
-      rows[i] = source + (y * pitch + x) * reductions;
-      if (++x == region.columns()) x = 0, ++y;
+                          const Target& target, float* staging) {
+  const ImageView& view = target.view;
+  const bool direct = view.storage == Storage::float32 && view.stride_c == 1 && !target.order &&
+                      panel.columns == panel.width() && view.stride_h == region.columns() * view.stride_w;
+  const Finish finish{target.bias ? target.bias + panel.first : nullptr, target.relu};
+  for_line_groups(region, [&](const Region& lines) {
+    float* out = staging;
+    int64_t out_stride = panel.width();
+    if (direct) {
+      out = static_cast<float*>(const_cast<void*>(view.data)) + target.image * view.stride_n +
+            lines.y0 * view.stride_h + panel.first;
+      out_stride = view.stride_w;
     }
-    tile_function<TileMode::write>(static_cast<int>(count), panel.nr)(
-        rows, segments, segment_count, weights, staging + first * panel.width(), panel.width());
+    int64_t y = lines.y0 - region.y0, x = 0;
+    for_row_tiles(lines.pixels(), [&](int64_t first, int64_t count) {
+      const float* rows[MR_MAX];
+      for (int64_t i = 0; i < count; ++i) {
+        rows[i] = source + (y * pitch + x) * reductions;
+        if (++x == region.columns()) x = 0, ++y;
+      }
+      const int mr = static_cast<int>(count);
+      float* const to = out + first * out_stride;
+      if (direct)
+        finish_function(mr, panel.nr)(rows, segments, segment_count, weights, to, out_stride, finish);
+      else
+        tile_function<TileMode::write>(mr, panel.nr)(rows, segments, segment_count, weights, to, out_stride);
+    });
+    if (!direct) store_panel(target, lines, staging, panel.width());
   });
 }
 
