@@ -136,6 +136,9 @@ class PixelCNN(AutoregressiveModel):
             width = head_channels
         layers.append(conv(width, in_channels * levels, 1, relu=False))
         self.layers = nn.Sequential(*layers)
+        # Features are kept channels_last (see `predict`). An image of one channel has no layout of its own: there
+        # the first layer's weight says which is meant.
+        self.layers[0].to(memory_format=torch.channels_last)
         self._initialise(num_layers)
 
     def _initialise(self, num_layers: int) -> None:
@@ -147,5 +150,7 @@ class PixelCNN(AutoregressiveModel):
                 init_live_taps(layer.up, variance=1 / num_layers)  # the sum over all blocks keeps its size
 
     def predict(self, scaled: Tensor, condition: Tensor | None) -> Tensor:
+        # channels_last: results leave the kernels without a transposition, and the softmax reads its levels in a row.
+        scaled = scaled.contiguous(memory_format=torch.channels_last)
         logits = self.layers(scaled)  # [N, C * levels, H, W], a block of levels for each colour
         return logits.unflatten(1, (self.in_channels, self.levels)).transpose(1, 2)
