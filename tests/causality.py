@@ -31,9 +31,7 @@ def make_transparent(model: nn.Module, seed: int = 0) -> nn.Module:
     return model
 
 
-def jacobian_pattern(
-    function: Function, shape: Sequence[int], *, scale: float = 1.0, seed: int = 0
-) -> Tensor:
+def jacobian_pattern(function: Function, shape: Sequence[int], *, scale: float = 1.0, seed: int = 0) -> Tensor:
     """The pattern of a differentiable function [N, D, H, W] -> [N, K, C, H, W] at one positive random image.
 
     The image is copied once for every sub-pixel of the output, and copy n is differentiated for sub-pixel n,

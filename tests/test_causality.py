@@ -21,9 +21,7 @@ def masked_stack(colours: int, features: int, *layers: tuple[int, str]) -> nn.Se
     widths = [colours] + [features] * len(layers)
     return nn.Sequential(
         *(
-            MaskedConv2d(
-                inputs, outputs, size, mask_type=mask_type, channel_groups=colours, activation="relu"
-            )
+            MaskedConv2d(inputs, outputs, size, mask_type=mask_type, channel_groups=colours, activation="relu")
             for inputs, outputs, (size, mask_type) in zip(widths, widths[1:], layers, strict=False)
         )
     )
@@ -33,9 +31,7 @@ def masked_stack(colours: int, features: int, *layers: tuple[int, str]) -> nn.Se
 
 
 @pytest.mark.parametrize("colours, features", [(1, 5), (2, 5), (3, 3), (3, 8), (3, 64)])
-@pytest.mark.parametrize(
-    "layers", [((7, "A"),), ((3, "A"), (3, "B")), ((5, "A"), (1, "B"), (3, "B"))], ids=str
-)
+@pytest.mark.parametrize("layers", [((7, "A"),), ((3, "A"), (3, "B")), ((5, "A"), (1, "B"), (3, "B"))], ids=str)
 def test_a_stack_of_masked_layers_reaches_exactly_what_its_taps_lead_to(layers, colours, features):
     shape = (colours, 4, 6)
     stack = make_transparent(masked_stack(colours, features, *layers))

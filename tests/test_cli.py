@@ -129,10 +129,7 @@ def test_train_takes_the_options_of_the_model(command):
         "--lr",
         "0.01",
     ]
-    assert (
-        command("train", "pixelcnn", "--out", "run", "--steps", "1", "--samples", "1", *options, *SMALL)[0]
-        == 0
-    )
+    assert command("train", "pixelcnn", "--out", "run", "--steps", "1", "--samples", "1", *options, *SMALL)[0] == 0
     content = torch.load("run/model.pt", weights_only=True)
     assert content["config"]["levels"] == 4 and content["config"]["residual"] is True
     assert content["settings"]["optimizer"] == "rmsprop" and content["settings"]["learning_rate"] == 0.01
@@ -161,9 +158,7 @@ def test_sample_draws_the_same_picture_from_the_same_seed(command, trained):
 
 
 def test_sample_completes_real_images(command, trained):
-    code, _, err = command(
-        "sample", trained, "--complete", "-n", 2, "--out", "done.png", "--temperature", 0.5
-    )
+    code, _, err = command("sample", trained, "--complete", "-n", 2, "--out", "done.png", "--temperature", 0.5)
     assert (code, err) == (0, "")
     with Image.open("done.png") as picture:
         assert picture.width > 2 * picture.height  # given, completed and real side by side

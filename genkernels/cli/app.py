@@ -28,9 +28,7 @@ from .progress import counted, progress
 
 DEFAULT_EPOCHS = 10
 
-app = typer.Typer(
-    add_completion=False, no_args_is_help=True, help="Fast kernels for generative image models."
-)
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="Fast kernels for generative image models.")
 
 # The base of what typer raises about a command line; its recent versions carry a click of their own.
 _CommandLineError: type[Any] = next(t for t in typer.BadParameter.__mro__ if t.__name__ == "ClickException")
@@ -66,9 +64,7 @@ def _console() -> Console:
 # --- what several commands take -------------------------------------------------------------------------
 
 Data = Annotated[str | None, typer.Option(help=f"One of: {', '.join(SPECS)}.")]
-Device = Annotated[
-    str | None, typer.Option(help="cpu, cuda, cuda:1 ...; by default a GPU where there is one.")
-]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; by default a GPU where there is one.")]
 Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Equal seeds give equal results.")]
 Checkpoint = Annotated[Path, typer.Argument(help="A model.pt that train wrote.")]
 
@@ -92,9 +88,7 @@ def _size(text: str | None) -> tuple[int, int] | None:
     return int(parts[0]), int(parts[-1])
 
 
-def _test_images(
-    model: AutoregressiveModel, content: dict[str, Any], data: str | None
-) -> tuple[str, torch.Tensor]:
+def _test_images(model: AutoregressiveModel, content: dict[str, Any], data: str | None) -> tuple[str, torch.Tensor]:
     """The name and the test images, in levels, of ``data`` or of what the model was trained on."""
     settings = content["settings"]
     dataset = open_dataset(data or settings["data"], None if data else settings["size"])
@@ -117,9 +111,7 @@ def info() -> None:
 @app.command()
 def demo(
     seconds: Annotated[float, typer.Option(min=1, help="Time to train for.")] = 60,
-    out: Annotated[Path, typer.Option(help="Folder for the pictures and the model.")] = Path(
-        "genkernels-demo"
-    ),
+    out: Annotated[Path, typer.Option(help="Folder for the pictures and the model.")] = Path("genkernels-demo"),
     seed: Seed = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is in the folder.")] = False,
 ) -> None:
@@ -132,13 +124,9 @@ def train(
     model: Annotated[str, typer.Argument(help=f"What to train: {', '.join(RECIPES)}.")],
     data: Data = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run; runs/MODEL-DATA by default.")] = None,
-    epochs: Annotated[
-        int | None, typer.Option(min=1, help=f"Stop then; {DEFAULT_EPOCHS} by default.")
-    ] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help=f"Stop then; {DEFAULT_EPOCHS} by default.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Stop after so many steps.")] = None,
-    minutes: Annotated[
-        float | None, typer.Option(min=0.01, help="Stop after so much training from now.")
-    ] = None,
+    minutes: Annotated[float | None, typer.Option(min=0.01, help="Stop after so much training from now.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images per step.")] = None,
     lr: Annotated[float | None, typer.Option("--lr", "--learning-rate", min=0, help="Learning rate.")] = None,
     optimizer: Annotated[str | None, typer.Option(help=f"One of: {', '.join(OPTIMIZERS)}.")] = None,
@@ -146,15 +134,11 @@ def train(
     levels: Annotated[int | None, typer.Option(min=2, max=256, help="Grey levels, per colour.")] = None,
     hidden_channels: Annotated[int | None, typer.Option(min=1, help="Features per layer.")] = None,
     num_layers: Annotated[int | None, typer.Option(min=0, help="Layers after the first.")] = None,
-    residual: Annotated[
-        bool | None, typer.Option("--residual/--no-residual", help="Residual blocks.")
-    ] = None,
+    residual: Annotated[bool | None, typer.Option("--residual/--no-residual", help="Residual blocks.")] = None,
     head_channels: Annotated[int | None, typer.Option(min=1, help="Width of two more 1x1 layers.")] = None,
     recurrence: Annotated[str | None, typer.Option(help="Of a PixelRNN: diagonal or row.")] = None,
     size: Annotated[str | None, typer.Option(help="Resize a folder's images: 32 or 32x48.")] = None,
-    seed: Annotated[
-        int | None, typer.Option(min=0, max=2**31 - 1, help="Equal seeds give equal runs.")
-    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, max=2**31 - 1, help="Equal seeds give equal runs.")] = None,
     samples: Annotated[int, typer.Option(min=0, help="Images to draw at the end.")] = 16,
     device: Device = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,

@@ -63,9 +63,7 @@ def _show_timings(console: Console, rows: list[Comparison]) -> None:
     for row in rows:
         factor = f"{row.speedup:.2f}x faster" if row.speedup >= 1 else f"{1 / row.speedup:.2f}x slower"
         style = "green" if row.speedup >= 1 else "red"
-        table.add_row(
-            row.what, f"{row.ours * 1e3:.1f} ms", f"{row.plain * 1e3:.1f} ms", f"[{style}]{factor}[/]"
-        )
+        table.add_row(row.what, f"{row.ours * 1e3:.1f} ms", f"{row.plain * 1e3:.1f} ms", f"[{style}]{factor}[/]")
     console.print(table)
     console.print(
         f"Medians of at least {rounds} interleaved rounds just now, on {threads} threads. "

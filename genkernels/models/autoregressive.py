@@ -192,20 +192,14 @@ class AutoregressiveModel(nn.Module):
         if given is None and known is None:
             return images, torch.ones(shape, dtype=torch.bool, device=device)
         if given is None or known is None:
-            raise ValueError(
-                "given, known: expected both or neither; got " + ("known" if given is None else "given")
-            )
+            raise ValueError("given, known: expected both or neither; got " + ("known" if given is None else "given"))
         n, colours, height, width = shape
         if known.dtype != torch.bool:
             raise ValueError(f"known: expected dtype bool; got {known.dtype}")
         if known.dim() != 4 or not _fits(known.shape, shape):
-            raise ValueError(
-                f"known: expected [{n} or 1, {colours} or 1, {height}, {width}]; got {list(known.shape)}"
-            )
+            raise ValueError(f"known: expected [{n} or 1, {colours} or 1, {height}, {width}]; got {list(known.shape)}")
         if given.dim() != 4 or given.shape[0] not in (1, n) or given.shape[1:] != shape[1:]:
-            raise ValueError(
-                f"given: expected [{n} or 1, {colours}, {height}, {width}]; got {list(given.shape)}"
-            )
+            raise ValueError(f"given: expected [{n} or 1, {colours}, {height}, {width}]; got {list(given.shape)}")
         known, given = known.to(device).expand(shape), given.to(device).expand(shape)
         check_levels("given", given[known], self.levels)
         images[known] = given[known].to(images.dtype)
@@ -225,8 +219,7 @@ def _uniforms(shape: tuple[int, ...], uniforms: Tensor | None, generator: torch.
         )
     if not ((uniforms >= 0) & (uniforms < 1)).all():
         raise ValueError(
-            "uniforms: expected numbers in [0, 1); "
-            f"got {uniforms.min().item():g} .. {uniforms.max().item():g}"
+            f"uniforms: expected numbers in [0, 1); got {uniforms.min().item():g} .. {uniforms.max().item():g}"
         )
     return uniforms
 
@@ -244,12 +237,7 @@ def check_levels(name: str, x: Tensor, levels: int) -> None:
 
 def check_whole(name: str, value: Any, low: int, high: int | None = None) -> None:
     """Raise a ValueError unless value is an int in low .. high."""
-    if (
-        not isinstance(value, int)
-        or isinstance(value, bool)
-        or value < low
-        or (high is not None and value > high)
-    ):
+    if not isinstance(value, int) or isinstance(value, bool) or value < low or (high is not None and value > high):
         wanted = f"of at least {low}" if high is None else f"in {low} .. {high}"
         raise ValueError(f"{name}: expected a whole number {wanted}; got {value!r}")
 

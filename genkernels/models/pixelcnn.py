@@ -116,9 +116,7 @@ class PixelCNN(AutoregressiveModel):
             "image_size": list(as_size("image_size", image_size)),
         }
 
-        def conv(
-            inputs: int, outputs: int, kernel: int, mask_type: str = "B", relu: bool = True
-        ) -> MaskedConv2d:
+        def conv(inputs: int, outputs: int, kernel: int, mask_type: str = "B", relu: bool = True) -> MaskedConv2d:
             return MaskedConv2d(
                 inputs, outputs, kernel,
                 mask_type=mask_type, channel_groups=in_channels, activation="relu" if relu else None,

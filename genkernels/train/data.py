@@ -104,9 +104,7 @@ def _digits() -> Dataset:
     images = (images * (255 / 16)).round().to(torch.uint8)
     labels = torch.from_numpy(source.target).long()
     held_out = torch.arange(len(images)) % 6 == 5
-    return Dataset(
-        "digits", images[~held_out], images[held_out], labels[~held_out], labels[held_out], levels=17
-    )
+    return Dataset("digits", images[~held_out], images[held_out], labels[~held_out], labels[held_out], levels=17)
 
 
 def _mnist(name: str, folder: Path) -> Dataset:
@@ -133,11 +131,7 @@ def _find(name: str, folder: Path, stem: str, kind: str) -> Path:
             for suffix in ("", ".gz"):
                 if (place / (file + suffix)).is_file():
                     return place / (file + suffix)
-    hint = (
-        f"; install the package dataset-fashion-mnist or give {name}:PATH"
-        if folder == DEBIAN_FASHION_MNIST
-        else ""
-    )
+    hint = f"; install the package dataset-fashion-mnist or give {name}:PATH" if folder == DEBIAN_FASHION_MNIST else ""
     raise DataError(f"{name}: there is no {stem}-{kind} (nor {stem}-{kind}.gz) in {folder}{hint}")
 
 

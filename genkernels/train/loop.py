@@ -252,9 +252,7 @@ class Trainer:
             self.step, self.seconds = progress["step"], progress["seconds"]
             self.limits = Limits(**content["limits"])
         except (KeyError, TypeError, ValueError) as error:
-            raise TrainingError(
-                f"{self.folder / CHECKPOINT}: not a run that can be resumed: {error}"
-            ) from error
+            raise TrainingError(f"{self.folder / CHECKPOINT}: not a run that can be resumed: {error}") from error
         torch.set_rng_state(rng["cpu"])
         if rng["cuda"] is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(rng["cuda"], self.device)

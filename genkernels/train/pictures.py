@@ -51,9 +51,7 @@ def tile(images: Tensor, levels: int, columns: int | None = None) -> Tensor:
 def save_grids(path: Path, grids: Mapping[str, Tensor], levels: int, columns: int | None = None) -> None:
     """One picture with a titled grid for each entry, side by side; levels, [N, 1 or 3, H, W]."""
     figure = _figure(4.2 * len(grids), 4.6)
-    for axes, (title, images) in zip(
-        figure.subplots(1, len(grids), squeeze=False)[0], grids.items(), strict=True
-    ):
+    for axes, (title, images) in zip(figure.subplots(1, len(grids), squeeze=False)[0], grids.items(), strict=True):
         sheet = tile(images, levels, columns)
         axes.imshow(sheet.squeeze(2).numpy(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         axes.set_title(title)
@@ -68,9 +66,7 @@ def save_curve(path: Path, history: Sequence[Mapping[str, float]]) -> None:
     for key, label, style in (("train_nats", "training", "-"), ("test_nats", "test", "o-")):
         records = [record for record in history if key in record]
         if records:
-            axes.plot(
-                [r["step"] for r in records], [r[key] for r in records], style, markersize=3, label=label
-            )
+            axes.plot([r["step"] for r in records], [r[key] for r in records], style, markersize=3, label=label)
     axes.set_xlabel("step")
     axes.set_ylabel("nats per image")
     axes.grid(alpha=0.3)

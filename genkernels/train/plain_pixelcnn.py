@@ -50,9 +50,7 @@ class PlainPixelCNN(nn.Module):
         for ours in model.layers:
             assert isinstance(ours, MaskedConv2d)
             kernel = ours.kernel_size[0]
-            conv = PlainMaskedConv2d(
-                ours.mask_type, ours.in_channels, ours.out_channels, kernel, padding=kernel // 2
-            )
+            conv = PlainMaskedConv2d(ours.mask_type, ours.in_channels, ours.out_channels, kernel, padding=kernel // 2)
             conv.load_state_dict({"mask": conv.mask, **ours.state_dict()})
             layers.append(conv)
             if ours.activation == "relu":

@@ -40,9 +40,7 @@ def start_run(
     """
     plan = find_recipe(recipe)
     if (folder / CHECKPOINT).exists() and not overwrite:
-        raise TrainingError(
-            f"{folder} holds a run already: go on with --resume, or replace it with --overwrite"
-        )
+        raise TrainingError(f"{folder} holds a run already: go on with --resume, or replace it with --overwrite")
     defaults = {
         "size": None,
         "batch_size": plan.batch_size,
@@ -89,9 +87,7 @@ def resume_run(
     found = {"model": content["recipe"], **content["settings"], **content["config"]}
     for name, value in asked.items():
         if name not in found or found[name] != value:
-            raise TrainingError(
-                f"{name}: the run in {folder} has {found.get(name)!r}; it cannot go on with {value!r}"
-            )
+            raise TrainingError(f"{name}: the run in {folder} has {found.get(name)!r}; it cannot go on with {value!r}")
     try:
         chosen = Settings(**content["settings"])
     except TypeError as error:
@@ -108,17 +104,13 @@ def _trainer(
 ) -> Trainer:
     train, test = quantise(dataset.train, model.levels), quantise(dataset.test, model.levels)
     if train.shape[1] != model.in_channels:
-        raise TrainingError(
-            f"the model takes {model.in_channels} channels; {settings.data} has {train.shape[1]}"
-        )
+        raise TrainingError(f"the model takes {model.in_channels} channels; {settings.data} has {train.shape[1]}")
     return Trainer(recipe, model, train, test, settings, folder, device)
 
 
 def _check(settings: Settings) -> None:
     if settings.optimizer not in OPTIMIZERS:
-        raise TrainingError(
-            f"optimizer: unknown {settings.optimizer!r}; expected one of: {', '.join(OPTIMIZERS)}"
-        )
+        raise TrainingError(f"optimizer: unknown {settings.optimizer!r}; expected one of: {', '.join(OPTIMIZERS)}")
     for name in ("batch_size", "learning_rate", "clip"):
         value = getattr(settings, name)
         if not value > 0:

@@ -75,9 +75,7 @@ def test_identical_uniforms_give_identical_samples_and_others_do_not(model, unif
 
 
 def test_a_generator_decides_the_uniforms(model):
-    first, second, other = (
-        model.sample(2, generator=torch.Generator().manual_seed(seed)) for seed in (7, 7, 8)
-    )
+    first, second, other = (model.sample(2, generator=torch.Generator().manual_seed(seed)) for seed in (7, 7, 8))
     assert torch.equal(first, second) and not torch.equal(first, other)
     uniforms = torch.rand(2, 3, 3, 4, generator=torch.Generator().manual_seed(7))
     assert torch.equal(model.sample(2, uniforms=uniforms), first)
@@ -140,9 +138,7 @@ def test_known_pixels_are_kept_exactly_and_the_others_drawn_given_them(model, un
 def test_given_values_where_nothing_is_known_are_ignored(model, uniforms):
     known = torch.zeros(1, 1, 3, 4, dtype=torch.bool)
     given = torch.full((1, 3, 3, 4), 99)
-    assert torch.equal(
-        model.sample(2, uniforms=uniforms, given=given, known=known), model.sample(2, uniforms=uniforms)
-    )
+    assert torch.equal(model.sample(2, uniforms=uniforms, given=given, known=known), model.sample(2, uniforms=uniforms))
 
 
 def test_one_mask_and_one_given_image_serve_a_whole_batch(model, uniforms):

@@ -90,9 +90,7 @@ def test_a_resumed_run_cannot_be_given_other_settings(tmp_path):
         resume(tmp_path, learning_rate=0.5)
     with pytest.raises(TrainingError, match=r"hidden_channels: .* has 4; it cannot go on with 8"):
         resume_run("pixelcnn", tmp_path, {}, {"hidden_channels": 8})
-    resume_run(
-        "pixelcnn", tmp_path, {"data": "digits", "batch_size": 200}, SMALL
-    )  # what it has, it may be told
+    resume_run("pixelcnn", tmp_path, {"data": "digits", "batch_size": 200}, SMALL)  # what it has, it may be told
 
 
 def test_a_run_is_not_overwritten_unasked(tmp_path):

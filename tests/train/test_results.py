@@ -118,9 +118,7 @@ def test_training_needs_no_optional_package_before_it_draws_or_reads_images(tmp_
 # --- the plain twin -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"head_channels": 6}, {"kernel_size": 5, "first_kernel_size": 5}], ids=str
-)
+@pytest.mark.parametrize("options", [{}, {"head_channels": 6}, {"kernel_size": 5, "first_kernel_size": 5}], ids=str)
 def test_the_plain_twin_computes_the_same_outputs_and_gradients(images, options):
     torch.manual_seed(0)
     model = PixelCNN(1, 8, 2, 5, **options)
@@ -168,8 +166,6 @@ def test_rounds_are_interleaved_and_the_first_is_not_counted():
         order.append(name)
         time.sleep(next(waits[name]))
 
-    medians, rounds = interleaved_medians(
-        {name: lambda name=name: work(name) for name in waits}, rounds=3, budget=10
-    )
+    medians, rounds = interleaved_medians({name: lambda name=name: work(name) for name in waits}, rounds=3, budget=10)
     assert order == ["a", "b"] * 4 and rounds == 3
     assert medians["a"] < 0.01 < medians["b"]
