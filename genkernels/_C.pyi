@@ -22,3 +22,28 @@ def openmp_team_size(threads: int) -> int: ...
 # What was built. cuda_device_status exists only where the CUDA part was compiled.
 def build_info() -> dict[str, Any]: ...
 def cuda_device_status() -> DeviceStatus: ...
+
+# Wavefront LSTM. Tensors are addresses with the strides of [N, C, H, W]; 0 stands for one that is not there. `sizes`
+# are N, h, H, W; a walk is (mirrored, gates, strides, weight, h0, c0, hidden, strides, saved); its gradients are
+# (grad_hidden, strides, grad_gates, strides, grad_weight, grad_h0, grad_c0). False where memory for scratch ran out.
+_Strides = tuple[int, int, int, int]
+_Walk = tuple[bool, int, _Strides, int, int, int, int, _Strides, int]
+_WalkGradients = tuple[int, _Strides, int, _Strides, int, int, int]
+
+def wavefront_lstm_forward(
+    storage: int,
+    threads: int,
+    sizes: tuple[int, int, int, int],
+    diagonal: bool,
+    taps: list[int],
+    walks: list[_Walk],
+) -> bool: ...
+def wavefront_lstm_backward(
+    storage: int,
+    threads: int,
+    sizes: tuple[int, int, int, int],
+    diagonal: bool,
+    taps: list[int],
+    walks: list[_Walk],
+    gradients: list[_WalkGradients],
+) -> bool: ...

@@ -1,0 +1,94 @@
+// hidden = the wavefront LSTM over gates (the input-to-state part), front by front.
+//
+// Tiling: a thread walks whole images, several in step, without waiting for any other; only images that are left over
+// (fewer than threads) are shared, a front split among the threads and a barrier behind it. A front of the group is
+// one product: rows = cells, each row the h of its taps side by side (gathered: at a fixed stride a diagonal would
+// meet itself in the same sets of L1), columns = 4h gates in panels, then one elementwise pass. No skewed copy is
+// made, and a cell outside the image is a pointer to the initial state.
+//
+// Traffic: gates are brought into channels-last order once, straight into the buffer that is kept for backward, where
+// the walk overwrites them; hidden leaves likewise. Float32 tensors that are channels_last are read and written in
+// place. Weights (taps * 4h * h floats) stream from L2 or L3 once a front, rows and sums stay within L2.
+//
+// Floor: 2 * taps * h * 4h operations a cell. Bound: the multiply-add units for h >= 32 or so; the elementwise pass
+// (5 exp and 5 divisions a channel) takes about a fifth of the products' time at h = 64, and a share that grows as
+// 1 / h below.
+#include "cpu/wavefront_lstm_walk.h"
+
+namespace gk::GK_ISA {
+
+bool wavefront_lstm_forward(const WavefrontLSTMForward& args) {
+  const WavefrontLSTM& l = args.lstm;
+  const Fronts f = fronts_of(l);
+  const int threads = useful_threads(l, args.walk_count, args.threads);
+  const int64_t h = l.hidden, pixels = l.height * l.width, group = group_units(l, args.walk_count, threads);
+  bool needs_input = false, needs_c = false, needs_hidden = false;
+  for (int64_t w = 0; w < args.walk_count; ++w) {
+    const WavefrontWalk& walk = args.walks[w];
+    needs_input |= !walk.saved && !is_cells(walk.gates);
+    needs_c |= !walk.saved;
+    needs_hidden |= !is_cells(walk.hidden);
+  }
+  const int64_t packed_floats = padded(4 * h) * l.tap_count * h, state_floats = Scratch::round(2 * h);
+  const int64_t input_floats = needs_input ? pixels * 4 * h : 0;  // of one unit, as the next two
+  const int64_t c_floats = needs_c ? f.positions() * h : 0;
+  const int64_t hidden_floats = needs_hidden ? pixels * h : 0;
+  const int64_t group_floats = Scratch::round(group * (input_floats + c_floats + hidden_floats) + IO);
+  const int64_t limit = product_rows(l);
+  const int64_t row_floats = Scratch::round(limit * l.tap_count * h), sum_floats = limit * padded(4 * h);
+  const int64_t thread_floats = group_floats + row_floats + sum_floats;
+  const Scratch scratch(args.walk_count * (packed_floats + state_floats) + threads * thread_floats);
+  if (!scratch.data()) return false;
+  float* const packed = scratch.data();
+  float* const states = packed + args.walk_count * packed_floats;
+  float* const of_threads = states + args.walk_count * state_floats;
+
+#pragma omp parallel num_threads(threads)
+  {
+#pragma omp for
+    for (int64_t i = 0; i < args.walk_count * panel_count(4 * h); ++i) {
+      const int64_t w = i / panel_count(4 * h), panel = i % panel_count(4 * h);
+      const WavefrontWalk& walk = args.walks[w];
+      GK_BY_STORAGE(walk.gates.storage, pack_forward, l, walk.weight, panel, packed + w * packed_floats);
+      if (panel == 0) {
+        GK_BY_STORAGE(walk.gates.storage, read_state, walk.h0, h, states + w * state_floats);
+        GK_BY_STORAGE(walk.gates.storage, read_state, walk.c0, h, states + w * state_floats + h);
+      }
+    }
+
+    float* const own = of_threads + omp_get_thread_num() * thread_floats;
+    const ProductScratch product{limit, own + group_floats, own + group_floats + row_floats};
+    for_groups(args.walk_count * l.batch, group, [&](int64_t first, int64_t count, const Share& share) {
+      float* const inputs = share.count > 1 ? of_threads : own;
+      float* const cs = inputs + group * input_floats;
+      float* const hiddens = cs + group * c_floats;
+      Unit units[UNITS_MAX];
+      for (int64_t u = 0; u < count; ++u) {
+        const int64_t w = (first + u) / l.batch, image = (first + u) % l.batch;
+        const WavefrontWalk& walk = args.walks[w];
+        float* const saved = walk.saved ? walk.saved + image * pixels * 5 * h : nullptr;
+        const float* const state = states + w * state_floats;
+        Unit& unit = units[u];
+        unit = {w, image, walk.mirrored, {}, saved, saved ? saved + pixels * 4 * h : cs + u * c_floats,
+                saved != nullptr, {}, state, state + h};
+        if (is_cells(walk.gates)) {
+          unit.input = cells_of(walk.gates, image);
+        } else {
+          unit.input = scratch_cells(saved ? saved : inputs + u * input_floats, l.width, 4 * h);
+          load_lines(walk.gates, image, 4 * h, f, share, unit.input.data);
+        }
+        unit.hidden = is_cells(walk.hidden) ? cells_of(walk.hidden, image)
+                                            : scratch_cells(hiddens + u * hidden_floats, l.width, h);
+      }
+      share.barrier();
+      walk_forward(l, units, count, share, packed, packed_floats, product);
+      for (int64_t u = 0; u < count; ++u) {
+        const WavefrontWalk& walk = args.walks[units[u].walk];
+        if (!is_cells(walk.hidden)) store_lines(walk.hidden, units[u].image, h, f, share, units[u].hidden.data);
+      }
+    });
+  }
+  return true;
+}
+
+}  // namespace gk::GK_ISA
