@@ -100,42 +100,36 @@ class _Walks:
     # gates, weight, h0, c0 of each walk; front, taps, mirrored, keep -> hidden of each walk, saved
 
     def _save_forward(self, ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> _Tensors:
-        *tensors, front, taps, mirrored, keep = inputs
+        *tensors, front, taps, mirrored, _ = inputs
         ctx.options = [front, taps, mirrored]
-        *hidden, saved = output
-        ctx.mark_non_differentiable(saved)
-        # Without the buffer backward walks forward again, and needs no result either.
-        return (*tensors, *(hidden if keep else [None] * self.count), saved)
-
-    def _split(self, ctx: Any) -> tuple[list[list[Tensor | None]], list[Tensor | None], Tensor]:
-        *tensors, saved = ctx.saved_tensors
-        return walks_of(tensors[: 4 * self.count], self.count), tensors[4 * self.count :], saved
+        ctx.mark_non_differentiable(output[-1])
+        return (*tensors, output[-1])
 
     def _backward_formula(self, ctx: Any, needs: tuple[bool, ...], *grads: Tensor | None) -> _Tensors:
-        walks, hidden, saved = self._split(ctx)
+        *tensors, saved = ctx.saved_tensors
         arguments: list[Any] = []
-        for grad, inputs, h in zip(grads[:-1], walks, hidden, strict=True):
-            arguments += [_zeros(inputs) if grad is None else grad, *inputs, h]
+        for grad, inputs in zip(grads[:-1], walks_of(tensors, self.count), strict=True):
+            arguments += [_zeros(inputs) if grad is None else grad, *inputs]
         wanted = list(needs[: 4 * self.count])
         results = self.backward(*arguments, saved, *ctx.options, wanted)
         return (*(grad if need else None for grad, need in zip(results, wanted, strict=True)), *[None] * 4)
 
     def _forward_jvp(self, ctx: Any, *tangents: Tensor | None) -> _Tensors:
-        walks, _, _ = self._split(ctx)
+        inputs_of = walks_of(ctx.saved_tensors[:-1], self.count)
         moved = walks_of(tangents[: 4 * self.count], self.count)
         result: list[Tensor | None] = []
-        for inputs, directions, geometry in zip(walks, moved, geometries(*ctx.options), strict=True):
+        for inputs, directions, geometry in zip(inputs_of, moved, geometries(*ctx.options), strict=True):
             zeros = _zeros(inputs)
             tangent = _second(zeros, inputs, directions, geometry)[0]
             result.append(zeros if tangent is None else tangent)
         return (*result, None)
 
-    # grad_hidden, gates, weight, h0, c0, hidden of each walk; saved, front, taps, mirrored, needs -> the gradients
+    # grad_hidden, gates, weight, h0, c0 of each walk; saved, front, taps, mirrored, needs -> the gradients
 
     def _save_backward(self, ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> _Tensors:
         *tensors, _, front, taps, mirrored, ctx.computed = inputs
         ctx.options = [front, taps, mirrored]
-        return tuple(value for walk in walks_of(tensors, self.count) for value in walk[:5])
+        return tuple(tensors)
 
     def _double_backward_formula(self, ctx: Any, needs: tuple[bool, ...], *directions: Tensor | None) -> _Tensors:
         result: list[Tensor | None] = []
@@ -143,7 +137,7 @@ class _Walks:
         for (grad, *inputs), along, geometry in zip(
             walks_of(ctx.saved_tensors, self.count), walks_of(wanted, self.count), geometries(*ctx.options), strict=True
         ):
-            result += [*_second(grad, inputs, along, geometry), None]
+            result += _second(grad, inputs, along, geometry)
         flat = (value if need else None for value, need in zip(result, needs, strict=False))
         return (*flat, *[None] * 5)
 
@@ -152,7 +146,7 @@ class _Walks:
         computed = walks_of(ctx.computed, self.count)
         for (grad, *inputs), (dgrad, *moved), done, geometry in zip(
             walks_of(ctx.saved_tensors, self.count),
-            (walk[:5] for walk in walks_of(tangents[: 6 * self.count], self.count)),
+            walks_of(tangents[: 5 * self.count], self.count),
             computed,
             geometries(*ctx.options),
             strict=True,
@@ -178,7 +172,7 @@ def _first(grad_hidden: Tensor, inputs: Sequence[Any], geometry: Geometry) -> li
     options = [geometry.front, list(geometry.taps), [geometry.mirrored]]
     needs = [value is not None for value in inputs]
     saved = grad_hidden.new_empty(0)
-    results = walks[1].backward(grad_hidden, *inputs, None, saved, *options, needs)
+    results = walks[1].backward(grad_hidden, *inputs, saved, *options, needs)
     return [grad if need else None for grad, need in zip(results, needs, strict=True)]
 
 

@@ -9,14 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import reference, schema
+from . import cpu, reference, schema
 from .derivatives import geometries, walks, walks_of
 from .geometry import Geometry
-
-try:
-    from . import cpu
-except ImportError:
-    cpu = None
 
 ROW_TAPS = (-1, 0, 1)  # above left, above, above right
 DIAGONAL_TAPS = (0, -1)  # left, above
@@ -231,7 +226,7 @@ def _backward_reference(count: int, *arguments: Any) -> tuple[Tensor, ...]:
     for index, (walk, geometry) in enumerate(
         zip(walks_of(tensors, count), geometries(front, taps, mirrored), strict=True)
     ):
-        grad_hidden, gates, weight, h0, c0, _ = walk
+        grad_hidden, gates, weight, h0, c0 = walk
         if saved.dim() == 3:
             trace = saved[index].unflatten(1, (-1, weight.shape[2] * 5)).transpose(0, 1)
         else:
@@ -243,14 +238,14 @@ def _backward_reference(count: int, *arguments: Any) -> tuple[Tensor, ...]:
 
 
 def _forward_cpu(count: int, *arguments: Any) -> tuple[Tensor, ...]:
-    if cpu is None or cpu.why_not(arguments[0]) is not None:
+    if cpu.why_not(arguments[0]) is not None:
         return _forward_reference(count, *arguments)
     *tensors, front, taps, mirrored, keep = arguments
     return cpu.forward(walks_of(tensors, count), geometries(front, taps, mirrored), keep)
 
 
 def _backward_cpu(count: int, *arguments: Any) -> tuple[Tensor, ...]:
-    if cpu is None or cpu.why_not(arguments[0]) is not None:
+    if cpu.why_not(arguments[0]) is not None:
         return _backward_reference(count, *arguments)
     *tensors, saved, front, taps, mirrored, needs = arguments
     return cpu.backward(walks_of(tensors, count), saved, geometries(front, taps, mirrored), needs)
@@ -266,7 +261,7 @@ def _backward_fake(count: int, *arguments: Any) -> tuple[Tensor, ...]:
     *tensors, _, _, _, _, needs = arguments
     results: list[Tensor] = []
     for walk, wanted in zip(walks_of(tensors, count), walks_of(needs, count), strict=True):
-        results += schema.empty_grads(walk[1:5], wanted)
+        results += schema.empty_grads(walk[1:], wanted)
     return tuple(results)
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, wraps
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,30 +29,46 @@ class _Front:
     start: int
     count: int
     previous: int
-    sources: Tensor
-    cell_sources: Tensor
+    sources: list[int]
+    cell_sources: list[int]
 
 
 @lru_cache(maxsize=64)
-def _path(geometry: Geometry, height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor, list[_Front]]:
-    """(pixels in walk order, its inverse, the fronts) of an image."""
+def _path(geometry: Geometry, height: int, width: int) -> tuple[list[int], list[_Front]]:
+    """(pixels in walk order, the fronts) of an image. No tensors: a cache must not keep those of a trace."""
     pixels: list[int] = []
     fronts = []
     before: dict[tuple[int, int], int] = {}
-
-    def index(values: list[int]) -> Tensor:
-        return torch.tensor(values, dtype=torch.int64, device=device)
-
+    offsets, (cell_y, cell_x) = geometry.offsets(), geometry.cell_offset()
     for step in range(geometry.steps(height, width)):
         cells = geometry.cells(step, height, width)
-        offsets, (cell_y, cell_x) = geometry.offsets(), geometry.cell_offset()
         sources = [before.get((y + dy, x + dx), len(before)) for y, x in cells for dy, dx in offsets]
         cell_sources = [before.get((y + cell_y, x + cell_x), len(before)) for y, x in cells]
-        fronts.append(_Front(len(pixels), len(cells), len(before), index(sources), index(cell_sources)))
+        fronts.append(_Front(len(pixels), len(cells), len(before), sources, cell_sources))
         pixels += [y * width + x for y, x in cells]
         before = {cell: i for i, cell in enumerate(cells)}
-    order = index(pixels)
-    return order, order.argsort(), fronts
+    return pixels, fronts
+
+
+def _path_of(image: Tensor, geometry: Geometry) -> tuple[Tensor, list[_Front]]:
+    """The pixels of an image [N, K, H, W] in walk order, [H * W], and the fronts."""
+    pixels, fronts = _path(geometry, int(image.shape[2]), int(image.shape[3]))
+    return _index(pixels, image), fronts
+
+
+def _index(values: list[int], like: Tensor) -> Tensor:
+    return torch.tensor(values, dtype=torch.int64, device=like.device)
+
+
+def _plain_arithmetic(function: Any) -> Any:
+    """Keeps autocast out: a walk computes in the dtype that it was given."""
+
+    @wraps(function)
+    def call(first: Tensor, *others: Any) -> Any:
+        with torch.autocast(first.device.type, enabled=False):
+            return function(first, *others)
+
+    return call
 
 
 def _to_walk(image: Tensor, order: Tensor) -> Tensor:
@@ -59,9 +76,9 @@ def _to_walk(image: Tensor, order: Tensor) -> Tensor:
     return image.flatten(2).permute(2, 0, 1)[order].to(accumulator(image.dtype))
 
 
-def _to_image(walk: Tensor, inverse: Tensor, size: Sequence[int]) -> Tensor:
+def _to_image(walk: Tensor, order: Tensor, size: Sequence[int]) -> Tensor:
     """[H * W, N, K] in walk order -> [N, K, H, W]."""
-    return walk[inverse].permute(1, 2, 0).unflatten(2, list(size))
+    return walk[order.argsort()].permute(1, 2, 0).unflatten(2, list(size))
 
 
 def _state(initial: Tensor | None, like: Tensor, hidden: int) -> Tensor:
@@ -79,10 +96,11 @@ def _matrix(weight: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _read(previous: Tensor, initial: Tensor, front: _Front) -> Tensor:
     """The h that the taps of each cell of a front see: [cells, N, taps * h]."""
-    seen = torch.cat([previous, initial])[front.sources]
+    seen = torch.cat([previous, initial])[_index(front.sources, previous)]
     return seen.unflatten(0, (front.count, -1)).transpose(1, 2).flatten(2)
 
 
+@_plain_arithmetic
 def forward(
     gates: Tensor, weight: Tensor, h0: Tensor | None, c0: Tensor | None, geometry: Geometry
 ) -> tuple[Tensor, Tensor]:
@@ -92,7 +110,7 @@ def forward(
     """
     batch, channels, height, width = gates.shape
     units = channels // 4
-    order, inverse, fronts = _path(geometry, height, width, gates.device)
+    order, fronts = _path_of(gates, geometry)
     x = _to_walk(gates, order)
     matrix = _matrix(weight, x.dtype)
     initial_h, initial_c = _state(h0, x, units), _state(c0, x, units)
@@ -102,19 +120,20 @@ def forward(
         own = x[front.start : front.start + front.count]  # [cells, N, 4h]
         i, f, g, o = (own + _read(h, initial_h, front) @ matrix.t()).chunk(4, dim=2)
         i, f, g, o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
-        c = f * torch.cat([c, initial_c])[front.cell_sources] + i * g
+        c = f * torch.cat([c, initial_c])[_index(front.cell_sources, c)] + i * g
         h = o * c.tanh()
         hidden.append(h)
         trace.append(torch.cat([i, f, g, o, c], dim=2))
-    return _to_image(torch.cat(hidden), inverse, (height, width)).to(gates.dtype), torch.cat(trace)
+    return _to_image(torch.cat(hidden), order, (height, width)).to(gates.dtype), torch.cat(trace)
 
 
+@_plain_arithmetic
 def backward(
     grad_hidden: Tensor, weight: Tensor, h0: Tensor | None, c0: Tensor | None, trace: Tensor, geometry: Geometry
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of gates, weight, h0 and c0 (there even where the state is None), in the accumulator's dtype."""
     batch, units, height, width = grad_hidden.shape
-    order, inverse, fronts = _path(geometry, height, width, grad_hidden.device)
+    order, fronts = _path_of(grad_hidden, geometry)
     grad = _to_walk(grad_hidden, order)
     matrix = _matrix(weight, trace.dtype)
     initial_h, initial_c = _state(h0, trace, units), _state(c0, trace, units)
@@ -133,7 +152,8 @@ def backward(
         tanh_c = c.tanh()
         dh = grad[front.start : end] + dh_later
         dc = dh * o * (1 - tanh_c * tanh_c) + dc_later
-        carried = torch.cat([previous_c, initial_c])[front.cell_sources]
+        sources, cell_sources = _index(front.sources, c), _index(front.cell_sources, c)
+        carried = torch.cat([previous_c, initial_c])[cell_sources]
         di, df, dg, do = (
             dc * g * i * (1 - i),
             dc * carried * f * (1 - f),
@@ -145,8 +165,8 @@ def backward(
         grad_matrix = grad_matrix + pre.flatten(0, 1).t() @ _read(previous_h, initial_h, front).flatten(0, 1)
         to_taps = (pre @ matrix).unflatten(2, (-1, units)).transpose(1, 2).flatten(0, 1)  # [cells * taps, N, h]
         slots = trace.new_zeros(front.previous + 1, batch, units)  # the last one is the initial state's
-        dh_slots, dc_slots = slots.index_add(0, front.sources, to_taps), slots.index_add(0, front.cell_sources, dc * f)
+        dh_slots, dc_slots = slots.index_add(0, sources, to_taps), slots.index_add(0, cell_sources, dc * f)
         dh_later, dc_later = dh_slots[:-1], dc_slots[:-1]
         grad_h0, grad_c0 = grad_h0 + dh_slots[-1].sum(0), grad_c0 + dc_slots[-1].sum(0)
-    grad_gates = _to_image(torch.cat(grad_pre[:1] + grad_pre[:0:-1]), inverse, (height, width))
+    grad_gates = _to_image(torch.cat(grad_pre[:1] + grad_pre[:0:-1]), order, (height, width))
     return grad_gates, grad_matrix.unflatten(1, (-1, units)).transpose(0, 1), grad_h0, grad_c0

@@ -1,7 +1,7 @@
 """The operators' signatures and the shapes of what they return; kernels are registered by op.py.
 
     genkernels::wavefront_lstm                  gates, weight, h0, c0 -> hidden, saved
-    genkernels::wavefront_lstm_backward         grad_hidden, gates, weight, h0, c0, hidden, saved -> four gradients
+    genkernels::wavefront_lstm_backward         grad_hidden, gates, weight, h0, c0, saved -> four gradients
     genkernels::wavefront_lstm_pair             two walks over images of one shape, side by side
     genkernels::wavefront_lstm_pair_backward
 
@@ -38,7 +38,7 @@ for _count, _name in NAMES.items():
         f"{_name}({_walks(_count, _INPUTS)}, {_GEOMETRY}, bool keep) -> ({', '.join(['Tensor'] * (_count + 1))})"
     )
     library.define(
-        f"{_name}_backward({_walks(_count, 'Tensor grad_hidden, ' + _INPUTS + ', Tensor? hidden')}, Tensor saved, "
+        f"{_name}_backward({_walks(_count, 'Tensor grad_hidden, ' + _INPUTS)}, Tensor saved, "
         f"{_GEOMETRY}, bool[{4 * _count}] needs) -> ({', '.join(['Tensor'] * 4 * _count)})"
     )
 forward_ops = {count: getattr(torch.ops.genkernels, name).default for count, name in NAMES.items()}
