@@ -244,8 +244,14 @@ void bind_masked_conv(py::module_& m) {
                     std::vector<int32_t>, std::vector<int32_t>, std::vector<int32_t>>(),
            py::arg("kernel"), py::arg("dilation"), py::arg("centre_end"), py::arg("centre_begin"),
            py::arg("in_order"), py::arg("out_order"))
-      .def("forward", &MaskedConvPlan::forward, NoGil())
-      .def("backward", &MaskedConvPlan::backward, NoGil());
+      .def("forward", &MaskedConvPlan::forward, py::arg("storage"), py::arg("threads"), py::arg("image"), py::arg("x"),
+           py::arg("x_strides"), py::arg("weight"), py::arg("weight_strides"), py::arg("bias"), py::arg("relu"),
+           py::arg("y"), py::arg("y_strides"), NoGil())
+      .def("backward", &MaskedConvPlan::backward, py::arg("storage"), py::arg("threads"), py::arg("image"),
+           py::arg("grad_y"), py::arg("grad_y_strides"), py::arg("x"), py::arg("x_strides"), py::arg("y"),
+           py::arg("y_strides"), py::arg("weight"), py::arg("weight_strides"), py::arg("grad_x"),
+           py::arg("grad_x_strides"), py::arg("grad_weight"), py::arg("grad_weight_strides"), py::arg("grad_bias"),
+           NoGil());
 }
 
 // ---- wavefront LSTM ----

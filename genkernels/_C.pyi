@@ -23,10 +23,58 @@ def openmp_team_size(threads: int) -> int: ...
 def build_info() -> dict[str, Any]: ...
 def cuda_device_status() -> DeviceStatus: ...
 
+# Masked convolution. Tensors are addresses with the strides of [N, C, H, W], weights with those of (out, in, tap);
+# 0 stands for a tensor that is not there. `image` is N, H, W. False where memory for scratch ran out.
+_Strides = tuple[int, int, int, int]
+_WeightStrides = tuple[int, int, int]
+
+class MaskedConvPlan:
+    def __init__(
+        self,
+        kernel: tuple[int, int],
+        dilation: tuple[int, int],
+        centre_end: list[int],
+        centre_begin: list[int],
+        in_order: list[int],
+        out_order: list[int],
+    ) -> None: ...
+    def forward(
+        self,
+        storage: int,
+        threads: int,
+        image: tuple[int, int, int],
+        x: int,
+        x_strides: _Strides,
+        weight: int,
+        weight_strides: _WeightStrides,
+        bias: int,
+        relu: bool,
+        y: int,
+        y_strides: _Strides,
+    ) -> bool: ...
+    def backward(
+        self,
+        storage: int,
+        threads: int,
+        image: tuple[int, int, int],
+        grad_y: int,
+        grad_y_strides: _Strides,
+        x: int,
+        x_strides: _Strides,
+        y: int,
+        y_strides: _Strides,
+        weight: int,
+        weight_strides: _WeightStrides,
+        grad_x: int,
+        grad_x_strides: _Strides,
+        grad_weight: int,
+        grad_weight_strides: _WeightStrides,
+        grad_bias: int,
+    ) -> bool: ...
+
 # Wavefront LSTM. Tensors are addresses with the strides of [N, C, H, W]; 0 stands for one that is not there. `sizes`
 # are N, h, H, W; a walk is (mirrored, gates, strides, weight, h0, c0, hidden, strides, saved); its gradients are
 # (grad_hidden, strides, grad_gates, strides, grad_weight, grad_h0, grad_c0). False where memory for scratch ran out.
-_Strides = tuple[int, int, int, int]
 _Walk = tuple[bool, int, _Strides, int, int, int, int, _Strides, int]
 _WalkGradients = tuple[int, _Strides, int, _Strides, int, int, int]
 

@@ -150,18 +150,34 @@ def test_nothing_is_compiled_for_the_building_machine_alone_or_with_unsafe_mathe
 # ---- what is installed ----
 
 
+def arguments_in_stub(body: list[ast.stmt]) -> dict[str, list[str]]:
+    functions = [node for node in body if isinstance(node, ast.FunctionDef)]
+    return {function.name: [argument.arg for argument in function.args.args] for function in functions}
+
+
+def arguments_offered(function) -> list[str]:
+    # pybind11 begins with a line such as "name(self: Class, threads: int, seconds: float) -> float"
+    return re.findall(r"(\w+): ", function.__doc__.splitlines()[0].partition("->")[0])
+
+
 def test_the_stub_names_what_the_module_offers():
-    stub = ast.parse((ROOT / "genkernels" / "_C.pyi").read_text())
-    functions = [node for node in stub.body if isinstance(node, ast.FunctionDef)]
-    named = {function.name: [argument.arg for argument in function.args.args] for function in functions}
+    stub = ast.parse((ROOT / "genkernels" / "_C.pyi").read_text()).body
+    named = arguments_in_stub(stub)
     if not _C.build_info()["cuda"]["compiled"]:
         named = {name: arguments for name, arguments in named.items() if not name.startswith("cuda_")}
-    offered = {name for name in dir(_C) if not name.startswith("__")}
-    assert set(named) == offered
+    classes = {
+        node.name: arguments_in_stub(node.body)
+        for node in stub
+        if isinstance(node, ast.ClassDef) and not any(ast.unparse(base) == "TypedDict" for base in node.bases)
+    }
+    assert set(named) | set(classes) == {name for name in dir(_C) if not name.startswith("__")}
     for name, arguments in named.items():
-        # pybind11 begins with a line such as "name(threads: int, seconds: float) -> float"
-        signature = getattr(_C, name).__doc__.splitlines()[0]
-        assert re.findall(r"(\w+):", signature.partition("->")[0]) == arguments, name
+        assert arguments_offered(getattr(_C, name)) == arguments, name
+    for name, methods in classes.items():
+        offered = {method for method in vars(getattr(_C, name)) if not method.startswith("_")} | {"__init__"}
+        assert set(methods) == offered, name
+        for method, arguments in methods.items():
+            assert arguments_offered(getattr(getattr(_C, name), method)) == arguments, (name, method)
 
 
 # ---- settings ----

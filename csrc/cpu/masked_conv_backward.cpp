@@ -36,11 +36,12 @@ void pack_gradient_panel(const Region& region, const float* source, int64_t pitc
 // Adds the unit's share of grad_weight for one panel: sums[tap * C + channel][column].
 void accumulate_weight(const MaskedConv& c, const Region& region, const float* planes, int64_t pitch, int64_t area,
                        const Panel& panel, const float* gradient, Segment* lines, float* sums, int64_t sums_stride) {
-  int64_t line_count = region.rows();
-  for (int64_t y = 0; y < line_count; ++y) lines[y] = {y * pitch, region.columns()};
+  int64_t line_count = 0;
   if (pitch == region.columns()) {
-    lines[0].length = region.pixels();
-    line_count = 1;
+    line_count = cut_segment({0, region.pixels()}, lines);
+  } else {
+    for (int64_t y = 0; y < region.rows(); ++y)
+      line_count += cut_segment({y * pitch, region.columns()}, lines + line_count);
   }
   const int64_t C = c.in_channels, base = c.reach_up() * pitch + c.reach_left();
   int64_t tap = 0, channel = 0;
@@ -122,7 +123,8 @@ bool masked_conv_backward(const MaskedConvBackward& args) {
   const int64_t panel_floats = Scratch::round(tiling.rows * tiling.columns * PANEL_MAX);
   const int64_t gradient_floats = Scratch::round(area_max * O);
   const int64_t plane_floats = wants_weight ? Scratch::round(area_max * C) : 0;
-  const int64_t segment_floats = Scratch::round(max64(taps + 1, rows_max) * (sizeof(Segment) / sizeof(float)));
+  const int64_t segments_max = max64((taps + 1) * most_segments(O), rows_max * most_segments(tiling.columns));
+  const int64_t segment_floats = Scratch::round(segments_max * (sizeof(Segment) / sizeof(float)));
   const int64_t sums_stride = panel_count(O) * PANEL_MAX;
   const int64_t sums_floats = wants_weight ? (taps + 1) * C * sums_stride : 0;
   const int64_t buffer_floats = wants_weight ? Scratch::round(c.kernel_h * c.kernel_w * PANEL_MAX) : 0;

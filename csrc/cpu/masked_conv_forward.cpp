@@ -30,7 +30,7 @@ bool masked_conv_forward(const MaskedConvForward& args) {
   const int64_t source_floats = Scratch::round((tiling.rows + c.reach_up()) * pitch_max * c.in_channels + IO);
   const int64_t patch_floats = gathers ? Scratch::round(tiling.rows * tiling.columns * patch + IO) : 0;
   const int64_t staging_floats = Scratch::round(staged_pixels(tiling) * PANEL_MAX);
-  const int64_t segment_floats = Scratch::round((taps + 1) * (sizeof(Segment) / sizeof(float)));
+  const int64_t segment_floats = Scratch::round((taps + 1) * most_segments(c.in_channels) * (sizeof(Segment) / sizeof(float)));
   const int64_t thread_floats = source_floats + patch_floats + staging_floats + segment_floats;
   const int64_t weight_floats = Scratch::round(packed_floats(product, taps));
   const int64_t bias_floats = Scratch::round(c.out_channels);
@@ -67,9 +67,9 @@ bool masked_conv_forward(const MaskedConvForward& args) {
         const Panel panel = make_panel(product, p);
         const Target target{args.y, image, panel.first, panel.columns, c.out_order, args.bias ? bias : nullptr,
                             args.relu};
-        int64_t count = 1;
+        int64_t count;
         if (gathers)
-          segments[0] = {0, taps * c.in_channels + panel.hi};
+          count = cut_segment({0, taps * c.in_channels + panel.hi}, segments);
         else
           count = make_segments(c, product, panel, base, pitch, 1, segments);
         multiply_unit(region, gathers ? patches : source, gathers ? region.columns() : pitch,

@@ -152,17 +152,26 @@ void pack_panel(const WeightView& w, const Product& p, const MaskedConv& c, int6
   }
 }
 
+// Writes a run of any length as segments and returns their number, at most most_segments(length).
+inline int64_t cut_segment(const Segment& run, Segment* segments) {
+  int64_t count = 0;
+  for (int64_t done = 0; done < run.length; done += SEGMENT_MAX)
+    segments[count++] = {run.offset + done, min64(SEGMENT_MAX, run.length - done)};
+  return count;
+}
+inline int64_t most_segments(int64_t length) { return ceil_div(length, SEGMENT_MAX); }
+
 // The taps of one panel as segments of a pixel row in scratch; taps that lie side by side become one segment.
 // `base` is the place of the tap (0, 0), `pitch` the pixels of a scratch line; `direction` -1 mirrors the taps.
 inline int64_t make_segments(const MaskedConv& c, const Product& p, const Panel& panel, int64_t base, int64_t pitch,
                              int64_t direction, Segment* segments) {
   int64_t count = 0;
   const auto add = [&](int64_t offset, int64_t length) {
-    if (length == 0) return;
-    if (count > 0 && segments[count - 1].offset + segments[count - 1].length == offset)
-      segments[count - 1].length += length;
+    Segment* const last = count > 0 ? segments + count - 1 : nullptr;
+    if (last && last->offset + last->length == offset && last->length + length <= SEGMENT_MAX)
+      last->length += length;
     else
-      segments[count++] = {offset, length};
+      count += cut_segment({offset, length}, segments + count);
   };
   const auto add_tap = [&](int64_t t) {
     const int64_t dy = (t / c.kernel_w - c.kernel_h / 2) * c.dilation_h;
