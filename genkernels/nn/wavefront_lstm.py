@@ -300,7 +300,9 @@ class DiagonalBiLSTM(_Layer):
         """The layer that computes what a public one computes, which skews the map and loops over its columns.
 
         Each argument is a pair: for the direction from the left, and for the one from the right, whose map is flipped
-        before it is skewed. Versions in which both share their weights give the same tensor twice.
+        before it is skewed. Versions in which both share their weights give the same tensor twice. A public loop
+        whose state part has a bias, or which skews before its input-to-state part, computes a state in the empty
+        corners of the skewed map too, and reads it at the edges of the image; here the state there is zero.
 
         Args:
             input_weight: of the input-to-state ``Conv2d(in, 4h, 1)``, [4h, in, 1, 1]; masked taps are ignored.

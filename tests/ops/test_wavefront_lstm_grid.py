@@ -1,0 +1,157 @@
+"""Every kernel of the wavefront LSTM against float64, over a grid in which every two options meet.
+
+A failing case prints its options as the test's id; `check(Case(...))` runs it alone.
+"""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from fresh_process import run_fresh
+from grids import DTYPES, LAYOUTS, assert_as_exact, laid_out, nan_in_fresh_memory, pairwise, short
+from torch import Tensor
+
+from genkernels import backends
+from genkernels.ops import diagonal_bilstm
+
+from .wavefront_walks import (
+    OTHER_TAPS,
+    WALKS,
+    bilstm_inputs,
+    inputs_for,
+    plain_bilstm,
+    plain_walk,
+    with_gradients,
+)
+
+WAYS = {str(walk): walk for walk in (*WALKS, *OTHER_TAPS)}
+BOTH = "both"
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One call: everything that selects a path through the kernels."""
+
+    dtype: torch.dtype = torch.float32
+    way: str = BOTH
+    batch: int = 2
+    size: tuple[int, int] = (5, 7)
+    units: int = 5
+    states: bool = True
+    checkpoint: bool = False
+    gates_layout: str = "contiguous"
+    grad_layout: str = "contiguous"
+    threads: int = 2
+
+    def __str__(self) -> str:
+        values = dataclasses.asdict(self) | {"dtype": short(self.dtype)}
+        return "-".join("x".join(map(str, v)) if isinstance(v, tuple) else str(v) for v in values.values())
+
+
+AXES = {
+    "dtype": DTYPES,
+    "way": (BOTH, *WAYS),
+    "batch": (0, 1, 3, 9),
+    # Fronts of one cell, single rows and columns, wide, tall.
+    "size": ((1, 1), (1, 9), (11, 1), (5, 5), (3, 8), (13, 4), (9, 10)),
+    # Fewer than a vector, exactly some, one more than a panel of any instruction set.
+    "units": (1, 3, 8, 16, 17, 33, 64),
+    "states": (True, False),
+    "checkpoint": (True, False),
+    "gates_layout": LAYOUTS,
+    "grad_layout": LAYOUTS,
+    "threads": (1, 2, 3),
+}
+CASES = [Case(**row) for row in pairwise(AXES)]
+ISAS = [] if backends.native() is None else backends.require_native().compiled_isas()
+
+
+def tensors(case: Case) -> tuple[list[Tensor | None], Tensor]:
+    """What the function takes, and a gradient of its result; in float64 with the values of the case's dtype."""
+    make = {"batch": case.batch, "units": case.units, "dtype": torch.float64}
+    inputs = bilstm_inputs(case.size, **make) if case.way == BOTH else inputs_for(case.size, WAYS[case.way], **make)
+    grad = torch.randn(case.batch, case.units, *case.size, generator=torch.Generator().manual_seed(9)).double()
+    rounded = [t.to(case.dtype).double() for t in (*inputs, grad)]
+    kept = [None if t.dim() == 1 and not case.states else t for t in rounded[:-1]]
+    kept = [laid_out(t, case.gates_layout) if t is not None and t.dim() == 4 else t for t in kept]
+    return kept, laid_out(rounded[-1], case.grad_layout)
+
+
+def in_dtype(values: list[Tensor | None], dtype: torch.dtype) -> list[Tensor | None]:
+    """Cast with the strides kept, those of slices too."""
+    return [t if t is None else _strided_cast(t, dtype) for t in values]
+
+
+def _strided_cast(t: Tensor, dtype: torch.dtype) -> Tensor:
+    storage = torch.empty(0, dtype=t.dtype).set_(t.untyped_storage()).to(dtype)
+    return torch.as_strided(storage, t.shape, t.stride(), t.storage_offset())
+
+
+def check(case: Case) -> None:
+    """The operator's result and gradients are as exact as PyTorch's."""
+    inputs, grad = tensors(case)
+
+    def ours(*arguments):
+        full = iter(arguments)
+        filled = [None if t is None else next(full) for t in inputs]
+        function = diagonal_bilstm if case.way == BOTH else WAYS[case.way]
+        return function(*filled, checkpoint=case.checkpoint)
+
+    def plain(*arguments):
+        full = iter(arguments)
+        filled = [None if t is None else next(full) for t in inputs]
+        if case.way == BOTH:
+            zeros = filled[0].new_zeros(case.units)
+            return plain_bilstm(*(zeros if t is None else t for t in filled))
+        return plain_walk(*filled, WAYS[case.way])
+
+    present = [t for t in inputs if t is not None]
+    before = torch.get_num_threads()
+    torch.set_num_threads(case.threads)
+    try:
+        with nan_in_fresh_memory():
+            got = with_gradients(ours, in_dtype(present, case.dtype), in_dtype([grad], case.dtype)[0])
+        # PyTorch's 16-bit loop rounds after every step; rounding the float32 one at the end is far stricter.
+        peer = with_gradients(plain, [t.float() for t in present], grad.float())
+        oracle = with_gradients(plain, present, grad)
+    finally:
+        torch.set_num_threads(before)
+    for index, (one, other, exact) in enumerate(zip(got, peer, oracle, strict=True)):
+        assert_as_exact(f"result {index}", one, oracle=exact, peer=other.to(case.dtype))
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_result_and_gradients_are_as_exact_as_those_of_pytorch(case):
+    check(case)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_every_instruction_set_is_as_exact_as_pytorch_and_reads_no_unwritten_scratch(isa):
+    native = backends.require_native()
+    if ISAS.index(isa) > ISAS.index(native.detected_isa()):
+        pytest.skip(f"this machine has {native.detected_isa()} only")
+    printed = run_fresh(
+        f"""
+        import sys
+        sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+        from ops.test_wavefront_lstm_grid import CASES, check
+        from genkernels import _C
+        for case in CASES[::3]:
+            try:
+                check(case)
+            except Exception as error:
+                raise AssertionError(str(case)) from error
+        print(_C.active_isa())
+        """,
+        GENKERNELS_MAX_ISA=isa,
+        MALLOC_PERTURB_="1",  # glibc: fresh memory holds 0xfe, which is -1.7e38 as a float
+    )
+    assert printed == isa
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", [BOTH, "row-1,0,1"])
+@pytest.mark.parametrize("batch", [1, 5])
+def test_a_long_walk_stays_as_exact(way, batch):
+    check(Case(way=way, batch=batch, size=(28, 28), units=32))
