@@ -74,6 +74,7 @@ void walk_backward(const WavefrontLSTM& l, const Unit* units, const BackUnit* ba
                    const Share& share, const float* packed, int64_t packed_floats, const BackScratch& scratch) {
   const Fronts f = fronts_of(l);
   const int64_t h = l.hidden, sent_stride = padded(l.tap_count * h);
+  Lookahead ahead;
   for (int64_t s = f.count() - 1; s >= 0; --s) {
     const Span before = f.span(s - 1), after = f.span(s + 1);
     float* const sent = scratch.sent[s % 2];
@@ -98,11 +99,21 @@ void walk_backward(const WavefrontLSTM& l, const Unit* units, const BackUnit* ba
                        unit.hidden.at(cell.y, cell.x), carry, scratch.rows + n * 4 * h,
                        own.grad_gates.at(cell.y, cell.x));
         if (own.grad_c0 && !before.has(cell.r)) add_to(h, own.grad_c0, carry);
+        // The cell at the same position of the front before comes next; its c has been read just now.
+        if (before.has(cell.r)) {
+          const FrontCell next = front_cell(f, s - 1, cell.r, units, cell.unit);
+          ahead.add(gates_of(f, unit, h, next), 4 * h);
+          ahead.add(own.grad_gates.at(next.y, next.x), 4 * h);
+          ahead.add(c_before(f, f.span(s - 2), s - 1, units, h, next), h);
+          ahead.add(own.grad_hidden.at(next.y, next.x), h);
+          ahead.add(unit.hidden.at(next.y, next.x), h);
+        }
       }
       const bool wants_h0 = back[cells[0].unit].grad_h0;
       if (s == 0 && !wants_h0) return;
       float* const to = sent + first * sent_stride;
-      multiply(scratch.rows, count, 4 * h, packed + units[cells[0].unit].walk * packed_floats, l.tap_count * h, to);
+      multiply(scratch.rows, count, 4 * h, packed + units[cells[0].unit].walk * packed_floats, l.tap_count * h, to,
+               ahead);
       for (int64_t n = 0; wants_h0 && n < count; ++n)
         for (int64_t t = 0; t < l.tap_count; ++t)
           if (!before.has(cells[n].r + l.taps[t]))
@@ -142,6 +153,7 @@ void add_weight_block(const WavefrontLSTM& l, const Unit& unit, const Cells& gra
     for (int64_t y = block.y0; y < block.y1; ++y)
       for (int64_t x = 0; x < l.width; ++x, to += width) {
         const float* from = grad_gates.at(y, x) + first;
+        __builtin_prefetch(from + PANEL_MAX);  // of the next panel: it arrives while this one is multiplied
         if (live == width) {
           for (int64_t j = 0; j < width; j += VL) store(to + j, load(from + j));
         } else {

@@ -67,7 +67,7 @@ constexpr int64_t ROWS_MAX = 128;   // of one product
 // stream from L2 or L3 once per product, used often enough.
 inline int64_t group_units(const WavefrontLSTM& l, int64_t walks, int threads) {
   const int64_t cells_per_front = ceil_div(l.height * l.width, fronts_of(l).count());
-  const int64_t wanted = min64(UNITS_MAX, ceil_div(64, cells_per_front));
+  const int64_t wanted = min64(UNITS_MAX, ceil_div(32, cells_per_front));
   const int64_t units = l.batch * walks, own = units / threads;
   const int64_t most = max64(own, units - own * threads);
   return ceil_div(most, ceil_div(most, wanted));
@@ -222,10 +222,32 @@ GK_INLINE void run_tile(TileMode mode, int64_t mr, int64_t nr, const float* cons
 // Reduction steps at a time: a panel of so many (16 KiB on AVX2) leaves half of L1 to the rows.
 constexpr int64_t REDUCTIONS_MAX = 256;
 
+// Memory that the next elementwise pass will touch, asked for a little with every tile of a product: the cells of a
+// diagonal lie too far apart for the hardware to guess, and a cell would wait for L3 some forty times.
+class Lookahead {
+ public:
+  GK_INLINE void add(const float* p, int64_t floats) {
+    for (int64_t k = 0; k + RUN <= floats && count_ < MOST; k += RUN) runs_[count_++] = p + k;
+  }
+  int64_t count() const { return count_; }
+  GK_INLINE void ask(int64_t runs) {
+    for (; runs > 0 && count_ > 0; --runs) {
+      const float* const p = runs_[--count_];
+      GK_UNROLL for (int k = 0; k < RUN; k += 16) __builtin_prefetch(p + k);
+    }
+  }
+
+ private:
+  static constexpr int RUN = 64, MOST = 2048;
+  int64_t count_ = 0;
+  const float* runs_[MOST];
+};
+
 // out[row][column] = rows[row][k] * packed[k][column], in panels; out has padded(columns) floats a row.
 inline void multiply(const float* rows, int64_t count, int64_t reductions, const float* packed, int64_t columns,
-                     float* out) {
+                     float* out, Lookahead& ahead) {
   const int64_t stride = padded(columns);
+  const int64_t runs = ceil_div(ahead.count(), panel_count(columns) * ceil_div(count, MR_MAX));
   const Share blocks{0, ceil_div(reductions, REDUCTIONS_MAX)};
   for (int64_t p = 0; p < panel_count(columns); ++p) {
     const int64_t nr = ceil_div(min64(PANEL_MAX, columns - p * PANEL_MAX), VL);
@@ -236,6 +258,7 @@ inline void multiply(const float* rows, int64_t count, int64_t reductions, const
       for_row_tiles(count, [&](int64_t first, int64_t tile_rows) {
         const float* row[MR_MAX];
         for (int64_t i = 0; i < tile_rows; ++i) row[i] = rows + (first + i) * reductions;
+        ahead.ask(runs);
         run_tile(b == 0 ? TileMode::write : TileMode::add, tile_rows, nr, row, segment, panel,
                  out + first * stride + p * PANEL_MAX, stride);
       });

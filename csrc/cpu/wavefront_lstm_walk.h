@@ -19,7 +19,8 @@ inline int64_t product_rows(const WavefrontLSTM& l) {
   return max64(24, min64(ROWS_MAX, 48 * 1024 / floats));
 }
 
-// One cell: all pointers at its first channel. `gates` may be `sum`.
+// One cell: all pointers at its first channel. `gates` may be `sum`. In two passes: the second tanh waits for the
+// first pass's whole chain, and a chain that long leaves the core's window no room for another.
 GK_INLINE void step_cell(int64_t h, const float* input, const float* sum, const float* c_before, float* gates,
                          float* c_after, float* hidden) {
   for_channels(h, [&](int64_t k, auto lanes) {
@@ -33,13 +34,20 @@ GK_INLINE void step_cell(int64_t h, const float* input, const float* sum, const 
     lanes.put(gates + 2 * h + k, g);
     lanes.put(gates + 3 * h + k, o);
     lanes.put(c_after + k, c);
-    lanes.put(hidden + k, o * tanh(c));
+  });
+  for_channels(h, [&](int64_t k, auto lanes) {
+    lanes.put(hidden + k, lanes.get(gates + 3 * h + k) * tanh(lanes.get(c_after + k)));
   });
 }
 
 // c of cell (s, r), whose place in the image is (y, x).
 GK_INLINE float* c_of(const Fronts& f, const Unit& unit, int64_t h, const FrontCell& cell) {
   return unit.c + (unit.keeps_c ? cell.y * f.width + cell.x : cell.r) * h;
+}
+
+// Where the activated gates of a cell are kept, or nullptr.
+GK_INLINE float* gates_of(const Fronts& f, const Unit& unit, int64_t h, const FrontCell& cell) {
+  return unit.gates ? unit.gates + (cell.y * f.width + cell.x) * 4 * h : nullptr;
 }
 
 // c that a cell of front s carries on: that of its position on front s - 1 (`before`), or the initial one.
@@ -54,29 +62,37 @@ inline void walk_forward(const WavefrontLSTM& l, const Unit* units, int64_t unit
                          const float* packed, int64_t packed_floats, const ProductScratch& scratch) {
   const Fronts f = fronts_of(l);
   const int64_t h = l.hidden, reductions = l.tap_count * h, sums_stride = padded(4 * h);
+  Lookahead ahead;
   for (int64_t s = 0; s < f.count(); ++s) {
     const Span before = f.span(s - 1);
     for_chunks(f, s, units, unit_count, share, scratch.limit, [&](const FrontCell* cells, int64_t count, int64_t) {
       float* row = scratch.rows;
-      for (int64_t n = 0; n < count; ++n)
+      for (int64_t n = 0; n < count; ++n) {
+        const FrontCell& cell = cells[n];
+        const Unit& unit = units[cell.unit];
         for (int64_t t = 0; t < l.tap_count; ++t, row += h) {
-          const Unit& unit = units[cells[n].unit];
-          const int64_t r = cells[n].r + l.taps[t];
+          const int64_t r = cell.r + l.taps[t];
           const float* from = unit.h0;
           if (before.has(r)) {
-            const FrontCell source = front_cell(f, s - 1, r, units, cells[n].unit);
+            const FrontCell source = front_cell(f, s - 1, r, units, cell.unit);
             from = unit.hidden.at(source.y, source.x);
           }
           memcpy(row, from, h * sizeof(float));
         }
+        const float* const gates = gates_of(f, unit, h, cell);
+        ahead.add(unit.input.at(cell.y, cell.x), 4 * h);
+        if (gates && gates != unit.input.at(cell.y, cell.x)) ahead.add(gates, 4 * h);
+        ahead.add(c_of(f, unit, h, cell), h);
+        ahead.add(unit.hidden.at(cell.y, cell.x), h);
+      }
       multiply(scratch.rows, count, reductions, packed + units[cells[0].unit].walk * packed_floats, 4 * h,
-               scratch.sums);
+               scratch.sums, ahead);
       for (int64_t n = 0; n < count; ++n) {
         const FrontCell& cell = cells[n];
         const Unit& unit = units[cell.unit];
         float* const sum = scratch.sums + n * sums_stride;
-        float* const gates = unit.gates ? unit.gates + (cell.y * f.width + cell.x) * 4 * h : sum;
-        step_cell(h, unit.input.at(cell.y, cell.x), sum, c_before(f, before, s, units, h, cell), gates,
+        float* const gates = gates_of(f, unit, h, cell);
+        step_cell(h, unit.input.at(cell.y, cell.x), sum, c_before(f, before, s, units, h, cell), gates ? gates : sum,
                   c_of(f, unit, h, cell), unit.hidden.at(cell.y, cell.x));
       }
     });

@@ -38,19 +38,19 @@ def forward(walks: Sequence[Sequence[Tensor | None]], geometries: Sequence[Geome
 def backward(
     walks: Sequence[Sequence[Tensor | None]], saved: Tensor, geometries: Sequence[Geometry], needs: Sequence[bool]
 ) -> tuple[Tensor, ...]:
-    """(grad_hidden, gates, weight, h0, c0, hidden) of each walk -> gradients of gates, weight, h0, c0 of each.
+    """(grad_hidden, gates, weight, h0, c0) of each walk -> gradients of gates, weight, h0, c0 of each.
 
-    hidden is not read: the kernel recovers it, in float32, from ``saved`` or from the gates.
+    h is not asked for: the kernel recovers it, in float32, from ``saved`` or from the gates.
     """
     wanted = [needs[4 * i : 4 * i + 4] for i in range(len(walks))]
-    grads = [empty_grads(walk[1:5], some) for walk, some in zip(walks, wanted, strict=True)]
+    grads = [empty_grads(walk[1:], some) for walk, some in zip(walks, wanted, strict=True)]
     flat = tuple(grad for some in grads for grad in some)
     grad_hidden = [_readable(_present(walk[0])) for walk in walks]
     if grad_hidden[0].numel() == 0:
         return tuple(grad.zero_() for grad in flat)
     _run(
         "backward",
-        [walk[1:5] for walk in walks],
+        [walk[1:] for walk in walks],
         [None] * len(walks),
         saved,
         geometries,
