@@ -50,7 +50,7 @@ bool masked_conv_forward(const MaskedConvForward& args) {
     for (int64_t p = 0; p < panel_count(c.out_channels); ++p)
       GK_BY_STORAGE(args.weight.storage, pack_panel, args.weight, product, c, p, weights);
 
-#pragma omp for schedule(dynamic)
+#pragma omp for schedule(dynamic) nowait
     for (int64_t unit = 0; unit < tiling.units; ++unit) {
       int64_t image;
       const Region region = tiling.region(c, unit, &image);
