@@ -126,6 +126,8 @@ class PixelRNN(AutoregressiveModel):
             conv(head_channels, head_channels),
             conv(head_channels, in_channels * levels, relu=False),
         )
+        # Features are kept channels_last, as in PixelCNN.
+        self.layers[0].to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._initialise(blocks)
 
     @torch.no_grad()
@@ -139,5 +141,6 @@ class PixelRNN(AutoregressiveModel):
     def predict(self, scaled: Tensor, condition: Tensor | None) -> Tensor:
         width = scaled.shape[3]
         wider = F.pad(scaled, (0, 1)) if self.config["recurrence"] == "diagonal" else scaled
+        wider = wider.contiguous(memory_format=torch.channels_last)
         logits = self.layers(wider)[..., :width]  # [N, C * levels, H, W], a block of levels for each colour
         return logits.unflatten(1, (self.in_channels, self.levels)).transpose(1, 2)
