@@ -6,24 +6,19 @@
 // sends to its taps. The front before reads its own share of that from two buffers in turn, so nothing is scattered
 // and threads that share a front never write the same place; what falls outside the image is the gradient of the
 // initial state. The carried gradient of c is kept by position, in place.
-//   grad_weight: after the walk of a group, blocks of lines of each unit: rows = (tap, channel) planes of h shifted
-//   by the tap, panels = gates, reduction = the pixels of the block. Each thread has its own sums, added in
+//   grad_weight follows after the walk of a group: see wavefront_lstm_weight.h. Each thread has its own sums, added in
 //   thread order at the end: the result depends on the thread count alone.
 // Where nothing was kept, each group is first walked forward again.
 //
-// Traffic: saved (5h floats a cell) and grad_hidden once, h (recovered from o and c) and grad_gates twice (the walk and the weight product).
-// Floor: 2 * 2 * taps * h * 4h operations a cell. Bound: the multiply-add units for h >= 32 or so.
+// Traffic: saved (5h floats a cell) and grad_hidden once, h (recovered from o and c) and grad_gates twice (the walk and
+// the weight product).
+// Floor: 2 * 2 * taps * h * 4h operations a cell. Bound: the multiply-add units for h >= 32 or so; measured as in
+// wavefront_lstm_forward.cpp, 74 / 77 % of their peak on channels_last tensors, 69 / 75 % on NCHW.
 #include "cpu/wavefront_lstm_walk.h"
+#include "cpu/wavefront_lstm_weight.h"
 
 namespace gk::GK_ISA {
 namespace {
-
-// Pixels of one block of the weight's gradient: its planes stay within 192 KiB of L2, a panel of the gradient in L1.
-int64_t block_lines(const WavefrontLSTM& l) {
-  const int64_t wanted = max64(32, min64(384, 48 * 1024 / (l.tap_count * l.hidden)));
-  const int64_t lines = max64(1, min64(l.height, wanted / l.width));
-  return ceil_div(l.height, ceil_div(l.height, lines));
-}
 
 // One cell: from the gradient of h, and that of c as the next front carried it here, to those of the gates (written
 // twice) and to what is carried on. h itself comes along, in float32, for the gradient of the weight.
@@ -119,81 +114,11 @@ void walk_backward(const WavefrontLSTM& l, const Unit* units, const BackUnit* ba
           if (!before.has(cells[n].r + l.taps[t]))
             add_to(h, back[cells[n].unit].grad_h0, to + n * sent_stride + t * h);
     });
-    share.barrier();
+    share.wait();
   }
 }
 
-// hidden at tap t of the block's pixels, as planes [channel][pixel]; outside the image h0.
-void load_tap(const WavefrontLSTM& l, const Unit& unit, const Region& block, int64_t t, float* planes) {
-  const int64_t dy = l.diagonal ? l.taps[t] : -1;
-  const int64_t dx = l.diagonal ? (unit.mirrored ? 1 + l.taps[t] : -1 - l.taps[t]) : l.taps[t];
-  const ImageView hidden{unit.hidden.data, 0, 1, unit.hidden.stride_y, unit.hidden.stride_x, Storage::float32};
-  load_planes({hidden, 0, l.hidden, l.height, l.width, nullptr, nullptr},
-              {block.y0 + dy, block.y1 + dy, dx, l.width + dx}, planes);
-  for (int64_t y = block.y0; y < block.y1; ++y) {
-    const bool above = y + dy < 0;
-    const int64_t left = above ? l.width : min64(l.width, max64(0, -dx));  // pixels without a source on either side
-    const int64_t right = above ? 0 : min64(l.width, max64(0, dx));
-    for (int64_t k = 0; k < l.hidden; ++k) {
-      float* const line = planes + k * block.pixels() + (y - block.y0) * l.width;
-      for (int64_t x = 0; x < left; ++x) line[x] = unit.h0[k];
-      for (int64_t x = l.width - right; x < l.width; ++x) line[x] = unit.h0[k];
-    }
-  }
-}
-
-// Adds one block's share of the weight's gradient to sums [taps * h][padded(4h)].
-void add_weight_block(const WavefrontLSTM& l, const Unit& unit, const Cells& grad_gates, const Region& block,
-                      float* planes, float* panel, float* sums) {
-  const int64_t h = l.hidden, pixels = block.pixels(), stride = padded(4 * h);
-  for (int64_t t = 0; t < l.tap_count; ++t) load_tap(l, unit, block, t, planes + t * h * pixels);
-  for (int64_t p = 0; p < panel_count(4 * h); ++p) {
-    const int64_t first = p * PANEL_MAX, live = min64(PANEL_MAX, 4 * h - first), width = ceil_div(live, VL) * VL;
-    float* to = panel;
-    for (int64_t y = block.y0; y < block.y1; ++y)
-      for (int64_t x = 0; x < l.width; ++x, to += width) {
-        const float* from = grad_gates.at(y, x) + first;
-        __builtin_prefetch(from + PANEL_MAX);  // of the next panel: it arrives while this one is multiplied
-        if (live == width) {
-          for (int64_t j = 0; j < width; j += VL) store(to + j, load(from + j));
-        } else {
-          for (int64_t j = 0; j < width; ++j) to[j] = j < live ? from[j] : 0.0f;
-        }
-      }
-    const Segment all{0, pixels};
-    for_row_tiles(l.tap_count * h, [&](int64_t row, int64_t count) {
-      const float* rows[MR_MAX];
-      for (int64_t i = 0; i < count; ++i) rows[i] = planes + (row + i) * pixels;
-      run_tile(TileMode::add, count, width / VL, rows, all, panel, sums + row * stride + first, stride);
-    });
-  }
-}
-
-// Adds the threads' sums of gates [j, j + IO) at one tap and writes them as rows of grad_weight [taps, 4h, h].
-template <class T>
-void write_weight(const WavefrontLSTM& l, void* grad_weight, int64_t tap, int64_t j, const float* sums,
-                  int64_t thread_stride, int team) {
-  const int64_t h = l.hidden, stride = padded(4 * h), rows = min64(IO, 4 * h - j);
-  T* const to = static_cast<T*>(grad_weight) + (tap * 4 * h + j) * h;
-  const auto total = [&](int64_t k) {
-    Block sum{};
-    for (int i = 0; i < team; ++i) sum += load_block(sums + i * thread_stride + (tap * h + k) * stride + j);
-    return sum;
-  };
-  int64_t k = 0;
-  for (; rows == IO && k + IO <= h; k += IO) {
-    Block v[IO];
-    GK_UNROLL for (int i = 0; i < IO; ++i) v[i] = total(k + i);
-    transpose(v);
-    GK_UNROLL for (int i = 0; i < IO; ++i) store_block(to + i * h + k, v[i]);
-  }
-  for (; k < h; ++k) {
-    const Block sum = total(k);
-    for (int64_t i = 0; i < rows; ++i) store_one(to + i * h + k, sum[i]);
-  }
-}
-
-// The same for one of the initial states.
+// Adds the threads' sums of the gradient of an initial state and writes it.
 template <class T>
 void write_state(void* grad, int64_t h, const float* sums, int64_t thread_stride, int team) {
   for (int64_t k = 0; k < h; ++k) {
@@ -229,8 +154,9 @@ bool wavefront_lstm_backward(const WavefrontLSTMBackward& args) {
   const int64_t grad_hidden_floats = needs_grad_hidden ? pixels * h : 0;
   const int64_t grad_gates_floats = needs_grad_gates ? pixels * 4 * h : 0;
   const int64_t carry_floats = f.positions() * h, sent_floats = f.longest() * padded(taps_h);
-  const int64_t group_floats = Scratch::round(
-      group * (saved_floats + pixels * h + grad_hidden_floats + grad_gates_floats + carry_floats + 2 * sent_floats) + IO);
+  const int64_t unit_floats =
+      saved_floats + pixels * h + grad_hidden_floats + grad_gates_floats + carry_floats + 2 * sent_floats;
+  const int64_t group_floats = Scratch::round(group * unit_floats + IO);
   // Of one thread. Sums first: what is added across threads stands at a fixed distance.
   const int64_t weight_sums = wants_weight ? taps_h * padded(4 * h) : 0;
   const int64_t sums_floats = walks * (weight_sums + state_floats);
@@ -248,10 +174,11 @@ bool wavefront_lstm_backward(const WavefrontLSTMBackward& args) {
   float* const states = packed + walks * packed_floats;
   float* const of_threads = states + walks * state_floats;
 
+  FrontBarrier barrier;
   int team = 1;  // the threads that really came
 #pragma omp parallel num_threads(threads)
   {
-#pragma omp single
+#pragma omp single nowait
     team = omp_get_num_threads();
     for (int64_t w = 0; w < walks; ++w) {
       const WavefrontWalk& walk = args.walks[w];
@@ -279,9 +206,9 @@ bool wavefront_lstm_backward(const WavefrontLSTMBackward& args) {
     float* const small = panel + panel_floats;
     memset(sums, 0, sums_floats * sizeof(float));
     memset(small, 0, state_floats * sizeof(float));
-#pragma omp barrier
+    barrier.wait(omp_get_num_threads());
 
-    for_groups(walks * l.batch, group, [&](int64_t first, int64_t count, const Share& share) {
+    for_groups(walks * l.batch, group, &barrier, [&](int64_t first, int64_t count, const Share& share) {
       float* const saveds = share.count > 1 ? of_threads + sums_floats : own_group;
       float* const hiddens = saveds + group * saved_floats;
       float* const grad_hiddens = hiddens + group * pixels * h;
@@ -321,7 +248,7 @@ bool wavefront_lstm_backward(const WavefrontLSTMBackward& args) {
           load_lines(grads.grad_hidden, image, h, f, share, b.grad_hidden.data);
         }
       }
-      share.barrier();
+      share.wait();
       if (walks_forward) walk_forward(l, units, count, share, forward_packed, forward_floats, {limit, rows, product});
       walk_backward(l, units, back, count, share, packed, packed_floats,
                     {rows, limit, small, small + h, {sents, sents + group * sent_floats}});
@@ -342,8 +269,8 @@ bool wavefront_lstm_backward(const WavefrontLSTMBackward& args) {
 
     if (wants_weight) {
       const int64_t pieces = ceil_div(4 * h, IO);
-#pragma omp barrier
-#pragma omp for
+      barrier.wait(omp_get_num_threads());
+#pragma omp for nowait
       for (int64_t i = 0; i < walks * l.tap_count * pieces; ++i) {
         const int64_t w = i / pieces / l.tap_count, tap = i / pieces % l.tap_count, j = i % pieces * IO;
         if (args.gradients[w].grad_weight)

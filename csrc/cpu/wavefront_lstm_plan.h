@@ -13,6 +13,7 @@
 #include "cpu/image_io.h"
 #include "cpu/scratch.h"
 #include "cpu/wavefront_lstm.h"
+#include "cpu/wavefront_lstm_barrier.h"
 
 namespace gk::GK_ISA {
 
@@ -45,12 +46,11 @@ inline Fronts fronts_of(const WavefrontLSTM& l) { return {l.height, l.width, l.d
 // One thread's part of work that `count` threads do together.
 struct Share {
   int64_t index, count;
+  FrontBarrier* barrier = nullptr;
   int64_t begin(int64_t total) const { return total * index / count; }
   int64_t end(int64_t total) const { return total * (index + 1) / count; }
-  void barrier() const {
-    if (count > 1) {
-#pragma omp barrier
-    }
+  void wait() const {
+    if (count > 1) barrier->wait(count);
   }
 };
 
@@ -77,19 +77,19 @@ inline int64_t group_units(const WavefrontLSTM& l, int64_t walks, int threads) {
 // alone; what is left over (fewer than threads) is walked by all of them together, each front split among them. To be
 // called by every thread of the team.
 template <class Walk>
-GK_INLINE void for_groups(int64_t units, int64_t limit, const Walk& walk) {
+GK_INLINE void for_groups(int64_t units, int64_t limit, FrontBarrier* barrier, const Walk& walk) {
   const int64_t team = omp_get_num_threads(), me = omp_get_thread_num();
   const int64_t own = units / team, left = units - own * team;
   const auto groups = [&](int64_t first, int64_t count, const Share& share) {
     const int64_t pieces = ceil_div(count, limit);
     for (int64_t i = 0; i < pieces; ++i) {
       const Share piece{i, pieces};
-      share.barrier();  // the scratch of the piece before is free
+      share.wait();  // the scratch of the piece before is free
       walk(first + piece.begin(count), piece.end(count) - piece.begin(count), share);
     }
   };
   groups(me * own, own, Share{0, 1});
-  groups(team * own, left, Share{me, team});
+  groups(team * own, left, Share{me, team, barrier});
 }
 
 // --- cells of a group ---

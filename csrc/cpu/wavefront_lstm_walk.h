@@ -96,7 +96,7 @@ inline void walk_forward(const WavefrontLSTM& l, const Unit* units, int64_t unit
                   c_of(f, unit, h, cell), unit.hidden.at(cell.y, cell.x));
       }
     });
-    share.barrier();
+    share.wait();
   }
 }
 
