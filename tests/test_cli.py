@@ -197,7 +197,8 @@ def test_demo_trains_draws_and_times_both_sides(command):
         ("train pixelcnn --size 3y4", 2, "--size: expected 32 or 32x48"),
         ("train pixelcnn --resume --overwrite", 2, "--resume and --overwrite exclude each other"),
         ("train pixelcnn --device gpu", 2, "--device gpu"),
-        ("train pixelrnn", 1, "unknown model 'pixelrnn'; expected one of: pixelcnn"),
+        ("train pixelsnail", 1, "unknown model 'pixelsnail'; expected one of: pixelcnn"),
+        ("train pixelrnn --recurrence up", 1, "recurrence: expected 'row' or 'diagonal'; got 'up'"),
         (
             "train pixelcnn --data imagenet",
             1,
