@@ -104,19 +104,22 @@ def cell(gates: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def skewed_loop(x: Tensor, weight: Tensor, bias: Tensor, state: Tensor) -> Tensor:
-    """As public code has it: skew, walk over the columns with a Conv1d of two taps, stack, unskew."""
+    """As public code has it: skew, walk over the columns with a Conv1d of two taps, stack, unskew.
+
+    Both skews are one padding and a change of shape, the quickest way there is, and the easiest to compile.
+    """
     batch, _, height, width = x.shape
+    columns = height + width - 1
     gates = F.conv2d(x, weight, bias)
-    skewed = gates.new_zeros(batch, gates.shape[1], height, height + width - 1)
-    for row in range(height):
-        skewed[:, :, row, row : row + width] = gates[:, :, row]
+    flat = F.pad(gates, (0, height)).flatten(2)[:, :, : height * columns]
+    skewed = flat.unflatten(2, (height, columns))  # row r moved r places to the right
     h = c = x.new_zeros(batch, state.shape[1], height)
-    columns = []
-    for k in range(height + width - 1):
+    walked = []
+    for k in range(columns):
         h, c = cell(skewed[:, :, :, k] + F.conv1d(F.pad(h, (1, 0)), state), c)
-        columns.append(h)
-    walked = torch.stack(columns, 3)
-    return torch.stack([walked[:, :, row, row : row + width] for row in range(height)], 2)
+        walked.append(h)
+    flat = F.pad(torch.stack(walked, 3).flatten(2), (0, height))
+    return flat.unflatten(2, (height, columns + 1))[:, :, :, :width]
 
 
 def row_loop(x: Tensor, weight: Tensor, bias: Tensor, state: Tensor) -> Tensor:
