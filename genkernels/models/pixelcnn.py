@@ -136,7 +136,7 @@ class PixelCNN(AutoregressiveModel):
         self.layers = nn.Sequential(*layers)
         # Features are kept channels_last (see `predict`). An image of one channel has no layout of its own: there
         # the first layer's weight says which is meant.
-        self.layers[0].to(memory_format=torch.channels_last)
+        self.layers[0].to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._initialise(num_layers)
 
     def _initialise(self, num_layers: int) -> None:
