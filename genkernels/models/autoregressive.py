@@ -66,16 +66,22 @@ class AutoregressiveModel(nn.Module):
         in_channels: sub-pixels per pixel, in the order in which they are predicted (R, G, B).
         levels: values that a sub-pixel takes, 2 to 256.
         image_size: height and width of sampled images, one number for squares.
+        num_classes: where given, ``condition`` is the class of each image, int64 labels [N].
     """
 
     config: dict[str, Any]
 
-    def __init__(self, in_channels: int, levels: int, image_size: int | Sequence[int]) -> None:
+    def __init__(
+        self, in_channels: int, levels: int, image_size: int | Sequence[int], num_classes: int | None = None
+    ) -> None:
         super().__init__()
         check_whole("in_channels", in_channels, 1)
         check_whole("levels", levels, 2, 256)
+        if num_classes is not None:
+            check_whole("num_classes", num_classes, 1)
         self.in_channels = in_channels
         self.levels = levels
+        self.num_classes = num_classes
         self.image_size = as_size("image_size", image_size)
 
     def predict(self, scaled: Tensor, condition: Tensor | None) -> Tensor:
@@ -83,8 +89,10 @@ class AutoregressiveModel(nn.Module):
         raise NotImplementedError
 
     def check_condition(self, condition: Tensor | None, batch: int) -> None:
-        """Raise where the model cannot take the condition; a conditional model overrides this."""
-        if condition is not None:
+        """Raise where the model cannot take the condition; one that takes other than labels overrides this."""
+        if self.num_classes is not None:
+            check_labels("condition", condition, batch, self.num_classes)
+        elif condition is not None:
             raise ValueError(f"condition: {type(self).__name__} takes none; got {type(condition).__name__}")
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
@@ -93,7 +101,7 @@ class AutoregressiveModel(nn.Module):
         Args:
             x: [N, C, H, W], levels 0 .. levels - 1 in any real dtype. Neither rounded nor checked for range,
                 and differentiable when it is floating-point.
-            condition: what a conditional model takes, else None.
+            condition: int64 labels [N] where the model has classes, else None.
 
         Returns:
             [N, levels, C, H, W] in the dtype of the parameters (or of autocast).
@@ -143,7 +151,7 @@ class AutoregressiveModel(nn.Module):
                 is known no forward pass is made.
             temperature: positive; the logits are divided by it. Below 1 sharpens; towards 0 takes the most
                 likely.
-            condition: what a conditional model takes, else None.
+            condition: int64 labels [n] where the model has classes, else None.
             size: height and width, instead of the model's ``image_size``.
             generator: for the uniforms, when they are not given.
             progress: called as ``progress(done, total)`` after each sub-pixel that was drawn.
@@ -233,6 +241,20 @@ def check_levels(name: str, x: Tensor, levels: int) -> None:
         raise ValueError(f"{name}: expected levels 0 .. {levels - 1}; got {low:g} .. {high:g}")
     if x.dtype.is_floating_point and not torch.equal(x, x.round()):
         raise ValueError(f"{name}: expected whole levels 0 .. {levels - 1}; got fractions between them")
+
+
+def check_labels(name: str, labels: Tensor | None, batch: int, classes: int) -> None:
+    """Raise a ValueError unless labels are int64 [batch] in 0 .. classes - 1 (the range is not looked at inside
+    ``torch.compile``)."""
+    wanted = f"int64 labels [{batch}] in 0 .. {classes - 1}"
+    if not isinstance(labels, Tensor):
+        raise ValueError(f"{name}: expected {wanted}; got {labels!r}")
+    if labels.dtype != torch.int64 or labels.shape != (batch,):
+        raise ValueError(f"{name}: expected {wanted}; got {labels.dtype} {list(labels.shape)}")
+    if labels.numel() and not torch.compiler.is_compiling():
+        low, high = (value.item() for value in torch.aminmax(labels))
+        if low < 0 or high >= classes:
+            raise ValueError(f"{name}: expected {wanted}; got {low} .. {high}")
 
 
 def check_whole(name: str, value: Any, low: int, high: int | None = None) -> None:

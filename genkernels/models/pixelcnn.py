@@ -2,27 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from ..nn import MaskedConv2d
+from ..nn.init import init_live_taps
 from .autoregressive import AutoregressiveModel, as_size, check_whole
-
-
-@torch.no_grad()
-def init_live_taps(layer: MaskedConv2d, variance: float = 2.0) -> None:
-    """Weights from N(0, variance / fan-in), the fan-in counted over live taps alone, and zero biases.
-
-    2 keeps the size of the features before a ReLU (He et al. 2015), 1 without one. The default initialisation
-    of ``nn.Conv2d`` counts the masked half as well, and a deep stack then starts with features near zero.
-    """
-    fan_in = max(layer.live_taps().sum().item() / layer.out_channels, 1)
-    nn.init.normal_(layer.weight, 0, math.sqrt(variance / fan_in))
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)
 
 
 class ResidualBlock(nn.Module):

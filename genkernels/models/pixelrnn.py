@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..nn import DiagonalBiLSTM, MaskedConv2d, RowLSTM
+from ..nn.init import init_live_taps
 from .autoregressive import AutoregressiveModel, as_size, check_whole
-from .pixelcnn import init_live_taps
 
 RECURRENCES = {"row": RowLSTM, "diagonal": DiagonalBiLSTM}
 

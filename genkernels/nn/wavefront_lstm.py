@@ -9,60 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
-from ..ops.masked_conv.mask import MaskSpec, mask_tensor
 from ..ops.masked_conv.op import check_options
 from ..ops.wavefront_lstm.converters import input_from_conv2d, state_from_conv1d
 from ..ops.wavefront_lstm.op import DIAGONAL_TAPS, ROW_TAPS
-from .masked_conv import MaskedConv2d
-
-
-class GateConv2d(MaskedConv2d):
-    """Input-to-state part of a recurrent layer: a masked convolution to four gates of h channels each.
-
-    The colour groups are those of the h units, the same in each of the four gates: unit j of every gate sees the
-    input groups that group ``j * channel_groups // h`` may see, whether or not h divides by the groups.
-
-    Shape: [N, in_channels, H, W] -> [N, 4h, H, W], the gates in the order i, f, g, o.
-    """
-
-    def __init__(
-        self, in_channels: int, hidden_channels: int, kernel_size: int | tuple[int, int],
-        *, mask_type: str, channel_groups: int, bias: bool = True, device: Any = None, dtype: Any = None,
-    ) -> None:  # fmt: skip
-        # The groups of 4h channels in one row are not the groups of four times h: the convolution itself gets
-        # none, and its weight is masked where the colours ask for it.
-        super().__init__(
-            in_channels, 4 * hidden_channels, kernel_size, bias=bias, mask_type=mask_type, device=device, dtype=dtype
-        )
-        self.unit_groups = channel_groups
-
-    def forward(self, input: Tensor) -> Tensor:
-        if self.unit_groups == 1:
-            return super().forward(input)
-        weight = self.weight * self._colours(self.weight.device)
-        # Mask B lets all colours through at the centre; what A hides there is among the zeros.
-        return ops.masked_conv2d(input, weight, self.bias, mask_type="B")
-
-    def _colours(self, device: torch.device) -> Tensor:
-        """What the colours leave of the weight, bool [4h, in, kh, kw]: all but what the centre may not see."""
-        units, groups = self.out_channels // 4, self.unit_groups
-        of_unit = (torch.arange(units, device=device) * groups // units).repeat(4)[:, None]
-        of_input = torch.arange(self.in_channels, device=device) * groups // self.in_channels
-        seen = of_input < of_unit if self.mask_type == "A" else of_input <= of_unit
-        height, width = self.kernel_size
-        beside = torch.arange(height * width, device=device) != height * width // 2
-        return seen[:, :, None, None] | beside.view(height, width)
-
-    def live_taps(self) -> Tensor:
-        if self.unit_groups == 1:
-            return super().live_taps()
-        kernel = (self.kernel_size[0], self.kernel_size[1])
-        before = MaskSpec(self.out_channels, self.in_channels, kernel, "B", 1, "blocks")
-        return mask_tensor(before) * self._colours(torch.device("cpu"))
-
-    def extra_repr(self) -> str:
-        text = super().extra_repr()
-        return text if self.unit_groups == 1 else f"{text}, unit_groups={self.unit_groups}"
+from .gate_conv import GateConv2d
 
 
 class _Recurrence(nn.Module):
@@ -78,8 +28,9 @@ class _Recurrence(nn.Module):
         super().__init__()
         options = {"device": device, "dtype": dtype}
         self.input_to_state = GateConv2d(
-            in_channels, hidden_channels, kernel_size, mask_type=mask_type, channel_groups=channel_groups, **options
-        )
+            in_channels, hidden_channels, kernel_size,
+            gates=4, mask_type=mask_type, channel_groups=channel_groups, **options,
+        )  # fmt: skip
         self.state_weight = nn.Parameter(torch.empty(taps, 4 * hidden_channels, hidden_channels, **options))
         for name in ("h0", "c0"):
             self.register_parameter(

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ..models import AutoregressiveModel, PixelCNN, PixelRNN
+from ..models import AutoregressiveModel, GatedPixelCNN, PixelCNN, PixelRNN
 from .errors import GenkernelsError
 
 
@@ -49,6 +49,7 @@ class Recipe:
 
 RECIPES = {
     "pixelcnn": Recipe(PixelCNN, "masked convolutions: 7x7, then 3x3 layers (van den Oord et al. 2016)"),
+    "gated-pixelcnn": Recipe(GatedPixelCNN, "two gated stacks, no blind spot (van den Oord et al. 2016b)"),
     "pixelrnn": Recipe(
         PixelRNN, "an LSTM that walks over diagonals or rows (van den Oord et al. 2016)", optimizer="rmsprop"
     ),

@@ -11,7 +11,7 @@ from torch import Tensor
 from wavefront_variants import flip, shift_down, skew, unskew
 
 from genkernels.nn import DiagonalBiLSTM, RowLSTM
-from genkernels.nn.wavefront_lstm import GateConv2d
+from genkernels.nn.gate_conv import GateConv2d
 from genkernels.ops import diagonal_bilstm, masked_conv2d, row_lstm
 from genkernels.ops.wavefront_lstm.converters import reorder_gates, state_from_conv1d
 
@@ -54,7 +54,7 @@ def test_a_diagonal_layer_is_its_convolutions_and_its_walks(shape):
 @pytest.mark.parametrize("channels, units, groups", [(3, 16, 3), (7, 8, 3), (6, 6, 3), (5, 3, 2)])
 def test_each_gate_has_the_colours_of_the_units(channels, units, groups, kernel, mask_type):
     """One convolution to 4h channels gives what four to h channels, each with its colour groups, give."""
-    conv = GateConv2d(channels, units, kernel, mask_type=mask_type, channel_groups=groups)
+    conv = GateConv2d(channels, units, kernel, gates=4, mask_type=mask_type, channel_groups=groups)
     x = torch.randn(2, channels, 4, 5)
     weights, biases = conv.weight.chunk(4), conv.bias.chunk(4)
     expected = torch.cat(
