@@ -31,7 +31,7 @@ class GatedPixelCNN(AutoregressiveModel):
         num_classes: classes of images that the model is conditioned on; None for none. With classes, ``condition`` is
             the int64 label [N] of each image: its embedding biases both halves of every gate.
         kernel_size: of the mask-B layers, odd.
-        first_kernel_size: of the mask-A layer, odd.
+        first_kernel_size: of the mask-A layer, odd, at least 3: a 1 would never see the own row.
         head_channels: width of the two 1x1 layers before the logits.
         image_size: height and width of sampled images, one number for squares.
 
@@ -60,8 +60,8 @@ class GatedPixelCNN(AutoregressiveModel):
         check_whole("hidden_channels", hidden_channels, in_channels)
         check_whole("num_layers", num_layers, 0)
         check_whole("head_channels", head_channels, in_channels)
-        for name, size in (("kernel_size", kernel_size), ("first_kernel_size", first_kernel_size)):
-            check_whole(name, size, 1)
+        for name, size, least in (("kernel_size", kernel_size, 1), ("first_kernel_size", first_kernel_size, 3)):
+            check_whole(name, size, least)
             if size % 2 == 0:
                 raise ValueError(f"{name}: expected an odd number, so that there is a centre tap; got {size}")
         self.config = {

@@ -1,9 +1,8 @@
 """PixelRNN: an exact likelihood, whatever its options, and a model that its configuration rebuilds."""
 
-import itertools
-
 import pytest
 import torch
+from likelihood import assert_drawn_from_their_own_conditionals, assert_probabilities_sum_to_one, every_image
 from torch import nn
 
 from genkernels.models import PixelRNN
@@ -17,30 +16,12 @@ OPTIONS = {
 }
 
 
-def every_image(levels: int, channels: int, height: int, width: int) -> torch.Tensor:
-    values = itertools.product(range(levels), repeat=channels * height * width)
-    return torch.tensor(list(values), dtype=torch.uint8).view(-1, channels, height, width)
-
-
-def train_a_little(model: PixelRNN, images: torch.Tensor, steps: int = 30) -> None:
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
-    for _ in range(steps):
-        optimizer.zero_grad()
-        (-model.log_prob(images)).mean().backward()
-        optimizer.step()
-
-
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.parametrize("channels, height, width", [(1, 2, 2), (3, 1, 1), (2, 1, 2)])
 def test_the_probabilities_of_all_images_sum_to_one(options, channels, height, width):
     torch.manual_seed(0)
-    images = every_image(3, channels, height, width)
-    model = PixelRNN(channels, 8, 2, 3, **options).double()
-    assert model.log_prob(images).exp().sum().item() == pytest.approx(1, abs=1e-12)
-    train_a_little(model, images[:10])
-    after = model.log_prob(images).exp()
-    assert after.sum().item() == pytest.approx(1, abs=1e-12)
-    assert after[:10].mean() > 1.5 * after.mean()  # it has learnt something: the sum is no accident
+    model = PixelRNN(channels, 8, 2, 3, **options)
+    assert_probabilities_sum_to_one(model, every_image(3, channels, height, width))
 
 
 @pytest.mark.parametrize("recurrence", ["row", "diagonal"])
@@ -55,13 +36,7 @@ def test_the_probabilities_of_all_81_grey_2x2_images_of_3_levels_sum_to_one_in_f
 @pytest.mark.parametrize("recurrence", ["row", "diagonal"])
 def test_every_sub_pixel_is_drawn_from_its_own_conditional(recurrence):
     torch.manual_seed(0)
-    model = PixelRNN(3, 8, 2, 4, recurrence=recurrence, image_size=(3, 4))
-    uniforms = torch.rand(2, 3, 3, 4)
-    samples = model.sample(2, uniforms=uniforms)
-    with torch.no_grad():
-        logits = model(samples)  # all conditionals at once, now that everything before each of them is known
-    cdf = logits.double().softmax(1).cumsum(1)
-    assert torch.equal((cdf <= uniforms.unsqueeze(1)).sum(1), samples.long())
+    assert_drawn_from_their_own_conditionals(PixelRNN(3, 8, 2, 4, recurrence=recurrence, image_size=(3, 4)))
 
 
 def test_a_model_is_rebuilt_from_its_config_and_state_dict():
