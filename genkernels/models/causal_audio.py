@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..nn import MaskedConv2d
 from ..nn.gated_masked_conv import GATE_POWER, gate
 from ..nn.init import init_live_taps
 from .autoregressive import AutoregressiveModel, check_whole
@@ -43,6 +44,11 @@ def mu_law_decode(encoded: Tensor, levels: int = 256) -> Tensor:
     return y.sign() * torch.expm1(y.abs() * math.log1p(mu)) / mu
 
 
+def pointwise(in_channels: int, out_channels: int, activation: str | None = None) -> MaskedConv2d:
+    """A 1x1 convolution: of mask type B without colours it is a plain one, on the kernels of this library."""
+    return MaskedConv2d(in_channels, out_channels, 1, mask_type="B", activation=activation)
+
+
 class AudioBlock(nn.Module):
     """Gated dilated convolution: (tanh * sigmoid of kernel_size taps), 1x1 to h, plus the input; 1x1 to the skips.
 
@@ -62,8 +68,8 @@ class AudioBlock(nn.Module):
         self.condition = None
         if condition_channels is not None:
             self.condition = nn.Linear(condition_channels, 2 * hidden_channels, bias=False)
-        self.skip = nn.Conv2d(hidden_channels, skip_channels, 1)
-        self.residual = None if last else nn.Conv2d(hidden_channels, hidden_channels, 1)
+        self.skip = pointwise(hidden_channels, skip_channels)
+        self.residual = None if last else pointwise(hidden_channels, hidden_channels)
 
     def forward(self, x: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
         features = self.conv(F.pad(x, (self.reach, 0)))  # [N, 2h, 1, T]
@@ -143,9 +149,9 @@ class CausalAudioNet(AutoregressiveModel):
             )
             for layer in range(num_layers)
         ]  # fmt: skip
-        head = nn.Conv2d(skip_channels, skip_channels, 1), nn.Conv2d(skip_channels, levels, 1)
+        head = pointwise(skip_channels, skip_channels, "relu"), pointwise(skip_channels, levels)
         self.blocks = nn.ModuleList(blocks)
-        self.head = nn.Sequential(nn.ReLU(), head[0], nn.ReLU(), head[1])
+        self.head = nn.Sequential(nn.ReLU(), *head)
         # How many samples before it a sample depends on.
         self.receptive_field = kernel_size + sum(block.reach for block in blocks)
         # Features are kept channels_last, as in PixelCNN.

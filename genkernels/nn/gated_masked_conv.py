@@ -104,7 +104,8 @@ class GatedMaskedConv2d(nn.Module):
             in_channels, hidden_channels, (1, kernel_size),
             gates=2, mask_type=mask_type, channel_groups=channel_groups, **options,
         )  # fmt: skip
-        self.vertical_to_horizontal = nn.Conv2d(wide, wide, 1, bias=False, **options)
+        # A 1x1 of type B without groups is a plain 1x1, on the kernels of this library.
+        self.vertical_to_horizontal = MaskedConv2d(wide, wide, 1, bias=False, mask_type="B", **options)
         self.out = MaskedConv2d(
             hidden_channels, hidden_channels, 1, mask_type="B", channel_groups=channel_groups, **options
         )
