@@ -6,4 +6,11 @@
     python -m bench.bench_pixelcnn            a whole training step
     pytest bench --benchmark-only             the same callables under pytest-benchmark
     python -m bench.report bench/results/...  the table of an earlier run
+
+All alternatives run with freed memory kept by the process, as in a training run that is set up well; otherwise the
+page faults of whatever was freed before decide.
 """
+
+from genkernels.allocator import keep_freed_memory
+
+keep_freed_memory()

@@ -4,8 +4,9 @@ Importing this package never fails for want of a compiler, a GPU, Triton or the 
 `available_backends()` tells what can run here and why something cannot.
 """
 
+from .allocator import keep_freed_memory
 from .backends import available_backends, build_info
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "available_backends", "build_info"]
+__all__ = ["__version__", "available_backends", "build_info", "keep_freed_memory"]

@@ -134,6 +134,7 @@ bool masked_conv_backward(const MaskedConvBackward& args) {
   const int64_t weight_floats = wants_x ? Scratch::round(packed_floats(to_x, taps)) : 0;
   const Scratch scratch(weight_floats + threads * thread_floats);
   if (!scratch.data()) return false;
+  want_huge_pages(args.grad_x, c.batch * c.in_channels * c.height * c.width);
   float* const weights = scratch.data();
   float* const first_sums = weights + weight_floats;
 

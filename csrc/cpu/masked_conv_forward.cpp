@@ -11,24 +11,30 @@
 //
 // Bound: the multiply-add units for C >= 16 or so (measured 85-90 % of peak); writing y for the first layer of a
 // network, where C is 1 or 3.
+#include "cpu/masked_conv_planar.h"
 #include "cpu/masked_conv_plan.h"
 
 namespace gk::GK_ISA {
 
+constexpr int64_t PATCH_PIXELS = 48;
+
 bool masked_conv_forward(const MaskedConvForward& args) {
   const MaskedConv& c = args.conv;
   const int threads = useful_threads(c, args.threads);
+  if (is_planar_first_layer(args)) return masked_conv_forward_planar(args, threads);
   const int64_t taps = c.full_taps();
   const Product product{c.out_channels,   c.in_channels, args.weight.stride_out, args.weight.stride_in,
                         c.out_order,      c.in_order,    nullptr,                c.centre_end,
                         /*centre_first=*/false};
-  // Few channels: the live taps of a pixel are gathered into one run.
+  // Few channels: the live taps of a pixel are gathered into one run, for a few pixels at a time. All panels then go
+  // over these, so that y, which is what bounds this case, is written from front to back.
   const bool gathers = c.in_channels < 16 && taps > 0;
   const int64_t patch = (taps + 1) * c.in_channels;
-  const Tiling tiling = make_tiling(c, c.in_channels + (gathers ? patch : 0), threads);
+  const Tiling tiling = make_tiling(c, c.in_channels, threads);
   const int64_t pitch_max = tiling.columns + c.reach_left() + c.reach_right();
   const int64_t source_floats = Scratch::round((tiling.rows + c.reach_up()) * pitch_max * c.in_channels + IO);
-  const int64_t patch_floats = gathers ? Scratch::round(tiling.rows * tiling.columns * patch + IO) : 0;
+  const int64_t patch_lines = max64(1, PATCH_PIXELS / tiling.columns);
+  const int64_t patch_floats = gathers ? Scratch::round(patch_lines * tiling.columns * patch + IO) : 0;
   const int64_t staging_floats = Scratch::round(staged_pixels(tiling) * PANEL_MAX);
   const int64_t segment_floats = Scratch::round((taps + 1) * most_segments(c.in_channels) * (sizeof(Segment) / sizeof(float)));
   const int64_t thread_floats = source_floats + patch_floats + staging_floats + segment_floats;
@@ -36,6 +42,7 @@ bool masked_conv_forward(const MaskedConvForward& args) {
   const int64_t bias_floats = Scratch::round(c.out_channels);
   const Scratch scratch(weight_floats + bias_floats + threads * thread_floats);
   if (!scratch.data()) return false;
+  want_huge_pages(args.y, c.batch * c.out_channels * c.height * c.width);
   float* const weights = scratch.data();
   float* const bias = weights + weight_floats;
   if (args.bias) GK_BY_STORAGE(args.y.storage, read_channels, args.bias, c.out_order, c.out_channels, bias);
@@ -58,23 +65,32 @@ bool masked_conv_forward(const MaskedConvForward& args) {
                             region.x1 + c.reach_right()};
       load_pixels({args.x, image, c.in_channels, c.height, c.width, c.in_order, nullptr}, bordered, source);
       const int64_t pitch = bordered.columns(), base = c.reach_up() * pitch + c.reach_left();
-      if (gathers) {
-        const Panel all{0, 0, 0, 0, c.in_channels};
-        const int64_t count = make_segments(c, product, all, base, pitch, 1, segments);
-        gather_patches(region, source, pitch, c.in_channels, segments, count, patches);
-      }
-      for (int64_t p = 0; p < panel_count(c.out_channels); ++p) {
-        const Panel panel = make_panel(product, p);
+      const auto multiply = [&](const Region& part, int64_t p, const float* rows, int64_t row_pitch, int64_t row_floats,
+                                int64_t segment_count, const Panel& panel) {
         const Target target{args.y, image, panel.first, panel.columns, c.out_order, args.bias ? bias : nullptr,
                             args.relu};
-        int64_t count;
-        if (gathers)
-          count = cut_segment({0, taps * c.in_channels + panel.hi}, segments);
-        else
-          count = make_segments(c, product, panel, base, pitch, 1, segments);
-        multiply_unit(region, gathers ? patches : source, gathers ? region.columns() : pitch,
-                      gathers ? patch : c.in_channels, segments, count, panel, weights + p * PANEL_MAX * patch, target,
-                      staging);
+        multiply_unit(part, rows, row_pitch, row_floats, segments, segment_count, panel,
+                      weights + p * PANEL_MAX * patch, target, staging);
+      };
+      if (gathers) {
+        for (int64_t y = region.y0; y < region.y1; y += patch_lines) {
+          const Region part{y, min64(y + patch_lines, region.y1), region.x0, region.x1};
+          const Panel all{0, 0, 0, 0, c.in_channels};
+          const int64_t count = make_segments(c, product, all, base, pitch, 1, segments);
+          gather_patches(part, source + (y - region.y0) * pitch * c.in_channels, pitch, c.in_channels, segments, count,
+                         patches);
+          for (int64_t p = 0; p < panel_count(c.out_channels); ++p) {
+            const Panel panel = make_panel(product, p);
+            const int64_t whole = cut_segment({0, taps * c.in_channels + panel.hi}, segments);
+            multiply(part, p, patches, region.columns(), patch, whole, panel);
+          }
+        }
+      } else {
+        for (int64_t p = 0; p < panel_count(c.out_channels); ++p) {
+          const Panel panel = make_panel(product, p);
+          const int64_t count = make_segments(c, product, panel, base, pitch, 1, segments);
+          multiply(region, p, source, pitch, c.in_channels, count, panel);
+        }
       }
     }
   }

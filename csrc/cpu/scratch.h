@@ -3,14 +3,16 @@
 
 #include <stdlib.h>
 
-#include "cpu/simd.h"
+#include "cpu/huge_pages.h"
 
 namespace gk::GK_ISA {
 
 // Scratch of all threads in one allocation, freed on every way out.
 class Scratch {
  public:
-  explicit Scratch(int64_t floats) : data_(static_cast<float*>(aligned_alloc(64, round(floats) * sizeof(float)))) {}
+  explicit Scratch(int64_t floats) : data_(static_cast<float*>(aligned_alloc(64, round(floats) * sizeof(float)))) {
+    want_huge_pages(data_, floats * sizeof(float));
+  }
   ~Scratch() { free(data_); }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;

@@ -169,6 +169,7 @@ bool wavefront_lstm_backward(const WavefrontLSTMBackward& args) {
       sums_floats + group_floats + row_floats + product_sums + plane_floats + panel_floats + state_floats;
   const Scratch scratch(walks * walk_floats + threads * thread_floats);
   if (!scratch.data()) return false;
+  for (int64_t w = 0; w < walks; ++w) want_huge_pages(args.gradients[w].grad_gates, l.batch * 4 * h * pixels);
   float* const forward_packed = scratch.data();
   float* const packed = forward_packed + walks * forward_floats;
   float* const states = packed + walks * packed_floats;

@@ -40,6 +40,10 @@ bool wavefront_lstm_forward(const WavefrontLSTMForward& args) {
   const int64_t thread_floats = group_floats + row_floats + sum_floats;
   const Scratch scratch(args.walk_count * (packed_floats + state_floats) + threads * thread_floats);
   if (!scratch.data()) return false;
+  for (int64_t w = 0; w < args.walk_count; ++w) {
+    want_huge_pages(args.walks[w].hidden, l.batch * h * pixels);
+    want_huge_pages(args.walks[w].saved, l.batch * pixels * 5 * h * sizeof(float));
+  }
   float* const packed = scratch.data();
   float* const states = packed + args.walk_count * packed_floats;
   float* const of_threads = states + args.walk_count * state_floats;

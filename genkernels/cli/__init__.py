@@ -6,6 +6,8 @@ import importlib.util
 import sys
 from collections.abc import Sequence
 
+from ..allocator import keep_freed_memory
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line (None for the process's own) and return the exit code; what went wrong is on stderr.
@@ -19,6 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 1
+    keep_freed_memory()
     from .app import run
 
     return run(arguments)

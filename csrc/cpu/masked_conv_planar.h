@@ -1,0 +1,141 @@
+// The forward pass of a first layer, 1 or 3 channels to many, whose y is NCHW.
+//
+//   y[o][pixel] = sum over k  weight[o][k] * patches[k][pixel],  k = the live taps of all channels, and a one for bias
+//
+// Tiling: rows of gemm_tile are output channels, a panel is a run of pixels, so tiles leave the registers for good, in
+// lines of y. A unit's lines are joined to one run of pixels, its patches packed panel by panel (1.6 KB for a 7x7 mask
+// on one channel, a unit's in L2); output channels six at a time then walk along all panels, so y is written in six
+// streams.
+// Traffic: y once; patches are 1 / out_channels of the arithmetic. Bound: writing y, since K is some 25 to 75.
+#pragma once
+
+#include "cpu/masked_conv_plan.h"
+
+namespace gk::GK_ISA {
+
+// The lines of y must follow each other.
+inline bool is_planar_first_layer(const MaskedConvForward& args) {
+  const MaskedConv& c = args.conv;
+  return c.in_channels < 16 && c.full_taps() > 0 && args.y.storage == Storage::float32 &&
+         args.y.stride_w == 1 && args.y.stride_c != 1 && args.y.stride_h == c.width;
+}
+
+// Weights and bias as rows: [out][taps][in], then the centre's live channels (zero where a colour is not seen), bias.
+template <class T>
+void pack_rows(const MaskedConvForward& args, int64_t centre, int64_t length, float* rows) {
+  const MaskedConv& c = args.conv;
+  for (int64_t o = 0; o < c.out_channels; ++o, rows += length) {
+    const int64_t to = c.out_order ? c.out_order[o] : o;
+    const T* const from = static_cast<const T*>(args.weight.data) + to * args.weight.stride_out;
+    const auto weight = [&](int64_t tap, int64_t i) {
+      return load_one(from + (c.in_order ? c.in_order[i] : i) * args.weight.stride_in + tap * args.weight.stride_tap);
+    };
+    float* out = rows;
+    for (int64_t t = 0; t < c.full_taps(); ++t)
+      for (int64_t i = 0; i < c.in_channels; ++i) *out++ = weight(t, i);
+    for (int64_t i = 0; i < centre; ++i) *out++ = i < c.centre_end[o] ? weight(c.full_taps(), i) : 0.0f;
+    *out = args.bias ? load_one(static_cast<const T*>(args.bias) + to) : 0.0f;
+  }
+}
+
+// Where the values of each k stand, from the place of the pixel in the first plane.
+inline void patch_offsets(const MaskedConv& c, int64_t centre, int64_t pitch, int64_t area, int64_t* offsets) {
+  for (int64_t t = 0; t <= c.full_taps(); ++t) {
+    const int64_t dy = (t / c.kernel_w - c.kernel_h / 2) * c.dilation_h;
+    const int64_t dx = (t % c.kernel_w - c.kernel_w / 2) * c.dilation_w;
+    for (int64_t i = 0; i < (t < c.full_taps() ? c.in_channels : centre); ++i)
+      *offsets++ = i * area + dy * pitch + dx;
+  }
+}
+
+// patches[k][width] of pixels first .. first + count - 1 of the unit. Whole panels are moved from each line they touch,
+// and what is too much is overwritten by the next line or the next k: reads and writes PANEL_MAX floats too far.
+inline void pack_patches(int64_t first, int64_t count, int64_t columns, const float* source, int64_t pitch,
+                         const int64_t* offsets, int64_t length, int64_t width, float* patches) {
+  struct Piece { int64_t lane; const float* from; } pieces[PANEL_MAX];
+  int64_t piece_count = 0;
+  for (int64_t lane = 0; lane < count;) {
+    const int64_t y = (first + lane) / columns, x = (first + lane) % columns;
+    pieces[piece_count++] = {lane, source + y * pitch + x};
+    lane += columns - x;
+  }
+  for (int64_t k = 0; k + 1 < length; ++k)
+    for (int64_t i = 0; i < piece_count; ++i)
+      for (int64_t j = 0; j < width; j += VL)
+        store(patches + k * width + pieces[i].lane + j, load(pieces[i].from + offsets[k] + j));
+  for (int64_t j = 0; j < width; j += VL) store(patches + (length - 1) * width + j, Vec{} + 1.0f);
+}
+
+inline bool masked_conv_forward_planar(const MaskedConvForward& args, int threads) {
+  const MaskedConv& c = args.conv;
+  int64_t centre = 0;  // channels that anyone sees at the centre
+  for (int64_t o = 0; o < c.out_channels; ++o) centre = max64(centre, c.centre_end[o]);
+  const int64_t length = c.full_taps() * c.in_channels + centre + 1;
+  Tiling tiling = make_tiling(c, c.in_channels + length, threads);
+  if (tiling.column_blocks > 1) {  // a cut line is no run of y: one whole line a unit instead
+    tiling = {1, c.width, c.height, 1, c.batch * c.height};
+  }
+  const int64_t pixels_max = tiling.rows * tiling.columns;
+  const int64_t area_max = (tiling.rows + c.reach_up()) * (tiling.columns + c.reach_left() + c.reach_right());
+  const int64_t source_floats = Scratch::round(area_max * c.in_channels + PANEL_MAX + IO);
+  const int64_t patch_floats = Scratch::round(ceil_div(pixels_max, PANEL_MAX) * PANEL_MAX * length + PANEL_MAX);
+  const int64_t staging_floats = Scratch::round(MR_MAX * PANEL_MAX);
+  const int64_t offset_floats = Scratch::round(length * (sizeof(int64_t) / sizeof(float)));
+  const int64_t thread_floats = source_floats + patch_floats + staging_floats + offset_floats;
+  const int64_t weight_floats = Scratch::round(c.out_channels * length);
+  const Scratch scratch(weight_floats + threads * thread_floats);
+  if (!scratch.data()) return false;
+  want_huge_pages(args.y, c.batch * c.out_channels * c.height * c.width);
+  float* const weights = scratch.data();
+  GK_BY_STORAGE(args.weight.storage, pack_rows, args, centre, length, weights);
+
+#pragma omp parallel num_threads(threads)
+  {
+    float* const source = weights + weight_floats + omp_get_thread_num() * thread_floats;
+    float* const patches = source + source_floats;
+    float* const staging = patches + patch_floats;
+    int64_t* const offsets = reinterpret_cast<int64_t*>(staging + staging_floats);
+    const Segment whole[] = {{0, length}};
+
+#pragma omp for schedule(dynamic) nowait
+    for (int64_t unit = 0; unit < tiling.units; ++unit) {
+      int64_t image;
+      const Region region = tiling.region(c, unit, &image);
+      const Region bordered{region.y0 - c.reach_up(), region.y1, region.x0 - c.reach_left(),
+                            region.x1 + c.reach_right()};
+      load_planes({args.x, image, c.in_channels, c.height, c.width, c.in_order, nullptr}, bordered, source);
+      const int64_t pitch = bordered.columns(), pixels = region.pixels();
+      patch_offsets(c, centre, pitch, bordered.pixels(), offsets);
+      for (int64_t p = 0; p < pixels; p += PANEL_MAX) {
+        const int64_t count = min64(PANEL_MAX, pixels - p);
+        pack_patches(p, count, region.columns(), source + c.reach_up() * pitch + c.reach_left(), pitch, offsets, length,
+                     ceil_div(count, VL) * VL, patches + p * length);
+      }
+      float* const y = static_cast<float*>(const_cast<void*>(args.y.data)) + image * args.y.stride_n +
+                       region.y0 * args.y.stride_h + region.x0;
+      for_row_tiles(c.out_channels, [&](int64_t first, int64_t rows) {
+        const float* row[MR_MAX];
+        float* to[MR_MAX];
+        for (int64_t i = 0; i < rows; ++i) {
+          row[i] = weights + (first + i) * length;
+          to[i] = y + (c.out_order ? c.out_order[first + i] : first + i) * args.y.stride_c;
+        }
+        for (int64_t p = 0; p < pixels; p += PANEL_MAX) {
+          const int64_t count = min64(PANEL_MAX, pixels - p);
+          const int nr = static_cast<int>(ceil_div(count, VL));
+          const bool direct = count == nr * VL && !c.out_order;
+          const auto tile = finish_function(static_cast<int>(rows), nr);
+          if (direct) {
+            tile(row, whole, 1, patches + p * length, to[0] + p, args.y.stride_c, {nullptr, args.relu});
+            continue;
+          }
+          tile(row, whole, 1, patches + p * length, staging, PANEL_MAX, {nullptr, args.relu});
+          for (int64_t i = 0; i < rows; ++i) memcpy(to[i] + p, staging + i * PANEL_MAX, count * sizeof(float));
+        }
+      });
+    }
+  }
+  return true;
+}
+
+}  // namespace gk::GK_ISA
