@@ -5,6 +5,7 @@ from .executors import EXECUTORS, Executor, execute, teacher_forced
 from .full_forward import full_forward_sample
 from .graph import NotTraceable
 from .program import Program
+from .sample import sample
 
 __all__ = [
     "EXECUTORS",
@@ -14,5 +15,6 @@ __all__ = [
     "compile_program",
     "execute",
     "full_forward_sample",
+    "sample",
     "teacher_forced",
 ]

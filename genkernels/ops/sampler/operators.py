@@ -34,9 +34,9 @@ def _convolution(
     dilation: Sequence[int], transposed: bool, output_padding: Sequence[int], groups: int,
 ) -> Traced:  # fmt: skip
     if transposed or any(s != 1 for s in stride):
-        raise NotTraceable(f"{tracer.name()}: only convolutions that keep the resolution; got stride {list(stride)}")
+        raise NotTraceable(f"layer {tracer.name()!r}: only convolutions that keep the resolution; got stride {list(stride)}")
     if not isinstance(x, Traced) or isinstance(weight, Traced) or isinstance(bias, Traced):
-        raise NotTraceable(f"{tracer.name()}: the weight depends on the image")
+        raise NotTraceable(f"layer {tracer.name()!r}: the weight depends on the image")
     flat = x.dim() == 3
     if flat:
         weight, padding, dilation = weight.unsqueeze(2), [0, *padding], [1, *dilation]
@@ -63,7 +63,7 @@ def _affine(
     bottom = plane.height + 2 * padding[0] - (height - 1) * dilation[0]
     right = plane.width + 2 * padding[1] - (width - 1) * dilation[1]
     if bottom < 1 or right < 1:
-        raise NotTraceable(f"{tracer.name()}: the kernel is larger than the image of {plane.height} x {plane.width}")
+        raise NotTraceable(f"layer {tracer.name()!r}: the kernel is larger than the image of {plane.height} x {plane.width}")
     live = [(r, s) for r in range(height) for s in range(width) if bool(weight[:, :, r, s].any())]
     offsets = [(r * dilation[0] - padding[0], s * dilation[1] - padding[1]) for r, s in live]
     reach = Box(0, 0, 0, 0)
@@ -215,7 +215,7 @@ def _batch_norm(
     training: bool, momentum: float, eps: float,
 ) -> tuple[Traced, None, None]:  # fmt: skip
     if training or mean is None or variance is None:
-        raise NotTraceable(f"{tracer.name()}: batch norm in training mixes the images of a batch; call eval() first")
+        raise NotTraceable(f"layer {tracer.name()!r}: batch norm in training mixes the images of a batch; call eval() first")
     plane = x.plane()
     scale = (variance + eps).rsqrt() * (1 if weight is None else weight)
     shift = -mean * scale + (0 if bias is None else bias)

@@ -100,7 +100,7 @@ class Numbering:
         height, width = index.shape[-2:]
         flat = index.reshape(-1, height, width)
         if flat.numel() == 0:
-            raise NotTraceable(f"{name}: a tensor without elements, {list(index.shape)}")
+            raise NotTraceable(f"layer {name!r}: a tensor without elements, {list(index.shape)}")
         pieces: dict[tuple[int, ...], Piece] = {}
         rows, columns = flat.any(2).int(), flat.any(1).int()
         corners = zip(*(
@@ -112,7 +112,7 @@ class Numbering:
         for place, corner in enumerate(corners):
             if not first[place]:
                 if bool(flat[place].any()):
-                    raise NotTraceable(f"{name}: {_NOT_CHANNELS}")
+                    raise NotTraceable(f"layer {name!r}: {_NOT_CHANNELS}")
                 continue
             window = Box(*corner)
             which = bisect_right(self.starts, first[place]) - 1
@@ -121,11 +121,11 @@ class Numbering:
             channel, row = divmod(row, extent.bottom - extent.top)
             dy, dx = row + extent.top - window.top, column + extent.left - window.left
             if not extent.holds(window.moved(dy, dx)):
-                raise NotTraceable(f"{name}: {_NOT_CHANNELS}")
+                raise NotTraceable(f"layer {name!r}: {_NOT_CHANNELS}")
             piece = pieces.setdefault((which, dy, dx, *window), Piece(self.nodes[which], dy, dx, [], [], window))
             piece.channels.append(channel)
             piece.places.append(place)
         plane = Plane(flat.shape[0], height, width, list(pieces.values()))
         if not torch.equal(self.index(plane)[0], flat):
-            raise NotTraceable(f"{name}: {_NOT_CHANNELS}")
+            raise NotTraceable(f"layer {name!r}: {_NOT_CHANNELS}")
         return plane

@@ -166,8 +166,8 @@ def _looks_ahead(plan: Schedule, node: Node) -> str:
             continue
         if read.node in plan.culprit:
             return plan.culprit[read.node]
-        return f"{node.name} reads {read.node.name} at row {read.dy:+d}, column {read.dx:+d}"
-    return f"{node.name} walks along the whole row"
+        return f"layer {node.name!r} reads {read.node.name!r} at row {read.dy:+d}, column {read.dx:+d}"
+    return f"layer {node.name!r} walks along the whole row"
 
 
 def _check_logits(plan: Schedule) -> None:
@@ -181,7 +181,7 @@ def _check_logits(plan: Schedule) -> None:
             layer = _sees_itself(plan, graph.logits, channel, label)
             raise NotTraceable(
                 f"not causal: the logits of colour {colour} depend on colour {label - 1} of the same pixel, "
-                f"which {layer} lets through"
+                f"which layer {layer!r} lets through"
             )
 
 

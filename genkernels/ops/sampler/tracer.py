@@ -32,6 +32,7 @@ REARRANGING = {
         "movedim swapaxes repeat lift_fresh view_as flatten"
     ).split()
 }
+TAKE_SIZES = {"aten::view", "aten::_unsafe_view", "aten::reshape", "aten::expand"}
 NEW_MEMORY = {"aten::cat", "aten::stack", "aten::constant_pad_nd", "aten::clone", "aten::repeat", "aten::index"}
 SHAPE_ONLY = {
     f"aten::{name}"
@@ -137,14 +138,14 @@ class Tracer:
             return self._rearrange(func, args, kwargs)
         if name == "aten::_to_copy":
             if kwargs.get("dtype") not in (None, self.dtype):
-                raise NotTraceable(f"{self.name()}: changes the dtype from {self.dtype} to {kwargs['dtype']}")
+                raise NotTraceable(f"layer {self.name()!r}: changes the dtype from {self.dtype} to {kwargs['dtype']}")
             return Traced(self, args[0].shape, plane=args[0]._plane, index=args[0]._index)
-        raise NotTraceable(f"{self.name()}: the sampler does not know the operator {name}")
+        raise NotTraceable(f"layer {self.name()!r}: the sampler does not know the operator {name}")
 
     def _in_place(self, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
         target = args[0]
         if not isinstance(target, Traced) or target.shared:
-            raise NotTraceable(f"{self.name()}: changes a part of a tensor in place; write it without {self.operator}")
+            raise NotTraceable(f"layer {self.name()!r}: changes a part of a tensor in place; write it without {self.operator}")
         result = HANDLERS[name](self, *args, **kwargs)
         target._plane, target._index = result._plane, result._index
         return target
@@ -159,17 +160,16 @@ class Tracer:
                 return a.index()
             if isinstance(a, Tensor) and a.dtype.is_floating_point:
                 return self.constant(a).index()
-            if isinstance(a, (list, tuple)) and a and all(isinstance(i, int) for i in a) and a[0] == batch:
-                return [1, *a[1:]]  # sizes
             return a
 
-        is_leaf = lambda a: isinstance(a, (list, tuple)) and all(isinstance(i, int) for i in a)  # noqa: E731
-        indices = func(*tree_map(as_index, args, is_leaf=is_leaf), **tree_map(as_index, kwargs, is_leaf=is_leaf))
+        if self.operator in TAKE_SIZES and args[1][0] == batch:
+            args = (args[0], [1, *args[1][1:]], *args[2:])
+        indices = func(*tree_map(as_index, args), **tree_map(as_index, kwargs))
         fresh = self.operator in NEW_MEMORY
 
         def wrap(index: Tensor, shape: Tensor) -> Traced:
             if shape.shape[:1] != (batch,) or index.shape != (1, *shape.shape[1:]):
-                raise NotTraceable(f"{self.name()}: {self.operator} mixes the images of a batch")
+                raise NotTraceable(f"layer {self.name()!r}: {self.operator} mixes the images of a batch")
             result = Traced(self, shape.shape, index=index)
             result.shared = not fresh
             return result
