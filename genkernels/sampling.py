@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from .models.autoregressive import AutoregressiveModel
 from .ops import sampler
@@ -157,13 +158,15 @@ class FastSampler:
 
         order = torch.arange(height * width * colours, device=images.device)
         order = order.view(height, width, colours).permute(2, 0, 1)  # sub-pixels in drawing order
+        places = torch.linspace(0, order.numel() - 1, min(order.numel(), MOST_CHANGES), device=images.device).long()
         pairs = 0
-        for place in torch.linspace(0, order.numel() - 1, min(order.numel(), MOST_CHANGES)).long().tolist():
-            here, not_after = order == place, order <= place
-            changed = images.clone()
-            changed[:, here] = ((changed[:, here].long() + 1 + self.levels // 2) % self.levels).to(images.dtype)
+        for part in places.split(max(1, 64 // n)):  # image by image of a part, one sub-pixel of all n is changed
+            here, not_after = order == part[:, None, None, None], order <= part[:, None, None, None]
+            shifted = (images.long() + 1 + self.levels // 2) % self.levels
+            changed = torch.where(here[:, None], shifted, images.long()).flatten(0, 1)
             with in_evaluation(self.model):
-                moved = (self._logits(table[changed.long()], condition) - expected).abs().amax(1)[:, not_after]
+                logits = self._logits(table[changed], _repeated(condition, n, len(part)))
+            moved = (logits.unflatten(0, (-1, n)) - expected).abs().amax(2).transpose(0, 1)[:, not_after]
             pairs += moved.numel()
             if not float(moved.max()) <= limit:
                 raise ValueError(
@@ -172,6 +175,13 @@ class FastSampler:
                 )
         self.proof = Proof((height, width), pairs, error, scale)
         return self.proof
+
+
+def _repeated(condition: Any, n: int, times: int) -> Any:
+    """The condition of n images for ``times`` as many."""
+    return tree_map(
+        lambda t: t.repeat(times, *[1] * (t.dim() - 1)) if isinstance(t, Tensor) and t.shape[:1] == (n,) else t, condition
+    )
 
 
 def fast_sampler(
@@ -201,7 +211,7 @@ def fast_sampler(
         in_channels: C; not needed with an example.
         scale: from levels 0 .. levels - 1 (a tensor in the model's dtype) to what the model sees; None for
             ``x / (levels - 1)``.
-        condition: one for the example, or for two images; None where the model takes none.
+        condition: one for the example, or for two images, its tensors with an entry for each; None where the model takes none.
 
     Raises:
         ValueError: an argument does not fit, or the model is not causal; the message says what.

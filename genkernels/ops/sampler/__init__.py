@@ -6,12 +6,14 @@ from .full_forward import full_forward_sample
 from .graph import NotTraceable
 from .program import Program
 from .sample import sample
+from .tracer import Traced
 
 __all__ = [
     "EXECUTORS",
     "Executor",
     "NotTraceable",
     "Program",
+    "Traced",
     "compile_program",
     "execute",
     "full_forward_sample",

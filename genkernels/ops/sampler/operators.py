@@ -209,6 +209,11 @@ def _div(tracer: Tracer, a: Any, b: Any) -> Traced:
     return unary(tracer, a, "scale", 1 / float(b), 0)
 
 
+@handles("aten::reciprocal")
+def _reciprocal(tracer: Tracer, x: Traced) -> Traced:
+    return _div(tracer, 1.0, x)
+
+
 @handles("aten::native_batch_norm", "aten::cudnn_batch_norm", "aten::miopen_batch_norm")
 def _batch_norm(
     tracer: Tracer, x: Traced, weight: Tensor | None, bias: Tensor | None, mean: Tensor | None, variance: Tensor | None,

@@ -162,13 +162,16 @@ class Tracer:
                 return self.constant(a).index()
             return a
 
+        several = not isinstance(shapes, Tensor)
+        if any(shape.shape[:1] != (batch,) for shape in (shapes if several else [shapes])):
+            raise NotTraceable(f"layer {self.name()!r}: {self.operator} mixes the images of a batch")
         if self.operator in TAKE_SIZES and args[1][0] == batch:
             args = (args[0], [1, *args[1][1:]], *args[2:])
         indices = func(*tree_map(as_index, args), **tree_map(as_index, kwargs))
         fresh = self.operator in NEW_MEMORY
 
         def wrap(index: Tensor, shape: Tensor) -> Traced:
-            if shape.shape[:1] != (batch,) or index.shape != (1, *shape.shape[1:]):
+            if index.shape != (1, *shape.shape[1:]):
                 raise NotTraceable(f"layer {self.name()!r}: {self.operator} mixes the images of a batch")
             result = Traced(self, shape.shape, index=index)
             result.shared = not fresh
@@ -178,9 +181,9 @@ class Tracer:
             for a in tree_flatten((args, kwargs))[0]:
                 if isinstance(a, Traced):
                     a.shared = True
-        if isinstance(indices, Tensor):
-            return wrap(indices, shapes)
-        return [wrap(index, shape) for index, shape in zip(indices, shapes, strict=True)]
+        if several:
+            return [wrap(index, shape) for index, shape in zip(indices, shapes, strict=True)]
+        return wrap(indices, shapes)
 
     # --- for the handlers ---
 
