@@ -39,7 +39,8 @@ class Proof:
     def __str__(self) -> str:
         return (
             f"on {self.size[0]} x {self.size[1]} images, none of {self.pairs:,} pairs shows a sub-pixel that reaches "
-            f"itself or an earlier one, and the logits equal the model's within {self.error:.1e} (largest: {self.scale:.3g})"
+            f"itself or an earlier one, and the logits equal the model's within {self.error:.1e} (largest: "
+            f"{self.scale:.3g})"
         )
 
 
@@ -56,13 +57,12 @@ class FastSampler:
     def __init__(
         self,
         model: nn.Module,
-        predict: Callable[[Tensor, Any], Tensor],
         in_channels: int,
         levels: int,
         scale: Callable[[Tensor], Tensor],
     ) -> None:
         self.model, self.in_channels, self.levels = model, in_channels, levels
-        self.predict, self.scale = predict, scale
+        self.scale = scale
         self.proof: Proof | None = None
         self.program: sampler.Program | None = None
 
@@ -93,7 +93,7 @@ class FastSampler:
         """
         shape = (n, self.in_channels, *as_size("size", size))
         with in_evaluation(self.model):
-            self.program = sampler.compile_program(self.model, self.predict, shape, self.table(), condition)
+            self.program = sampler.compile_program(self.model, self._predict, shape, self.table(), condition)
         return self.program
 
     @torch.no_grad()
@@ -133,9 +133,14 @@ class FastSampler:
             self.model, self._logits, table, request, condition=condition, progress=progress, backend=backend
         )
 
+    def _predict(self, images: Tensor, condition: Any) -> Tensor:
+        if isinstance(self.model, AutoregressiveModel):
+            return self.model.predict(images, condition)
+        return self.model(images) if condition is None else self.model(images, condition)
+
     def _logits(self, images: Tensor, condition: Any) -> Tensor:
         """[n, levels, C, H, W] from images as the model sees them."""
-        logits = self.predict(images, condition)
+        logits = self._predict(images, condition)
         return logits.unsqueeze(2) if logits.dim() == 4 else logits
 
     @torch.no_grad()
@@ -154,7 +159,9 @@ class FastSampler:
         error, scale = float((got - expected).abs().max()), float(expected.abs().max())
         limit = 2e3 * torch.finfo(table.dtype).eps * max(scale, 1)
         if not error <= limit:
-            raise ValueError(f"model: the logits of its sampling program differ by {error:.3g}; allowed are {limit:.3g}")
+            raise ValueError(
+                f"model: the logits of its sampling program differ by {error:.3g}; allowed are {limit:.3g}"
+            )
 
         order = torch.arange(height * width * colours, device=images.device)
         order = order.view(height, width, colours).permute(2, 0, 1)  # sub-pixels in drawing order
@@ -180,7 +187,8 @@ class FastSampler:
 def _repeated(condition: Any, n: int, times: int) -> Any:
     """The condition of n images for ``times`` as many."""
     return tree_map(
-        lambda t: t.repeat(times, *[1] * (t.dim() - 1)) if isinstance(t, Tensor) and t.shape[:1] == (n,) else t, condition
+        lambda t: t.repeat(times, *[1] * (t.dim() - 1)) if isinstance(t, Tensor) and t.shape[:1] == (n,) else t,
+        condition,
     )
 
 
@@ -211,19 +219,15 @@ def fast_sampler(
         in_channels: C; not needed with an example.
         scale: from levels 0 .. levels - 1 (a tensor in the model's dtype) to what the model sees; None for
             ``x / (levels - 1)``.
-        condition: one for the example, or for two images, its tensors with an entry for each; None where the model takes none.
+        condition: one for the example, or for two images, its tensors with an entry for each; None where the model
+            takes none.
 
     Raises:
         ValueError: an argument does not fit, or the model is not causal; the message says what.
         NotTraceable: (a ValueError) the model cannot be sampled this way; with the name of the layer and the reason.
     """
     if isinstance(model, AutoregressiveModel):
-        levels, in_channels, predict = model.levels, model.in_channels, model.predict
-    else:
-
-        def predict(x: Tensor, condition: Any) -> Tensor:
-            return model(x) if condition is None else model(x, condition)
-
+        levels, in_channels = model.levels, model.in_channels
     if levels is None:
         raise ValueError("levels: expected the number of values that a sub-pixel takes; got None")
     check_whole("levels", levels, 2, 256)
@@ -237,7 +241,7 @@ def fast_sampler(
         raise ValueError("in_channels: expected the number of sub-pixels of a pixel, or an example; got neither")
     check_whole("in_channels", in_channels, 1)
     steps = levels - 1
-    result = FastSampler(model, predict, in_channels, levels, scale or (lambda x: x / steps))
+    result = FastSampler(model, in_channels, levels, scale or (lambda x: x / steps))
     if example is None:
         generator = torch.Generator().manual_seed(0)
         example = torch.randint(0, levels, (2, in_channels, *PROOF_SIZE), generator=generator)

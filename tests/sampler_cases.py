@@ -63,7 +63,9 @@ def predict(model: Any, images: Tensor, condition: Tensor | None = None) -> Tens
 
 
 def program_of(model: Any, n: int, size: tuple[int, int, int], condition: Tensor | None = None) -> Program:
-    return sampler.compile_program(model, model.predict, (n, *size), model._scaled(torch.arange(model.levels)), condition)
+    return sampler.compile_program(
+        model, model.predict, (n, *size), model._scaled(torch.arange(model.levels)), condition
+    )
 
 
 def random_images(n: int, size: tuple[int, int, int], levels: int, seed: int = 0) -> Tensor:

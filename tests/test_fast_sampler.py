@@ -130,7 +130,7 @@ def test_our_own_models_need_no_further_argument():
 def test_a_program_that_computes_something_else_is_found_out(usual, monkeypatch):
     teacher_forced = sampler.teacher_forced
     monkeypatch.setattr(sampler, "teacher_forced", lambda program, images: teacher_forced(program, images) + 1e-3)
-    with pytest.raises(ValueError, match="model: the logits of its sampling program differ by 0.001"):
+    with pytest.raises(ValueError, match=r"model: the logits of its sampling program differ by 0\.001"):
         genkernels.fast_sampler(usual, levels=4, in_channels=1)
 
 
@@ -140,7 +140,7 @@ def test_a_model_that_hides_its_future_from_the_trace_is_found_out():
             later = 0 if isinstance(x, sampler.Traced) or not x.any() else x.mean()
             return super().forward(x) + later * torch.arange(4.0).view(4, 1, 1)
 
-    with pytest.raises(ValueError, match="model: (not causal, changing|the logits of its sampling program differ)"):
+    with pytest.raises(ValueError, match=r"model: (not causal, changing|the logits of its sampling program differ)"):
         genkernels.fast_sampler(made(Cheat(4)), levels=4, in_channels=1)
 
 

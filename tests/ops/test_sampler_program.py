@@ -96,7 +96,9 @@ def test_a_program_prints_one_line_for_each_instruction():
     lines = str(program).splitlines()
     assert "images 4 x 5 x 3, 4 levels, 6 columns" in lines[0]
     assert len(lines) == 1 + 1 + len(program.row) + sum(1 + len(step) for step in program.steps)
-    assert any("layers.0" in line and "[3 x 11] of v0 at (0,-3) (0,-2) (0,-1), v0[0:2] at (0,0)" in line for line in lines)
+    assert any(
+        "layers.0" in line and "[3 x 11] of v0 at (0,-3) (0,-2) (0,-1), v0[0:2] at (0,0)" in line for line in lines
+    )
     assert any("along the row" in line for line in lines) and "colour 2 from v" in str(program)
 
 
@@ -156,6 +158,15 @@ def shifted_down_at_the_link(self, x):
     return head(self, torch.relu(self.horizontal(x) + self.link(down)))
 
 
+def shifted_down_in_every_layer(self, x):
+    above, beside = x, x
+    for vertical, horizontal in zip(self.vertical, self.horizontal, strict=True):
+        above = torch.relu(vertical(F.pad(above, (1, 1, 2, 0))[:, :, :-1]))
+        above = F.pad(above, (0, 0, 1, 0))[:, :, :-1]
+        beside = torch.relu(horizontal(beside) + above)
+    return head(self, beside)
+
+
 def extended_and_cropped(self, x):
     height, width = x.shape[2:]
     above = self.vertical(x)[:, :, :height]  # padding (2, 1): one row more than there was
@@ -206,19 +217,28 @@ def conv_b(inputs, outputs):
 
 IDIOMS = {
     "masks in place, batch norm, in-place ReLU": (
-        norm, {"conv": a_layer(), "norm": nn.BatchNorm2d(6), "conv2": conv_b(6, 5), "norm2": nn.BatchNorm2d(5), "out": one(5)}, SIZE,
+        norm,
+        {"conv": a_layer(), "norm": nn.BatchNorm2d(6), "conv2": conv_b(6, 5), "norm2": nn.BatchNorm2d(5),
+         "out": one(5)}, SIZE,
     ),
     "a vertical stack that comes down at the link": (
         shifted_down_at_the_link,
         {"vertical": nn.Conv2d(2, 5, (2, 3)), "vertical2": nn.Conv2d(5, 5, 3, padding=1), "link": one(5, 6),
          "horizontal": a_layer(kernel=1), "out": one(6)}, SIZE,
     ),
+    "a vertical stack that comes down in every layer": (
+        shifted_down_in_every_layer,
+        {"vertical": nn.ModuleList([nn.Conv2d(2, 5, (2, 3)), nn.Conv2d(5, 5, (2, 3))]),
+         "horizontal": nn.ModuleList([a_layer(5, kernel=1), conv_b(5, 5)]), "out": one(5)}, SIZE,
+    ),
     "results larger than the image, cropped": (
         extended_and_cropped,
-        {"vertical": nn.Conv2d(2, 6, (2, 3), padding=(2, 1)), "horizontal": nn.Conv2d(2, 6, (1, 2), padding=(0, 2)), "out": one(6)}, SIZE,
+        {"vertical": nn.Conv2d(2, 6, (2, 3), padding=(2, 1)), "horizontal": nn.Conv2d(2, 6, (1, 2), padding=(0, 2)),
+         "out": one(6)}, SIZE,
     ),
     "channels split, stacked, permuted": (
-        channels_about, {"conv": a_layer(5), "conv2": conv_b(4, 6), "out": one(12), "scale": nn.Parameter(torch.ones(12, 1, 1))}, SIZE,
+        channels_about,
+        {"conv": a_layer(5), "conv2": conv_b(4, 6), "out": one(12), "scale": nn.Parameter(torch.ones(12, 1, 1))}, SIZE,
     ),
     "maps of positions": (positions, {"conv": a_layer(), "conv2": conv_b(7, 4), "out": one(4)}, SIZE),
     "shifts to the right and many functions": (moved_right, {"conv": conv_b(2, 6), "out": one(6)}, SIZE),
@@ -229,7 +249,8 @@ IDIOMS = {
     "a Row LSTM": (recurrent, {"conv": a_layer(), "lstm": RowLSTM(6, 6, learned_state=True), "out": one(6)}, SIZE),
     "signals": (
         one_row_at_a_time,
-        {"first": nn.Conv1d(2, 4, 3), "second": nn.Conv1d(4, 4, 2, dilation=2), "out": one(4), "scale": nn.Parameter(torch.ones(4, 1))},
+        {"first": nn.Conv1d(2, 4, 3), "second": nn.Conv1d(4, 4, 2, dilation=2), "out": one(4),
+         "scale": nn.Parameter(torch.ones(4, 1))},
         (2, 1, 9),
     ),
     "interleaved colour groups": (
@@ -261,7 +282,9 @@ def test_other_peoples_idioms_become_programs_of_the_same_function(name):
     net = made(body, layers)
     program, table = compiled(net, size)
     images = random_images(3, size, LEVELS)
-    assert torch.allclose(logits_from_poisoned_memory(program, images), net(table[images.long()]), rtol=1e-11, atol=1e-12)
+    assert torch.allclose(
+        logits_from_poisoned_memory(program, images), net(table[images.long()]), rtol=1e-11, atol=1e-12
+    )
 
 
 def test_a_vertical_stack_is_computed_before_the_row_wherever_it_comes_down():
@@ -283,12 +306,14 @@ REFUSED = {
         r"not causal: layer 'wide' reads 'conv' at row \+1, column \+0",
     ),
     "sees itself": (
-        lambda self, x: head(self, self.second(self.conv(x))), {"conv": conv_b(2, 4), "second": conv_b(4, 4), "out": one(4)},
+        lambda self, x: head(self, self.second(self.conv(x))),
+        {"conv": conv_b(2, 4), "second": conv_b(4, 4), "out": one(4)},
         "not causal: the logits of colour 0 depend on colour 1 of the same pixel, which layer 'conv' lets through",
     ),
     "a walk from the right, not shifted": (
         lambda self, x: head(self, self.lstm(self.conv(x).flip(3)).flip(3)),
-        {"conv": a_layer(), "lstm": RowLSTM(6, 6), "out": one(6)}, "layer 'flip': the sampler does not know the operator aten::flip",
+        {"conv": a_layer(), "lstm": RowLSTM(6, 6), "out": one(6)},
+        "layer 'flip': the sampler does not know the operator aten::flip",
     ),
     "batch norm without statistics": (
         lambda self, x: head(self, self.norm(self.conv(x))),
@@ -296,7 +321,8 @@ REFUSED = {
         "layer 'norm': batch norm in training mixes the images of a batch",
     ),
     "batch norm in training": (
-        lambda self, x: head(self, F.batch_norm(self.conv(x), None, None, training=True)), {"conv": a_layer(), "out": one(6)},
+        lambda self, x: head(self, F.batch_norm(self.conv(x), None, None, training=True)),
+        {"conv": a_layer(), "out": one(6)},
         r"layer 'native_batch_norm': batch norm in training mixes the images",
     ),
     "attention": (

@@ -54,7 +54,9 @@ def test_samples_are_those_of_full_forward_passes(name):
     assert expected.float().std() > 0.3  # not all one level
 
 
-@pytest.mark.parametrize("options", [{"temperature": 0.5}, {"temperature": 1e-6}, {"top_k": 2}, {"top_k": 1}, {"top_k": 99}])
+@pytest.mark.parametrize(
+    "options", [{"temperature": 0.5}, {"temperature": 1e-6}, {"top_k": 2}, {"top_k": 1}, {"top_k": 99}]
+)
 @pytest.mark.parametrize("name", ["pixelcnn colours", "diagonal lstm"])
 def test_temperature_and_top_k_act_as_in_full_forward_passes(name, options):
     case = CASES[name]
@@ -119,7 +121,9 @@ def test_nothing_is_computed_behind_the_last_open_sub_pixel(monkeypatch):
         seen.append((walk.last, len(walk.images)))
         plain.run(program, walk)
 
-    monkeypatch.setattr(executors, "EXECUTORS", [executors.Executor("torch", plain.refuses, run, plain.bytes_per_image)])
+    monkeypatch.setattr(
+        executors, "EXECUTORS", [executors.Executor("torch", plain.refuses, run, plain.bytes_per_image)]
+    )
     model = case.model()
     given, known = random_images(2, case.size, 4), torch.ones(2, *case.size, dtype=torch.bool)
     keep = {"given": given, "known": known, "size": case.size[1:]}

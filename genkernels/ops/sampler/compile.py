@@ -37,8 +37,8 @@ def compile_program(
 ) -> Program:
     """The program that samples from a model with its present weights.
 
-    Made anew when a weight, the condition, the size or a module has changed: compared by content, since not every change
-    of a tensor leaves a trace. The model is taken as it is in ``eval()``, and must be in it.
+    Made anew when a weight, the condition, the size or a module has changed: compared by content, since not every
+    change of a tensor leaves a trace. The model is taken as it is in ``eval()``, and must be in it.
 
     Args:
         model: whose weights count.

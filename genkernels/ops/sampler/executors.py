@@ -58,9 +58,7 @@ def choose(program: Program, backend: str | None = None) -> Executor:
     raise ValueError(f"backend: expected one of {[e.name for e in EXECUTORS]}; got {backend!r}")
 
 
-def execute(
-    program: Program, request: Request, progress: Progress | None = None, backend: str | None = None
-) -> Tensor:
+def execute(program: Program, request: Request, progress: Progress | None = None, backend: str | None = None) -> Tensor:
     """Draws what is open in ``request.images``, in place, in parts that fit into memory, and returns them.
 
     ``progress(done, total)`` is called after each row, in sub-pixels that were open.

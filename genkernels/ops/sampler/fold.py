@@ -11,7 +11,17 @@ from dataclasses import replace
 from torch import Tensor
 
 from .graph import (
-    AffineNode, ConstantNode, Graph, Link, LstmNode, Node, PointNode, Tap, inputs_of, is_vector, readers,
+    AffineNode,
+    ConstantNode,
+    Graph,
+    Link,
+    LstmNode,
+    Node,
+    PointNode,
+    Tap,
+    inputs_of,
+    is_vector,
+    readers,
 )  # fmt: skip
 from .program import Function
 

@@ -10,7 +10,20 @@ from torch import Tensor
 
 from .graph import AffineNode, ConstantNode, ImageNode, Link, LstmNode, Node, NotTraceable, PointNode, Tap
 from .program import (
-    ROW, Affine, Cell, Draw, Function, Instruction, Pointwise, Program, Read, Scan, Spans, Value, reads_of, to_spans,
+    ROW,
+    Affine,
+    Cell,
+    Draw,
+    Function,
+    Instruction,
+    Pointwise,
+    Program,
+    Read,
+    Scan,
+    Spans,
+    Value,
+    reads_of,
+    to_spans,
 )  # fmt: skip
 from .schedule import Schedule
 
@@ -81,14 +94,10 @@ class _Builder:
     ) -> int:
         box = self.plan.box(node)
         if box.bottom < self.plan.graph.height and constant is None:
-            raise NotTraceable(f"{name}: its last row is cut off, which the sampler does not know how to read")
+            raise NotTraceable(f"layer {name!r}: its last row is cut off and then read, which the sampler cannot do")
         index = len(self.values)
-        self.values.append(
-            Value(
-                index, name, len(labels), tuple(labels.tolist()), box.top, (box.left, box.right),
-                outside=outside, constant=constant,
-            )  # fmt: skip
-        )
+        when, columns = tuple(labels.tolist()), (box.left, box.right)
+        self.values.append(Value(index, name, len(when), when, box.top, columns, outside=outside, constant=constant))
         return index
 
     def add(self, node: Node) -> None:
@@ -99,7 +108,9 @@ class _Builder:
         constant = node.tensor if isinstance(node, ConstantNode) else None
         self.number[node] = self.value(node.name, labels, node, constant=constant)
         if isinstance(node, AffineNode):
-            self._affine(node, node.name, self.number[node], labels, node.taps, [], node.bias, node.terms, node.activation)
+            self._affine(
+                node, node.name, self.number[node], labels, node.taps, [], node.bias, node.terms, node.activation
+            )
         elif isinstance(node, PointNode):
             self._point(node, labels)
         else:
@@ -150,11 +161,19 @@ class _Builder:
     ) -> list[Affine]:  # fmt: skip
         """Emits a sum; returns what is left of it for a scan, to be put into its body."""
         columns = [
-            _Column(self.number[tap.node], self.plan.offset(node, tap), tap.channels, self.plan.available(node, tap), tap.weight)
+            _Column(
+                self.number[tap.node],
+                self.plan.offset(node, tap),
+                tap.channels,
+                self.plan.available(node, tap),
+                tap.weight,
+            )
             for tap in taps
         ]
         columns += [
-            _Column(t.value, t.offset, list(range(t.weight.shape[1])), torch.full((t.weight.shape[1],), t.label), t.weight)
+            _Column(
+                t.value, t.offset, list(range(t.weight.shape[1])), torch.full((t.weight.shape[1],), t.label), t.weight
+            )
             for t in own
         ]
         for phase in sorted(set(labels.tolist())):
@@ -207,9 +226,7 @@ class _Builder:
             blocks.append(weight[:, live])
         weight = torch.cat(blocks, 1) if blocks else self.table.new_zeros(len(channels), 0)
         own_bias = None if bias is None else bias[channels]
-        return Affine(
-            name, phase, value, to_spans(channels), tuple(taps), weight.contiguous(), own_bias, tuple(terms)
-        )
+        return Affine(name, phase, value, to_spans(channels), tuple(taps), weight.contiguous(), own_bias, tuple(terms))
 
     # --- recurrences ---
 
@@ -251,9 +268,7 @@ class _OwnTap:
 class _Column:
     """Columns of a sum's matrix: what is read, when each channel can be had, and the weight [all channels, these]."""
 
-    def __init__(
-        self, value: int, offset: tuple[int, int], channels: list[int], when: Tensor, weight: Tensor
-    ) -> None:
+    def __init__(self, value: int, offset: tuple[int, int], channels: list[int], when: Tensor, weight: Tensor) -> None:
         self.value, self.offset, self.channels, self.when, self.weight = value, offset, channels, when, weight
 
     def part(self, chosen: Tensor) -> _Column:
@@ -273,6 +288,4 @@ def _aligned_spans(lists: Sequence[Sequence[int]]) -> list[Spans]:
         if any(channels[k] != channels[k - 1] + 1 for channels in lists):
             cuts.append(k)
     ends = [*cuts[1:], len(lists[0])]
-    return [
-        tuple((channels[a], channels[a] + b - a) for a, b in zip(cuts, ends, strict=True)) for channels in lists
-    ]
+    return [tuple((channels[a], channels[a] + b - a) for a, b in zip(cuts, ends, strict=True)) for channels in lists]

@@ -34,7 +34,9 @@ def _convolution(
     dilation: Sequence[int], transposed: bool, output_padding: Sequence[int], groups: int,
 ) -> Traced:  # fmt: skip
     if transposed or any(s != 1 for s in stride):
-        raise NotTraceable(f"layer {tracer.name()!r}: only convolutions that keep the resolution; got stride {list(stride)}")
+        raise NotTraceable(
+            f"layer {tracer.name()!r}: only convolutions that keep the resolution; got stride {list(stride)}"
+        )
     if not isinstance(x, Traced) or isinstance(weight, Traced) or isinstance(bias, Traced):
         raise NotTraceable(f"layer {tracer.name()!r}: the weight depends on the image")
     flat = x.dim() == 3
@@ -42,7 +44,7 @@ def _convolution(
         weight, padding, dilation = weight.unsqueeze(2), [0, *padding], [1, *dilation]
     if groups > 1:
         weight = _dense(weight, groups)
-    node = _affine(tracer, x.plane(), weight, bias, padding, dilation)
+    node = _affine(tracer, x.as_plane(), weight, bias, padding, dilation)
     shape = (x.shape[0], node.channels, *([] if flat else [node.extent.bottom]), node.extent.right)
     return tracer.result(node, shape)
 
@@ -63,7 +65,9 @@ def _affine(
     bottom = plane.height + 2 * padding[0] - (height - 1) * dilation[0]
     right = plane.width + 2 * padding[1] - (width - 1) * dilation[1]
     if bottom < 1 or right < 1:
-        raise NotTraceable(f"layer {tracer.name()!r}: the kernel is larger than the image of {plane.height} x {plane.width}")
+        raise NotTraceable(
+            f"layer {tracer.name()!r}: the kernel is larger than the image of {plane.height} x {plane.width}"
+        )
     live = [(r, s) for r in range(height) for s in range(width) if bool(weight[:, :, r, s].any())]
     offsets = [(r * dilation[0] - padding[0], s * dilation[1] - padding[1]) for r, s in live]
     reach = Box(0, 0, 0, 0)
@@ -88,7 +92,7 @@ def _masked_conv2d(
     out_channels, in_channels, height, width = weight.shape
     spec = MaskSpec(out_channels, in_channels, (height, width), mask_type, channel_groups, group_layout)
     padding = [height // 2 * dilation[0], width // 2 * dilation[1]]
-    node = _affine(tracer, x.plane(), weight * mask_tensor(spec).to(weight), bias, padding, dilation)
+    node = _affine(tracer, x.as_plane(), weight * mask_tensor(spec).to(weight), bias, padding, dilation)
     if activation != "none":
         node.activation = Function(activation)
     return tracer.result(node, (x.shape[0], out_channels, *x.shape[2:]))
@@ -104,8 +108,8 @@ def _point(tracer: Tracer, function: Function, planes: Sequence[Plane | Link], s
     return tracer.result(PointNode(tracer.name(), first.channels, first.box, function, operands), shape)
 
 
-def unary(tracer: Tracer, x: Traced, name: str, *parameters: float) -> Traced:
-    return _point(tracer, Function(name, tuple(float(p) for p in parameters)), [x.plane()], x.shape)
+def unary(tracer: Tracer, x: Any, name: str, *parameters: float) -> Traced:
+    return _point(tracer, Function(name, tuple(float(p) for p in parameters)), [x.as_plane()], x.shape)
 
 
 for _name in ("relu", "tanh", "sigmoid", "exp", "silu"):
@@ -146,7 +150,7 @@ def _neg(tracer: Tracer, x: Traced) -> Traced:
 
 
 @handles("aten::glu")
-def _glu(tracer: Tracer, x: Traced, dim: int = -1) -> Traced:
+def _glu(tracer: Tracer, x: Traced, dim: int = -1) -> Tensor:
     content, gate = x.chunk(2, dim)
     return content * gate.sigmoid()
 
@@ -156,9 +160,9 @@ def binary(tracer: Tracer, name: str, a: Any, b: Any) -> Traced:
     shape = torch.broadcast_shapes(*(t.shape for t in (a, b) if isinstance(t, Tensor)))
     a, b = (t.expand(shape) if isinstance(t, Traced) and t.shape != shape else t for t in (a, b))
     first = a if isinstance(a, Traced) else b
-    plane = first.plane()
+    plane = first.as_plane()
     # A constant in front: the first operand decides the number of channels.
-    planes = [t.plane() if isinstance(t, Traced) else _constant(tracer, t, shape, plane) for t in (a, b)]
+    planes = [t.as_plane() if isinstance(t, Traced) else _constant(tracer, t, shape, plane) for t in (a, b)]
     operands = [tracer.operand(p) if isinstance(p, Plane) else [p] for p in planes]
     return tracer.result(PointNode(tracer.name(), plane.channels, plane.box, Function(name), operands), shape)
 
@@ -172,7 +176,7 @@ def _constant(tracer: Tracer, value: Tensor, shape: torch.Size, plane: Plane) ->
     if all(size == 1 for size in spatial):
         vector = full.expand(full.shape[0], *inner, *spatial).reshape(full.shape[0], -1)
         return Link(tracer.vector(vector), 0, 0, every, every)
-    return tracer.constant(full.expand(full.shape[0], *shape[1:])).plane()
+    return tracer.constant(full.expand(full.shape[0], *shape[1:])).as_plane()
 
 
 @handles("aten::add", "aten::sub", "aten::rsub")
@@ -220,14 +224,16 @@ def _batch_norm(
     training: bool, momentum: float, eps: float,
 ) -> tuple[Traced, None, None]:  # fmt: skip
     if training or mean is None or variance is None:
-        raise NotTraceable(f"layer {tracer.name()!r}: batch norm in training mixes the images of a batch; call eval() first")
-    plane = x.plane()
+        raise NotTraceable(
+            f"layer {tracer.name()!r}: batch norm in training mixes the images of a batch; call eval() first"
+        )
+    plane = x.as_plane()
     scale = (variance + eps).rsqrt() * (1 if weight is None else weight)
     shift = -mean * scale + (0 if bias is None else bias)
     every = list(range(plane.channels))
     scaled = _point(tracer, Function("mul"), [plane, Link(tracer.vector(scale[None]), 0, 0, every, every)], x.shape)
     link = Link(tracer.vector(shift[None]), 0, 0, every, every)
-    return _point(tracer, Function("add"), [scaled.plane(), link], x.shape), None, None
+    return _point(tracer, Function("add"), [scaled.as_plane(), link], x.shape), None, None
 
 
 # --- recurrences -----------------------------------------------------------------------------------------------
@@ -236,7 +242,7 @@ def _batch_norm(
 def _walk(
     tracer: Tracer, gates: Traced, weight: Tensor, h0: Tensor | None, c0: Tensor | None, geometry: Geometry
 ) -> Traced:
-    plane = gates.plane()
+    plane = gates.as_plane()
     units = plane.channels // 4
     h0, c0 = (None if state is None or not bool(state.any()) else state.detach() for state in (h0, c0))
     name = tracer.name() + (" from the right" if geometry.mirrored else "")

@@ -1,7 +1,7 @@
 """What a traced tensor is made of: every element is an element of some node, or zero.
 
-A tensor [N, C, H, W] has two descriptions. As a :class:`Plane` it lists, for its channels, the node, the channel and the
-shift. As an *index* it is a tensor [1, C, H, W] of element numbers (0 for zero), on which slicing, padding,
+A tensor [N, C, H, W] has two descriptions. As a :class:`Plane` it lists, for its channels, the node, the channel and
+the shift. As an *index* it is a tensor [1, C, H, W] of element numbers (0 for zero), on which slicing, padding,
 concatenating, viewing and permuting are carried out by PyTorch itself.
 """
 
@@ -15,10 +15,9 @@ from torch import Tensor
 
 from .graph import Box, Link, Node, NotTraceable
 
-
 _NOT_CHANNELS = (
-    "the result is not made of whole channels of earlier layers, shifted or cropped; rows and columns must stay the last "
-    "two dimensions, and may not be flipped, strided or resampled"
+    "the result is not made of whole channels of earlier layers, shifted or cropped; rows and columns must stay the "
+    "last two dimensions, and may not be flipped, strided or resampled"
 )
 
 

@@ -67,7 +67,7 @@ class Value:
         labels: when each channel is finished, ROW or a step.
         first_row: the first row that is written; those above read as ``outside``.
         columns: [start, stop) of the columns that are written.
-        rows_back: how many rows above its own are still read: a ring of ``rows_back + 1`` rows holds all that is needed.
+        rows_back: how many rows above its own are still read: a ring of ``rows_back + 1`` rows holds all of it.
         columns_left, columns_right: how far beyond ``columns`` something may be read, on either side.
         outside: [channels], or None for zero.
         constant: None; or [n or 1, channels]: the same at every (y, x), also outside the support; or
@@ -230,8 +230,8 @@ class Scan:
 class Draw:
     """Draws one colour of pixel (y, x) and writes the image, value 0: ``table[level]`` in channel ``colour``.
 
-    Its logits are channels [colour * levels, (colour + 1) * levels) of ``value`` at (y, x). The level is drawn by inverse
-    CDF as :func:`genkernels.ops.sampler.drawing.draw` does; a known sub-pixel keeps its level.
+    Its logits are channels [colour * levels, (colour + 1) * levels) of ``value`` at (y, x). The level is drawn by
+    inverse CDF as :func:`genkernels.ops.sampler.drawing.draw` does; a known sub-pixel keeps its level.
     """
 
     colour: int

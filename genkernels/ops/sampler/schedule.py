@@ -14,8 +14,20 @@ import torch
 from torch import Tensor
 
 from .graph import (
-    AffineNode, Box, ConstantNode, Graph, ImageNode, Link, LstmNode, Node, NotTraceable, PointNode, Tap, inputs_of,
-    is_vector, readers,
+    AffineNode,
+    Box,
+    ConstantNode,
+    Graph,
+    ImageNode,
+    Link,
+    LstmNode,
+    Node,
+    NotTraceable,
+    PointNode,
+    Tap,
+    inputs_of,
+    is_vector,
+    readers,
 )  # fmt: skip
 from .program import ROW
 
@@ -96,7 +108,8 @@ def _needed_parts(graph: Graph) -> dict[Node, Box]:
             # What is above a pixel, and beside it on the side from which the walk comes.
             from_left = all(dx <= 0 for _, dx in node.geometry.offsets())
             box = Box(node.extent.top, box.bottom, node.extent.left, box.right if from_left else node.extent.right)
-        needed[node] = box & node.extent
+        # The last row too, where only those above it are read: a row that is there ends the image.
+        needed[node] = box._replace(bottom=node.extent.bottom) & node.extent
         for read in inputs_of(node):
             part = needed[node].moved(read.dy, read.dx) & read.node.extent
             needed[read.node] = needed.get(read.node, Box(0, 0, 0, 0)) | part
@@ -177,7 +190,9 @@ def _check_logits(plan: Schedule) -> None:
     labels = plan.labels[graph.logits].view(graph.colours, graph.levels).amax(1)
     for colour, label in enumerate(labels.tolist()):
         if label > colour:
-            channel = colour * graph.levels + int(plan.labels[graph.logits][colour * graph.levels :][: graph.levels].argmax())
+            channel = colour * graph.levels + int(
+                plan.labels[graph.logits][colour * graph.levels :][: graph.levels].argmax()
+            )
             layer = _sees_itself(plan, graph.logits, channel, label)
             raise NotTraceable(
                 f"not causal: the logits of colour {colour} depend on colour {label - 1} of the same pixel, "

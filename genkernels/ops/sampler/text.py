@@ -53,10 +53,11 @@ def _taps(program: Program, instruction: Affine) -> str:
     groups: dict[tuple[int, Spans], list[str]] = {}
     for tap in instruction.taps:
         groups.setdefault((tap.value, tap.channels), []).append(f"({tap.dy},{tap.dx})")
-    return ", ".join(
-        f"v{value}{_channels(program, value, channels)} at {' '.join(places) if len(places) < 9 else f'{len(places)} taps'}"
-        for (value, channels), places in groups.items()
-    )
+    shown = []
+    for (value, channels), places in groups.items():
+        where = " ".join(places) if len(places) < 9 else f"{len(places)} taps"
+        shown.append(f"v{value}{_channels(program, value, channels)} at {where}")
+    return ", ".join(shown)
 
 
 def _read(program: Program, read: Read) -> str:

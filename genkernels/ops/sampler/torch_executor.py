@@ -7,6 +7,7 @@ matrix product over the columns of the row and the images, a step's one over the
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -169,13 +170,17 @@ class _Execution:
         image.data[:, y + image.top, x + image.left, colour] = shown
 
 
+_UNARY: dict[str, Any] = {"relu": torch.relu, "tanh": torch.tanh, "sigmoid": torch.sigmoid, "exp": torch.exp}
+_BINARY: dict[str, Any] = {"add": torch.add, "sub": torch.sub, "mul": torch.mul, "div": torch.div}
+
+
 def evaluate(function: Function, a: Tensor, b: Tensor | None = None) -> Tensor:
     """A function of the tables in program.py."""
     name, p = function.name, function.parameters
     if b is not None:
         if name == "gate":
             return a.tanh() * b.sigmoid()
-        return {"add": torch.add, "sub": torch.sub, "mul": torch.mul, "div": torch.div}[name](a, b)
+        return _BINARY[name](a, b)
     if name == "copy":
         return a
     if name == "silu":
@@ -192,7 +197,7 @@ def evaluate(function: Function, a: Tensor, b: Tensor | None = None) -> Tensor:
         return a.clamp(*p)
     if name == "scale":
         return a * p[0] + p[1]
-    return {"relu": torch.relu, "tanh": torch.tanh, "sigmoid": torch.sigmoid, "exp": torch.exp}[name](a)
+    return _UNARY[name](a)
 
 
 def bytes_per_image(program: Program) -> int:

@@ -1,8 +1,8 @@
 """Runs a model on a tensor that only records what is done with it.
 
 The image handed to the model is a tensor without storage. Every operator of PyTorch that meets it, whatever module,
-function or method it came from, ends in ``__torch_dispatch__``: there it becomes a node of the graph, or the rearranging
-of channels. Everything else, masks multiplied onto weights, embeddings of a condition, is computed as it is. So the
+function or method it came from, ends in ``__torch_dispatch__``: there it becomes a node of the graph, or rearranges
+channels. Everything else, masks multiplied onto weights, embeddings of a condition, is computed as it is. So the
 model's Python code runs as usual, conditions and loops included, and a handful of operators is all there is to know.
 """
 
@@ -24,22 +24,18 @@ Handler = Callable[..., Any]
 HANDLERS: dict[str, Handler] = {}
 """By name of the operator without its overload ("aten::relu"): what makes nodes of it; see operators.py."""
 
-REARRANGING = {
-    f"aten::{name}"
-    for name in (
-        "slice select narrow view _unsafe_view reshape permute transpose t unsqueeze squeeze expand cat stack split "
-        "split_with_sizes unbind chunk constant_pad_nd clone alias detach contiguous index index_select unflatten "
-        "movedim swapaxes repeat lift_fresh view_as flatten"
-    ).split()
-}
+_REARRANGING = """
+    slice select narrow view _unsafe_view reshape permute transpose t unsqueeze squeeze expand cat stack split
+    split_with_sizes unbind chunk constant_pad_nd clone alias detach contiguous index index_select unflatten movedim
+    swapaxes repeat lift_fresh view_as flatten
+"""
+_SHAPE_ONLY = """
+    zeros_like ones_like full_like empty_like rand_like randn_like new_zeros new_ones new_full new_empty
+"""
+REARRANGING = {f"aten::{name}" for name in _REARRANGING.split()}
+SHAPE_ONLY = {f"aten::{name}" for name in _SHAPE_ONLY.split()}
 TAKE_SIZES = {"aten::view", "aten::_unsafe_view", "aten::reshape", "aten::expand"}
 NEW_MEMORY = {"aten::cat", "aten::stack", "aten::constant_pad_nd", "aten::clone", "aten::repeat", "aten::index"}
-SHAPE_ONLY = {
-    f"aten::{name}"
-    for name in (
-        "zeros_like ones_like full_like empty_like rand_like randn_like new_zeros new_ones new_full new_empty"
-    ).split()
-}
 
 
 class Traced(Tensor):
@@ -59,14 +55,14 @@ class Traced(Tensor):
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         flat, _ = tree_flatten((args, kwargs or {}))
         return next(a for a in flat if isinstance(a, Traced)).tracer.run(func, args, kwargs or {})
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"Traced({list(self.shape)})"
 
-    def plane(self) -> Plane:
+    def as_plane(self) -> Plane:
         """As channels: dimensions between the batch and the last two count as one; [N, C, W] is an image of one row."""
         if self._plane is None:
             assert self._index is not None
@@ -74,7 +70,7 @@ class Traced(Tensor):
             self._plane = self.tracer.numbering.plane(index, self.tracer.name())
         return self._plane
 
-    def index(self) -> Tensor:
+    def as_index(self) -> Tensor:
         """int64 [1, *shape[1:]]"""
         if self._index is None:
             assert self._plane is not None
@@ -145,7 +141,9 @@ class Tracer:
     def _in_place(self, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
         target = args[0]
         if not isinstance(target, Traced) or target.shared:
-            raise NotTraceable(f"layer {self.name()!r}: changes a part of a tensor in place; write it without {self.operator}")
+            raise NotTraceable(
+                f"layer {self.name()!r}: changes a part of a tensor in place; write it without {self.operator}"
+            )
         result = HANDLERS[name](self, *args, **kwargs)
         target._plane, target._index = result._plane, result._index
         return target
@@ -157,9 +155,9 @@ class Tracer:
 
         def as_index(a: Any) -> Any:
             if isinstance(a, Traced):
-                return a.index()
+                return a.as_index()
             if isinstance(a, Tensor) and a.dtype.is_floating_point:
-                return self.constant(a).index()
+                return self.constant(a).as_index()
             return a
 
         several = not isinstance(shapes, Tensor)
@@ -213,9 +211,7 @@ class Tracer:
             seen = piece.node.extent.moved(-piece.dy, -piece.dx) & reach
             if not piece.window.holds(seen):
                 link = Link(piece.node, piece.dy, piece.dx, piece.channels, list(range(len(piece.channels))))
-                copy = PointNode(
-                    f"{self.name()} (crop)", len(piece.channels), piece.window, Function("copy"), [[link]]
-                )
+                copy = PointNode(f"{self.name()} (crop)", len(piece.channels), piece.window, Function("copy"), [[link]])
                 piece = Piece(self.add(copy), 0, 0, list(range(copy.channels)), piece.places, piece.window)
             pieces.append(piece)
         return pieces
@@ -262,7 +258,7 @@ def trace(
     if list(logits.shape) not in expected:
         forms = " or ".join("[N, " + ", ".join(map(str, form[1:])) + "]" for form in expected)
         raise NotTraceable(f"logits: expected {forms}; got [N, {', '.join(map(str, logits.shape[1:]))}]")
-    index = logits.index().reshape(1, levels, colours, height, width).transpose(1, 2)
+    index = logits.as_index().reshape(1, levels, colours, height, width).transpose(1, 2)
     plane = tracer.numbering.plane(index, "logits")
     head = PointNode("logits", colours * levels, plane.box, Function("copy"), [tracer.operand(plane)])
-    return Graph(tracer.nodes + [head], image, head, height, width, colours, levels)
+    return Graph([*tracer.nodes, head], image, head, height, width, colours, levels)
