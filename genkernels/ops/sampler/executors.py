@@ -76,7 +76,8 @@ def execute(program: Program, request: Request, progress: Progress | None = None
                     progress(before + sum(rows[: y + 1]), total)
 
             stop = min(part.stop, request.images.shape[0])
-            executor.run(program.for_images(part.start, stop), _walk(request, part, row_done))
+            with torch.autocast(request.images.device.type, enabled=False):  # a program has one dtype
+                executor.run(program.for_images(part.start, stop), _walk(request, part, row_done))
         before += sum(rows)
     return request.images
 
