@@ -67,6 +67,6 @@ def _show_timings(console: Console, rows: list[Comparison]) -> None:
     console.print(table)
     console.print(
         f"Medians of at least {rounds} interleaved rounds just now, on {threads} threads. "
-        "Both sides have the same weights and batch; their outputs and gradients were compared first. Both "
-        "sample with one full forward pass per pixel."
+        "Both sides have the same weights and batch; their outputs and gradients were compared first. Plain "
+        "PyTorch samples with one full forward pass per pixel, ours with what a whole image needs once."
     )
