@@ -361,6 +361,11 @@ REFUSED = {
         lambda self, x: head(self, self.conv(x).float()), {"conv": a_layer(), "out": one(6)},
         "layer '_to_copy': changes the dtype from torch.float64 to torch.float32",
     ),
+    "noise": (
+        lambda self, x: head(self, self.conv(x) + torch.randn(6, 1, 1, dtype=x.dtype)),
+        {"conv": a_layer(), "out": one(6)},
+        "the model draws random numbers of its own",
+    ),
     "a weight made of the image": (
         lambda self, x: head(self, F.conv2d(x, x[:, :, :1, :1])), {"out": one(6)}, "the weight depends on the image",
     ),

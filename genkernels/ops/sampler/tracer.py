@@ -30,7 +30,7 @@ _REARRANGING = """
     swapaxes repeat lift_fresh view_as flatten
 """
 _SHAPE_ONLY = """
-    zeros_like ones_like full_like empty_like rand_like randn_like new_zeros new_ones new_full new_empty
+    zeros_like ones_like full_like empty_like new_zeros new_ones new_full new_empty
 """
 REARRANGING = {f"aten::{name}" for name in _REARRANGING.split()}
 SHAPE_ONLY = {f"aten::{name}" for name in _SHAPE_ONLY.split()}
@@ -281,8 +281,11 @@ def trace(
     batch, colours, height, width = shape
     tracer = Tracer(dtype, device)
     image = tracer.add(ImageNode("image", colours, Box(0, height, 0, width)))
+    random = torch.get_rng_state()
     with torch.no_grad(), tracer.watch(model):
         logits = function(Traced(tracer, shape, plane=Plane.of(image)))
+    if not torch.equal(random, torch.get_rng_state()):
+        raise NotTraceable("the model draws random numbers of its own, which a program would draw once for all")
     tracer.path, tracer.operator = [], "logits"
     expected = [[batch, levels, colours, height, width]] + ([[batch, levels, height, width]] if colours == 1 else [])
     if not isinstance(logits, Traced):
