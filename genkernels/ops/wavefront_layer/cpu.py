@@ -26,7 +26,9 @@ from .schema import by_walk, empty_grads, empty_hidden, empty_saved
 why_not = lstm.why_not
 
 _ROWS = 32  # cells of a product that make good use of the weights, as in csrc/cpu/wavefront_lstm_plan.h
-_FLOATS = 1 << 20  # of gates in a round, at least: each round reads all weights, which should be worth its while
+# Gates of a round, at least. Every round packs all weights and sets up its scratch, some 0.5 ms at h = 64: rounds of
+# 2 images (1.6 MB) cost a tenth of the time, those of 8 MB nothing that can be measured.
+_FLOATS = 2 << 20
 _NOT_DILATED = (1, 1)
 
 
@@ -43,7 +45,7 @@ def forward(
     for images in layer.rounds():
         x = layer.x[images].float()
         kept = saved[:, images] if keep else None
-        gates = layer.first(buffers, len(x)) if kept is None else layer.gates_within(kept)
+        gates = [buffer[: len(x)] for buffer in buffers] if kept is None else layer.gates_within(kept)
         layer.write_gates(gates, x)
         results = [_float_or_new(hidden[images]) for _ in geometries[:1]]
         results += [torch.empty_like(results[0]) for _ in geometries[1:]]
@@ -75,7 +77,7 @@ def backward(
     parts = sums  # of the round at hand
     for images in layer.rounds():
         x = layer.x[images].float()
-        grad_gates = layer.first(buffers, len(x))
+        grad_gates = [buffer[: len(x)] for buffer in buffers]
         kept = saved[:, images] if saved.numel() else None
         gates = grad_gates if kept is None else layer.gates_within(kept)  # where a gradient takes the gates' place
         if kept is None:
@@ -116,15 +118,15 @@ class _Layer:
         self.round_size = self._round_size(geometries)
 
     def _round_size(self, geometries: Sequence[Geometry]) -> int:
-        """So many images that all threads walk the same number of units, and that their fronts fill a product."""
+        """So many images that all threads walk the same number of units, with fronts that fill a product."""
         height, width = self.size
         walks, threads = len(geometries), torch.get_num_threads()
         even = threads // gcd(threads, walks)
         front = max(1, height * width // max(1, geometries[0].steps(height, width)))
-        wanted = max(
-            ceil(ceil(_ROWS / front) * threads / walks), ceil(_FLOATS / max(1, walks * 4 * self.units * height * width))
-        )
-        return min(self.batch, even * ceil(wanted / even))
+        of_image = max(1, walks * 4 * self.units * height * width)
+        wanted = max(ceil(_ROWS / front) * threads / walks, _FLOATS / of_image)
+        rounds = max(1, ceil(self.batch / ceil(wanted)))
+        return min(self.batch, even * ceil(self.batch / rounds / even))
 
     def rounds(self) -> Iterator[slice]:
         for first in range(0, self.batch, self.round_size):
@@ -134,9 +136,6 @@ class _Layer:
         """A buffer for the gates of each walk in a round: [images, 4h, H, W], channels_last."""
         shape = (self.round_size, 4 * self.units, *self.size)
         return [torch.empty(shape, memory_format=torch.channels_last) for _ in self.parameters]
-
-    def first(self, buffers: Sequence[Tensor], images: int) -> list[Tensor]:
-        return [buffer[:images] for buffer in buffers]
 
     def gates_within(self, saved: Tensor) -> list[Tensor]:
         return [lstm.gates_within(of_walk, self.units, self.size) for of_walk in saved]
@@ -164,14 +163,14 @@ class _Layer:
         """Writes the gradients of the input weights and biases that are wanted, and of x, the walks added up."""
         total = None if grad_x is None else _float_or_new(grad_x)
         for index, (own, to_gates, parameters) in enumerate(zip(grads, grad_gates, self.parameters, strict=True)):
-            into = total if index == 0 or total is None else torch.empty_like(total)
-            wanted = [into, *(grad if grad.numel() else None for grad in own[:2])]
-            if all(grad is None for grad in wanted):
-                continue
-            conv.backward_into(wanted, to_gates, x, _present(parameters[0]), None, self.spec, _NOT_DILATED, "none")
-            if into is not None and into is not total:
-                total += into
-        if total is not None and total is not grad_x:
+            to_x = total if index == 0 or total is None else torch.empty_like(total)
+            wanted = [to_x, *(grad if grad.numel() else None for grad in own[:2])]
+            if any(grad is not None for grad in wanted):
+                weight = _present(parameters[0])
+                conv.backward_into(wanted, to_gates, x, weight, None, self.spec, _NOT_DILATED, "none")
+            if total is not None and to_x is not None and to_x is not total:
+                total += to_x
+        if grad_x is not None and total is not None and total is not grad_x:
             grad_x.copy_(total)
 
 

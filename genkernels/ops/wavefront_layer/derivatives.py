@@ -21,8 +21,9 @@ def _gradients(grad_hidden: Tensor, inputs: Sequence[Any], options: Sequence[Any
     """Of x and all parameters, in plain PyTorch."""
     mask_type, front, taps = options
     dtype = accumulator(grad_hidden.dtype)
-    grad, x, *parameters = (None if t is None else t.to(dtype) for t in (grad_hidden, *inputs))
-    grad_x: Any = torch.zeros_like(x)
+    wide: list[Any] = [None if t is None else t.to(dtype) for t in (grad_hidden, *inputs)]
+    grad, x, *parameters = wide
+    grad_x = torch.zeros_like(x)
     results: list[Tensor | None] = []
     each = by_walk(parameters)
     for (weight, bias, *state), geometry in zip(each, geometries(len(each), front, taps), strict=True):
@@ -34,6 +35,7 @@ def _gradients(grad_hidden: Tensor, inputs: Sequence[Any], options: Sequence[Any
             own = moved_up(grad) if geometry.mirrored else grad
             to_gates, *to_state = lstm.backward(own, *state, trace, geometry)
             to_x, *to_input = conv.backward(to_gates, x, weight, None, spec, (1, 1), "none", (True, True, True))
+        assert to_x is not None
         grad_x = grad_x + to_x
         results += [*to_input, *to_state]
     return [grad_x, *results]

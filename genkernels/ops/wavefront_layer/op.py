@@ -57,7 +57,9 @@ def row_lstm_layer(
 
     Source: van den Oord, Kalchbrenner, Kavukcuoglu 2016, "Pixel Recurrent Neural Networks", section 3.1.
     """
-    return _layer(x, [(input_weight, input_bias, weight, h0, c0)], [""], mask_type, geometry_of("row", taps), checkpoint)
+    return _layer(
+        x, [(input_weight, input_bias, weight, h0, c0)], [""], mask_type, geometry_of("row", taps), checkpoint
+    )
 
 
 def diagonal_lstm_layer(
@@ -123,17 +125,15 @@ def _layer(
         check_tensors(x, input_weight, input_bias, 1, "input_", name)
         channels = input_weight.shape[0]
         if channels == 0 or channels % 4:
-            shape = list(input_weight.shape)
-            raise ValueError(f"input_weight{name}: expected 4h output channels, four gates of h; got shape {shape}")
+            raise ValueError(
+                f"input_weight{name}: expected [4h, C, kh, kw], four gates of h; got shape {list(input_weight.shape)}"
+            )
         check_state(channels, state, name, len(geometry.taps))
         together.update(zip((f"{kind}{name}" for kind in ("weight", "h0", "c0")), state, strict=True))
     check_together(together)
-    shape = parameters[0][0].shape
-    if parameters[-1][0].shape != shape:
-        raise ValueError(
-            f"input_weight{names[-1]}: expected the shape of input_weight{names[0]}, {list(shape)}; "
-            f"got {list(parameters[-1][0].shape)}"
-        )
+    first, last = list(parameters[0][0].shape), list(parameters[-1][0].shape)
+    if last != first:
+        raise ValueError(f"input_weight{names[-1]}: expected the shape of input_weight{names[0]}, {first}; got {last}")
     tensors = [x.unsqueeze(0) if x.dim() == 3 else x, *(t for walk in parameters for t in walk)]
     keep = keeps(tensors, checkpoint)
     hidden, _ = layers[len(parameters)].forward(*tensors, mask_type, geometry.front, list(geometry.taps), keep)
@@ -172,7 +172,7 @@ def _backward_composed(count: int, *arguments: Any) -> tuple[Tensor, ...]:
     needs_x, needed = needs[0], schema.by_walk(needs[1:])
     inputs: list[Tensor] = []
     results: list[Tensor] = []
-    grad_x: Tensor | None = None
+    grad_x: Any = None
     with torch.autocast(x.device.type, enabled=False):
         for index, (gates, (_, _, *state)) in enumerate(
             zip(_gates(tensors, mask_type), schema.by_walk(parameters), strict=True)

@@ -75,9 +75,7 @@ def empty_grads(tensors: Sequence[Tensor | None], needs: Sequence[bool]) -> list
     x = tensors[0]
     assert x is not None
     grads = [
-        torch.empty_like(value, memory_format=torch.contiguous_format)
-        if need and value is not None
-        else x.new_empty(0)
+        torch.empty_like(value, memory_format=torch.contiguous_format) if need and value is not None else x.new_empty(0)
         for value, need in zip(tensors, needs, strict=True)
     ]
     if needs[0]:

@@ -151,7 +151,10 @@ def _walk(
             f"gates{names[-1]}: expected the shape of gates{names[0]}, {list(shape)}; got {list(inputs[-1][0].shape)}"
         )
     kinds = ("gates", "weight", "h0", "c0")
-    check_together({f"{kind}{name}": t for walk, name in zip(inputs, names) for kind, t in zip(kinds, walk)})
+    together: dict[str, Tensor | None] = {}
+    for walk, name in zip(inputs, names, strict=True):
+        together.update(zip((f"{kind}{name}" for kind in kinds), walk, strict=True))
+    check_together(together)
     flat: list[Tensor | None] = []
     for gates, *others in inputs:
         flat += [gates.unsqueeze(0) if len(shape) == 3 else gates, *others]
