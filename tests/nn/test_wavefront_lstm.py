@@ -15,15 +15,9 @@ from genkernels.nn.gate_conv import GateConv2d
 from genkernels.ops import diagonal_bilstm, masked_conv2d, row_lstm
 from genkernels.ops.wavefront_lstm.converters import reorder_gates, state_from_conv1d
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 LAYERS = [RowLSTM, DiagonalBiLSTM]
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 # --- the parts put together ---
