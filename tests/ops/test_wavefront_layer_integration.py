@@ -11,6 +11,8 @@ from genkernels.ops.wavefront_layer import schema
 
 from .wavefront_layers import BOTH_B, DIAGONAL_B, ROW_A, ROW_B, layer_inputs
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 KINDS = (ROW_A, DIAGONAL_B, BOTH_B)
 FLOATS = [torch.float64, pytest.param(torch.float32, marks=needs_native)]
 # Fewer pixels than a kernel of 3x3 reaches over: every border is there.
@@ -161,7 +163,7 @@ def test_opcheck_of_forward_and_backward(dtype, layout, keep):
             torch.library.opcheck(backward, (torch.randn_like(hidden), *inputs, saved, *options(kind), needs))
         leaves = [t.requires_grad_() for t in inputs]
         torch.library.opcheck(forward, (*leaves, *options(kind), keep))
-        bare = [leaves[0], leaves[1], None, leaves[3], None, None] + [*leaves[6:]]
+        bare = [leaves[0], leaves[1], None, leaves[3], None, None, *leaves[6:]]
         torch.library.opcheck(forward, (*bare, *options(kind), keep))
 
 
