@@ -31,14 +31,6 @@ from .wavefront_walks import with_gradients
 ALL_DTYPES = [torch.float64, *DTYPES]
 
 
-@pytest.fixture(autouse=True)
-def threads():
-    """Sets the number of threads, and sets it back in the end."""
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
 def small_rounds(monkeypatch):
     """As few images at a time as the threads can share."""
