@@ -27,8 +27,8 @@ def _gradients(grad_hidden: Tensor, inputs: Sequence[Any], options: Sequence[Any
     results: list[Tensor | None] = []
     each = by_walk(parameters)
     for (weight, bias, *state), geometry in zip(each, geometries(len(each), front, taps), strict=True):
-        outputs, channels, *kernel = weight.shape
-        spec = MaskSpec(outputs, channels, (kernel[0], kernel[1]), mask_type, 1, "blocks")
+        outputs, channels, height, width = map(int, weight.shape)  # symbolic while a graph is traced
+        spec = MaskSpec(outputs, channels, (height, width), mask_type, 1, "blocks")
         with torch.autocast(x.device.type, enabled=False):
             gates = conv.forward(x, weight, bias, spec, (1, 1), "none")
             _, trace = lstm.forward(gates, *state, geometry)
