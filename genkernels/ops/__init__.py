@@ -1,6 +1,15 @@
 """The operators as functions; importing this package registers them under ``torch.ops.genkernels``."""
 
 from .masked_conv.op import masked_conv2d
+from .wavefront_layer.op import diagonal_bilstm_layer, diagonal_lstm_layer, row_lstm_layer
 from .wavefront_lstm.op import diagonal_bilstm, diagonal_lstm, row_lstm
 
-__all__ = ["diagonal_bilstm", "diagonal_lstm", "masked_conv2d", "row_lstm"]
+__all__ = [
+    "diagonal_bilstm",
+    "diagonal_bilstm_layer",
+    "diagonal_lstm",
+    "diagonal_lstm_layer",
+    "masked_conv2d",
+    "row_lstm",
+    "row_lstm_layer",
+]

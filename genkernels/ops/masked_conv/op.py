@@ -64,7 +64,7 @@ def masked_conv2d(
     """
     check_options(mask_type, channel_groups, group_layout, activation)
     spread = check_dilation(dilation)
-    _check_tensors(x, weight, bias, channel_groups)
+    check_tensors(x, weight, bias, channel_groups)
     batched = x if x.dim() == 4 else x.unsqueeze(0)
     y = forward(batched, weight, bias, mask_type, channel_groups, group_layout, spread, activation or "none")
     return y if x.dim() == 4 else y.squeeze(0)
@@ -90,27 +90,29 @@ def check_dilation(dilation: int | Sequence[int]) -> _Pair:
     return pair[0], pair[1]
 
 
-def _check_tensors(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> None:
-    named = [("x", x), ("weight", weight)] + ([] if bias is None else [("bias", bias)])
+def check_tensors(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int, prefix: str = "", end: str = "") -> None:
+    """Raise an error that says what does not fit; prefix and end make up the names of weight and bias."""
+    weight_name, bias_name = (f"{prefix}{name}{end}" for name in ("weight", "bias"))
+    named = [("x", x), (weight_name, weight)] + ([] if bias is None else [(bias_name, bias)])
     for name, tensor in named:
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name}: expected a torch.Tensor; got {type(tensor).__name__}")
     if x.dim() not in (3, 4):
         raise ValueError(f"x: expected [N, C, H, W] or [C, H, W]; got shape {list(x.shape)}")
     if weight.dim() != 4:
-        raise ValueError(f"weight: expected [out_channels, in_channels, kh, kw]; got shape {list(weight.shape)}")
+        raise ValueError(f"{weight_name}: expected [out_channels, in_channels, kh, kw]; got shape {list(weight.shape)}")
     out_channels, in_channels, height, width = weight.shape
     if height % 2 == 0 or width % 2 == 0:
-        raise ValueError(f"weight: expected an odd kernel, so that there is a centre tap; got {height}x{width}")
+        raise ValueError(f"{weight_name}: expected an odd kernel, so that there is a centre tap; got {height}x{width}")
     if x.shape[-3] != in_channels:
-        raise ValueError(f"x: expected {in_channels} channels, as weight has; got shape {list(x.shape)}")
+        raise ValueError(f"x: expected {in_channels} channels, as {weight_name} has; got shape {list(x.shape)}")
     if min(out_channels, in_channels) < groups:
         raise ValueError(
             f"channel_groups: expected at most min(out_channels, in_channels) = {min(out_channels, in_channels)}; "
             f"got {groups}"
         )
     if bias is not None and (bias.dim() != 1 or bias.shape[0] != out_channels):
-        raise ValueError(f"bias: expected shape [{out_channels}]; got {list(bias.shape)}")
+        raise ValueError(f"{bias_name}: expected shape [{out_channels}]; got {list(bias.shape)}")
     if not x.dtype.is_floating_point:
         raise TypeError(f"x: expected a floating-point dtype; got {x.dtype}")
     for name, tensor in named[1:]:
