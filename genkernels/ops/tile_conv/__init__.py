@@ -1,0 +1,10 @@
+"""Convolutions on a GPU as tiled matrix products, in Triton: what masked_conv and conv_bn_act have in common.
+
+    tuning.py            which tile sizes a problem is tried with, and the cache of what won; imports no Triton
+    pack.py              the weight's live taps, laid out as the products read them
+    forward.py           y[pixel, o] = act(sum over taps and c of x[pixel + tap, c] * w[tap, c, o] + bias)
+    weight_gradient.py   grad_w[m, tap, c] = sum over pixels of a[pixel, m] * x[pixel + tap, c]
+
+Nothing outside these files and the operations' own ``triton_kernels.py`` imports Triton, and these are imported when
+the first tensor on a GPU arrives.
+"""
