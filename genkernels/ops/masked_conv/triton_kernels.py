@@ -1,8 +1,8 @@
 """The GPU kernels of the masked convolution: geometry around the tiled convolution, and what comes before its backward.
 
 Forward and input gradient are one kernel (tile_conv/forward.py): the input gradient is the same sum with the shifts
-negated and the weight's channels exchanged. Only live taps are walked. Tensors whose channels are not innermost are
-copied to channels_last once (16 channels and more; fewer are read as they lie); results go out in the layout asked for.
+negated and the weight's channels exchanged. Only live taps are walked. The layout of the tensor cores is
+channels_last: with 16 channels and more, other inputs are copied to it once and contiguous results from it.
 
 Backward first makes g = grad_y * relu'(y) in one pass, which also brings it into that layout and adds up the bias
 gradient, per tile and in a fixed order: both products read g once per tap, so the slope in their loaders would be
@@ -100,7 +100,9 @@ def _before_activation(grad_output: Tensor, output: Tensor | None, grad_bias: Te
         ROWS=_ROWS, CHANNELS=_CHANNELS, TILES=_TILES,
     )  # fmt: skip
     if grad_bias is not None:
-        add_up_kernel[(triton.cdiv(channels, 128),)](partial, grad_bias, parts, channels, INTERPRETED=INTERPRETED, BLOCK=128)
+        add_up_kernel[(triton.cdiv(channels, 128),)](
+            partial, grad_bias, parts, channels, INTERPRETED=INTERPRETED, BLOCK=128
+        )
     return g
 
 
@@ -121,7 +123,7 @@ def slope_kernel(
         c = c.to(tl.int64)
         row = tl.program_id(0).to(tl.int64) * ROWS * TILES + tl.arange(0, ROWS)
     total = tl.zeros((CHANNELS,), tl.float32)
-    for _ in range(0, TILES):
+    for _ in range(TILES):
         n = row // (H * W)
         h = row // W % H
         w = row % W
@@ -144,6 +146,6 @@ def add_up_kernel(partial, result, parts, C, INTERPRETED: tl.constexpr, BLOCK: t
     """result[c] = the sum of partial[:, c], in order."""
     c = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros((BLOCK,), tl.float32)
-    for part in range(0, parts):
+    for part in range(parts):
         total += tl.load(partial + part * C + c, mask=c < C, other=0.0)
     tl.store(result + c, rounded(total, result.dtype.element_ty, INTERPRETED), mask=c < C)

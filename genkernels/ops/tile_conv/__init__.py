@@ -1,5 +1,7 @@
 """Convolutions on a GPU as tiled matrix products, in Triton: what masked_conv and conv_bn_act have in common.
 
+    gpu.py               whether Triton can run here, and why not
+    launch.py            geometry and allocation around the kernels: what the operations call
     tuning.py            which tile sizes a problem is tried with, and the cache of what won; imports no Triton
     pack.py              the weight's live taps, laid out as the products read them
     forward.py           y[pixel, o] = act(sum over taps and c of x[pixel + tap, c] * w[tap, c, o] + bias)

@@ -21,7 +21,7 @@ import triton.language as tl
 @triton.jit
 def rounded(v, DTYPE: tl.constexpr, INTERPRETED: tl.constexpr):
     """float32 to the nearest of DTYPE. Triton's interpreter cuts bfloat16 off instead, so round for it."""
-    if INTERPRETED and DTYPE == tl.bfloat16:
+    if INTERPRETED and tl.bfloat16 == DTYPE:
         bits = v.to(tl.uint32, bitcast=True)
         nearest = ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).to(tl.float32, bitcast=True)
         v = tl.where(v == v, nearest, v)
@@ -54,7 +54,7 @@ def conv_kernel(
     x, w, bias, y, stats,
     rows, P, Q,  # output pixels in all (of one phase), and rows and columns of an image of them
     H, W, y_height, y_width,
-    C, O, w_row,  # channels in and out, and the length of a row of packed weights (of one phase)
+    C, OUT, w_row,  # channels in and out, and the length of a row of packed weights (of one phase)
     kernel_h, kernel_w, taps,  # taps: how many are live for all channel pairs (not read where there are phases)
     groups, see_own,  # colour groups, and 1 where a group sees itself
     first_h, first_w, step_h, step_w, stride_h, stride_w,
@@ -66,14 +66,13 @@ def conv_kernel(
     GROUPED: tl.constexpr,  # "" | "forward": o sees the c of earlier groups | "backward": o is seen by later ones
     HAS_BIAS: tl.constexpr, ACTIVATION: tl.constexpr,
     STATS: tl.constexpr,  # also writes the mean and the sum of squared deviations of each channel over the tile
-    PIXELS_INNERMOST: tl.constexpr,  # of y
     WIDE: tl.constexpr,  # 64-bit index arithmetic
     PRECISION: tl.constexpr,
     INTERPRETED: tl.constexpr,  # by Triton's interpreter, whose tl.dot is wrong in bfloat16
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     # --- which tile: columns innermost, so that programs side by side read the same x ---
-    tiles_n = tl.cdiv(O, BN)
+    tiles_n = tl.cdiv(OUT, BN)
     tiles_m = tl.cdiv(rows, BM)
     pid = tl.program_id(0)
     n_tile = pid % tiles_n
@@ -88,7 +87,7 @@ def conv_kernel(
     phase_h = 0
     phase_w = 0
     if PHASE_H * PHASE_W > 1:
-        # first_h, first_w hold the padding: output q * PHASE + phase gets tap r from input q + (phase + pad - r) / PHASE
+        # first_h, first_w are the padding; output q * PHASE + phase gets tap r from input q + (phase + pad - r) / PHASE
         phase_h = phase // PHASE_W
         phase_w = phase % PHASE_W
         skip_h = (phase_h + first_h) % PHASE_H
@@ -114,8 +113,8 @@ def conv_kernel(
     h = i * stride_h
     v = j * stride_w
     x_row = image * xs_n + h * xs_h + v * xs_w
-    w_tile = w + phase * O * w_row + n[None, :] * w_row + k[:, None]
-    w_mask = (n < O)[None, :]
+    w_tile = w + phase * OUT * w_row + n[None, :] * w_row + k[:, None]
+    w_mask = (n < OUT)[None, :]
 
     acc = tl.zeros((BM, BN), tl.float32)
     if FLAT_K:
@@ -143,16 +142,16 @@ def conv_kernel(
             # Channels are in blocks. Some output channel of the tile sees input channels [begin * BK, end * BK).
             end = chunks
             if GROUPED == "forward":
-                last = tl.minimum(n_tile * BN + BN, O) - 1
-                end = tl.cdiv(tl.cdiv((last * groups // O + see_own) * C, groups), BK)
+                last = tl.minimum(n_tile * BN + BN, OUT) - 1
+                end = tl.cdiv(tl.cdiv((last * groups // OUT + see_own) * C, groups), BK)
             else:
-                begin = tl.cdiv((n_tile * BN * groups // O + 1 - see_own) * C, groups) // BK
+                begin = tl.cdiv((n_tile * BN * groups // OUT + 1 - see_own) * C, groups) // BK
             steps += tl.maximum(end - begin, 0)
         # The running position (tap, chunk) is carried along, as divisions would cost more than they look.
         tap = 0
         column = 0
         c = tl.where(tap_count == 0, begin * BK, 0)
-        for _ in range(0, steps):
+        for _ in range(steps):
             dh = tap_h
             dw = tap_w + column * step_w
             shift = dh * xs_h + dw * xs_w
@@ -181,22 +180,18 @@ def conv_kernel(
     ow = j * PHASE_W + phase_w
     valid = valid & (oh < y_height) & (ow < y_width)
     if HAS_BIAS:
-        acc += tl.load(bias + n, mask=n < O, other=0.0).to(tl.float32)[None, :]
+        acc += tl.load(bias + n, mask=n < OUT, other=0.0).to(tl.float32)[None, :]
     out = rounded(activate(acc, slope, ACTIVATION), y.dtype.element_ty, INTERPRETED)
     y_row = image * ys_n + oh * ys_h + ow * ys_w
-    if PIXELS_INNERMOST:
-        y_tile = y + (n * ys_c)[:, None] + y_row[None, :]
-        tl.store(y_tile, tl.trans(out), mask=(n < O)[:, None] & valid[None, :])
-    else:
-        y_tile = y + y_row[:, None] + (n * ys_c)[None, :]
-        tl.store(y_tile, out, mask=valid[:, None] & (n < O)[None, :])
+    y_tile = y + y_row[:, None] + (n * ys_c)[None, :]
+    tl.store(y_tile, out, mask=valid[:, None] & (n < OUT)[None, :])
     if STATS:
-        # Of the values as they were rounded to y. [tiles, 3, O]: how many, their mean, squared deviations from it.
+        # Of the values as they were rounded to y. [tiles, 3, OUT]: how many, their mean, squared deviations from it.
         z = tl.where(valid[:, None], out.to(tl.float32), 0.0)
         count = tl.sum(valid.to(tl.float32), 0)
         mean = tl.sum(z, 0) / tl.maximum(count, 1.0)
         deviation = tl.where(valid[:, None], z - mean[None, :], 0.0)
-        part = stats + (phase * tiles_m + m_tile) * 3 * O + n
-        tl.store(part, tl.zeros_like(mean) + count, mask=n < O)
-        tl.store(part + O, mean, mask=n < O)
-        tl.store(part + 2 * O, tl.sum(deviation * deviation, 0), mask=n < O)
+        part = stats + (phase * tiles_m + m_tile) * 3 * OUT + n
+        tl.store(part, tl.zeros_like(mean) + count, mask=n < OUT)
+        tl.store(part + OUT, mean, mask=n < OUT)
+        tl.store(part + 2 * OUT, tl.sum(deviation * deviation, 0), mask=n < OUT)

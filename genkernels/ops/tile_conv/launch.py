@@ -102,6 +102,12 @@ def convolve(
     """
     if y.numel() == 0:
         return
+    if y.stride(1) != 1 and y.shape[1] >= FEW_CHANNELS:
+        # Stored pixel by pixel from the tensor cores' registers, a contiguous y would spill them.
+        last = torch.empty_like(y, memory_format=torch.channels_last)
+        convolve(x, weight, last, walk, bias=bias, activation=activation, slope=slope, stats=stats)
+        y.copy_(last)
+        return
     x = readable(x)
     channels, out_channels = weight.shape[1], weight.shape[0]
     height, width = (-(-size // phase) for size, phase in zip(y.shape[2:], walk.phases, strict=True))
@@ -130,7 +136,6 @@ def convolve(
             PHASE_H=walk.phases[0], PHASE_W=walk.phases[1],
             FLAT_K=flat, GROUPED=walk.centre if by_blocks else "",
             HAS_BIAS=bias is not None, ACTIVATION=activation, STATS=part is not None,
-            PIXELS_INNERMOST=y.stride(1) != 1 and out_channels > 1,
             WIDE=wide, PRECISION=precision, INTERPRETED=INTERPRETED,
             BM=tile.m, BN=tile.n, BK=tile.k,
             num_warps=tile.warps, num_stages=tile.stages,
@@ -143,7 +148,7 @@ def convolve(
 
 
 def weight_gradient(a: Tensor, x: Tensor, grad: Tensor, walk: Walk) -> None:
-    """``grad[m, c, r, s] = sum of a[p, m] * x[p * stride + first + (r, s) * step, c]`` over all pixels p of a, in place.
+    """``grad[m, c, r, s] = sum over pixels p of a of a[p, m] * x[p * stride + first + (r, s) * step, c]``, in place.
 
     a [N, M, P, Q], x [N, C, H, W], grad [M, C, kh, kw] of any strides. Masked taps get zero.
     """
@@ -233,5 +238,6 @@ def _processors(t: Tensor) -> int:
 
 @lru_cache
 def _device_limits(device: torch.device) -> tuple[int, int]:
-    properties = torch.cuda.get_device_properties(device)
-    return properties.multi_processor_count, properties.shared_memory_per_block_optin
+    """Multiprocessors, and bytes of shared memory that a program can have."""
+    properties = triton.runtime.driver.active.utils.get_device_properties(device.index)
+    return properties["multiprocessor_count"], properties["max_shared_mem"]

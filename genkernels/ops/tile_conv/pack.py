@@ -13,21 +13,21 @@ import triton.language as tl
 
 
 @triton.jit
-def centre_is_live(o, c, O, C, groups, see_own, INTERLEAVED: tl.constexpr):
+def centre_is_live(o, c, OUT, C, groups, see_own, INTERLEAVED: tl.constexpr):
     """Whether output channel o sees input channel c of the same pixel; see masked_conv/mask.py."""
     if INTERLEAVED:
         difference = o % groups - c % groups
     else:
-        difference = o * groups // O - c * groups // C
+        difference = o * groups // OUT - c * groups // C
     return difference + see_own > 0
 
 
 @triton.jit(
-    do_not_specialize=["O", "C", "kernel_h", "kernel_w", "taps", "groups", "see_own", "pad_h", "pad_w", "total"]
+    do_not_specialize=["OUT", "C", "kernel_h", "kernel_w", "taps", "groups", "see_own", "pad_h", "pad_w", "total"]
 )
 def pack_kernel(
     weight, packed,
-    O, C, total,  # rows (of a phase), channels in a row, elements of packed
+    OUT, C, total,  # rows (of a phase), channels in a row, elements of packed
     tap_length, w_row,  # elements of one tap, and of one row
     kernel_h, kernel_w, taps, groups, see_own, pad_h, pad_w,
     ws_o, ws_c, ws_h, ws_w,
@@ -37,12 +37,12 @@ def pack_kernel(
 ):  # fmt: skip
     e = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     line = e // w_row
-    o = line % O
+    o = line % OUT
     tap = e % w_row // tap_length
     c = e % w_row % tap_length
     live = (e < total) & (c < C)
     if PHASE_H * PHASE_W > 1:
-        phase = line // O
+        phase = line // OUT
         skip_h = (phase // PHASE_W + pad_h) % PHASE_H
         skip_w = (phase % PHASE_W + pad_w) % PHASE_W
         taps_w = tl.maximum(kernel_w - skip_w + PHASE_W - 1, 0) // PHASE_W
@@ -53,10 +53,10 @@ def pack_kernel(
         r = tap // kernel_w
         s = tap % kernel_w
         if CENTRE == "forward":
-            seen = centre_is_live(o, c, O, C, groups, see_own, INTERLEAVED)
+            seen = centre_is_live(o, c, OUT, C, groups, see_own, INTERLEAVED)
             live = live & ((tap < taps) | ((tap == taps) & seen))
         elif CENTRE == "backward":
-            seen = centre_is_live(c, o, C, O, groups, see_own, INTERLEAVED)
+            seen = centre_is_live(c, o, C, OUT, groups, see_own, INTERLEAVED)
             live = live & ((tap < taps) | ((tap == taps) & seen))
         else:
             live = live & (tap < taps)

@@ -82,7 +82,7 @@ def weight_gradient_kernel(
     step_j = BK % Q
 
     acc = tl.zeros((BM, BN), tl.float32)
-    for _ in range(0, steps):
+    for _ in range(steps):
         valid = p < end
         a_row = image * as_n + i * as_h + j * as_w
         a_tile = a + (m * as_c)[:, None] + a_row[None, :]
@@ -138,7 +138,7 @@ def reduce_kernel(
         live = live & ((tap < taps - 1) | centre_is_live(c, m, C, M, groups, see_own, INTERLEAVED))
     total = tl.zeros((BLOCK,), tl.float32)
     columns = taps * C
-    for part in range(0, parts):
+    for part in range(parts):
         total += tl.load(partial + (part * M + m) * columns + tap * C + c, mask=live, other=0.0)
     target = grad + m * gs_m + c * gs_c + tap // kernel_w * gs_h + tap % kernel_w * gs_w
     tl.store(target, rounded(total, grad.dtype.element_ty, INTERPRETED), mask=exists)
