@@ -123,7 +123,7 @@ def slope_kernel(
         c = c.to(tl.int64)
         row = tl.program_id(0).to(tl.int64) * ROWS * TILES + tl.arange(0, ROWS)
     total = tl.zeros((CHANNELS,), tl.float32)
-    for _ in range(TILES):
+    for _ in range(tl.minimum(tl.cdiv(rows - tl.program_id(0) * (ROWS * TILES), ROWS), TILES)):
         n = row // (H * W)
         h = row // W % H
         w = row % W
