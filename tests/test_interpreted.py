@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-FILES = ["ops/test_masked_conv_triton.py"]
+FILES = ["ops/test_masked_conv_triton.py", "ops/test_conv_bn_act_triton.py"]
 
 PROBE = """
 import torch, triton, triton.language as tl

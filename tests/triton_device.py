@@ -11,6 +11,7 @@ import os
 import pytest
 import torch
 
+from genkernels.ops.conv_bn_act import kernels as conv_bn_act_kernels
 from genkernels.ops.masked_conv import cpu as masked_conv_cpu
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -24,8 +25,10 @@ triton_tests = [
 
 if INTERPRETED:
     # CPU tensors take the way of GPU tensors.
+    from genkernels.ops.conv_bn_act import triton_kernels as conv_bn_act_triton
     from genkernels.ops.masked_conv import triton_kernels as masked_conv_triton
 
     masked_conv_cpu.why_not = lambda x: None
     masked_conv_cpu.forward = masked_conv_triton.forward
     masked_conv_cpu.backward = masked_conv_triton.backward
+    conv_bn_act_kernels._backend = lambda x: conv_bn_act_triton

@@ -6,11 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from grids import DENSE, DTYPES, laid_out, nan_in_fresh_memory, pairwise, short
-from ops.test_masked_conv import dead_taps, gradients
-from ops.test_masked_conv_grid import Case, check
 from triton_device import DEVICE, INTERPRETED, triton_tests
 
 from genkernels.ops import masked_conv2d
+from ops.test_masked_conv import dead_taps, gradients
+from ops.test_masked_conv_grid import Case, check
 
 pytestmark = triton_tests
 

@@ -51,7 +51,7 @@ def activate(v, slope, ACTIVATION: tl.constexpr):
     ]
 )  # fmt: skip
 def conv_kernel(
-    x, w, bias, y, stats,
+    x, w, scale, bias, y, stats,
     rows, P, Q,  # output pixels in all (of one phase), and rows and columns of an image of them
     H, W, y_height, y_width,
     C, OUT, w_row,  # channels in and out, and the length of a row of packed weights (of one phase)
@@ -64,7 +64,7 @@ def conv_kernel(
     PHASE_H: tl.constexpr, PHASE_W: tl.constexpr,
     FLAT_K: tl.constexpr,  # K is one run over (tap, channel)
     GROUPED: tl.constexpr,  # "" | "forward": o sees the c of earlier groups | "backward": o is seen by later ones
-    HAS_BIAS: tl.constexpr, ACTIVATION: tl.constexpr,
+    HAS_SCALE: tl.constexpr, HAS_BIAS: tl.constexpr, ACTIVATION: tl.constexpr,
     STATS: tl.constexpr,  # also writes the mean and the sum of squared deviations of each channel over the tile
     WIDE: tl.constexpr,  # 64-bit index arithmetic
     PRECISION: tl.constexpr,
@@ -179,6 +179,8 @@ def conv_kernel(
     oh = i * PHASE_H + phase_h
     ow = j * PHASE_W + phase_w
     valid = valid & (oh < y_height) & (ow < y_width)
+    if HAS_SCALE:
+        acc *= tl.load(scale + n, mask=n < OUT, other=0.0).to(tl.float32)[None, :]
     if HAS_BIAS:
         acc += tl.load(bias + n, mask=n < OUT, other=0.0).to(tl.float32)[None, :]
     out = rounded(activate(acc, slope, ACTIVATION), y.dtype.element_ty, INTERPRETED)

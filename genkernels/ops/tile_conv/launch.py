@@ -6,7 +6,6 @@ allocates through PyTorch alone, so a CUDA graph can capture it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -17,12 +16,14 @@ import triton
 from torch import Tensor
 
 from .forward import conv_kernel
+from .gradient import add_up_kernel, gradient_kernel
 from .pack import pack_kernel
 from .tuning import Tile, choose, tilings
 from .weight_gradient import MOST_PARTIAL_BYTES, reduce_kernel, weight_gradient_kernel
 
 FEW_CHANNELS = 16  # below, the sum runs over (tap, channel) in one go, and any layout will do
 _BLOCK = 1024
+_ROWS, _CHANNELS, _TILES = 64, 32, 8  # pixels and channels of a gradient's tile, and tiles of a program
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 
 
@@ -90,22 +91,24 @@ def convolve(
     y: Tensor,
     walk: Walk,
     *,
+    scale: Tensor | None = None,
     bias: Tensor | None = None,
     activation: str = "none",
     slope: float = 0.0,
-    stats: Callable[[int], Tensor] | None = None,
+    stats: list[Tensor] | None = None,
 ) -> None:
-    """``y = act(conv(x, weight) + bias)`` in place: x [N, C, H, W], weight [O, C, kh, kw] (any strides), y [N, O, ...].
+    """``y = act(conv(x, weight) * scale + bias)`` in place: x [N, C, H, W], weight [O, C, kh, kw], y [N, O, ...].
 
-    ``stats`` gives, for a number of tiles, the float32 [tiles, 3, O] that takes each one's pixel count, mean and
-    squared deviations.
+    Any strides; what is not as the kernel wants it is copied once.
+    To ``stats`` is appended a float32 [tiles, 3, O]: of every tile and channel the pixel count, mean and squared
+    deviations from it.
     """
     if y.numel() == 0:
         return
     if y.stride(1) != 1 and y.shape[1] >= FEW_CHANNELS:
         # Stored pixel by pixel from the tensor cores' registers, a contiguous y would spill them.
         last = torch.empty_like(y, memory_format=torch.channels_last)
-        convolve(x, weight, last, walk, bias=bias, activation=activation, slope=slope, stats=stats)
+        convolve(x, weight, last, walk, scale=scale, bias=bias, activation=activation, slope=slope, stats=stats)
         y.copy_(last)
         return
     x = readable(x)
@@ -122,9 +125,12 @@ def convolve(
         packed, w_row = _pack(weight, walk, tile.k, flat)
         tiles_m = triton.cdiv(rows, tile.m)
         grid = (triton.cdiv(out_channels, tile.n) * tiles_m * phases,)
-        part = None if stats is None else stats(tiles_m * phases)
+        part = None
+        if stats is not None:
+            part = torch.empty((tiles_m * phases, 3, out_channels), dtype=torch.float32, device=x.device)
+            stats.append(part)
         conv_kernel[grid](
-            x, packed, bias, y, part,
+            x, packed, scale, bias, y, part,
             rows, height, width,
             x.shape[2], x.shape[3], y.shape[2], y.shape[3],
             channels, out_channels, w_row,
@@ -135,7 +141,7 @@ def convolve(
             *x.stride(), *y.stride(),
             PHASE_H=walk.phases[0], PHASE_W=walk.phases[1],
             FLAT_K=flat, GROUPED=walk.centre if by_blocks else "",
-            HAS_BIAS=bias is not None, ACTIVATION=activation, STATS=part is not None,
+            HAS_SCALE=scale is not None, HAS_BIAS=bias is not None, ACTIVATION=activation, STATS=part is not None,
             WIDE=wide, PRECISION=precision, INTERPRETED=INTERPRETED,
             BM=tile.m, BN=tile.n, BK=tile.k,
             num_warps=tile.warps, num_stages=tile.stages,
@@ -178,17 +184,61 @@ def weight_gradient(a: Tensor, x: Tensor, grad: Tensor, walk: Walk) -> None:
                 BM=tile.m, BN=tile.n, BK=tile.k,
                 num_warps=tile.warps, num_stages=tile.stages,
             )  # fmt: skip
-        reduce_kernel[(triton.cdiv(grad.numel(), _BLOCK),)](
+        reduce_kernel[(triton.cdiv(grad.numel(), 256),)](
             partial, grad,
             parts, out_channels, channels, *walk.kernel, taps, walk.groups, int(walk.see_own),
             *grad.stride(),
-            CENTRE=walk.centre, INTERLEAVED=walk.interleaved, INTERPRETED=INTERPRETED, BLOCK=_BLOCK,
+            CENTRE=walk.centre, INTERLEAVED=walk.interleaved, INTERPRETED=INTERPRETED, PARTS=8, BLOCK=256,
         )  # fmt: skip
 
     key = ("weight_gradient", x.dtype, precision, rows, channels, out_channels, replace(walk, first=(0, 0)), wide)
     candidates = _tilings(a, out_channels, columns if flat else channels, rows, precision, split_depth=True)
     with on_device(a):
         run(choose(key, candidates, run, a.device))
+
+
+def gradient(
+    grad_output: Tensor,
+    at: Tensor | None,
+    activation: str,
+    slope: float = 0.0,
+    *,
+    sums: Tensor | None = None,
+    norm: Tensor | None = None,
+    write: bool = True,
+) -> Tensor:
+    """The gradient that the products read: ``grad_output`` through activation and batch norm; see gradient.py.
+
+    ``at`` is the activation's result or, with ``norm`` [4 or 6, C], z. ``sums`` is filled with the sum of g over the
+    pixels [C], and with ``norm`` that of g * zhat too [2, C]. Returns grad_output itself where it is that gradient already.
+    """
+    n, channels, height, width = grad_output.shape
+    moved = grad_output.stride(1) != 1 and channels >= FEW_CHANNELS
+    write = write and (norm is not None or activation != "none" or moved)
+    if not write and sums is None:
+        return grad_output
+    at = grad_output if at is None else at
+    g = torch.empty_like(grad_output, memory_format=torch.channels_last) if write else grad_output
+    rows = n * height * width
+    parts = triton.cdiv(rows, _ROWS * _TILES)
+    count = 0 if sums is None else 1 if norm is None else 2
+    partial = torch.empty((count, parts, channels), dtype=torch.float32, device=g.device) if count else None
+    with on_device(g):
+        gradient_kernel[(parts, triton.cdiv(channels, _CHANNELS))](
+            grad_output, at, g, partial, norm,
+            rows, height, width, channels, slope,
+            *grad_output.stride(), *at.stride(), *g.stride(),
+            ACTIVATION=activation, NORM="" if norm is None else "gradient" if write else "sums",
+            WRITE=write, SUMS=count,
+            GRAD_PIXELS_INNERMOST=grad_output.stride(1) != 1, AT_PIXELS_INNERMOST=at.stride(1) != 1,
+            WIDE=is_wide(grad_output, at, g), INTERPRETED=INTERPRETED,
+            ROWS=_ROWS, CHANNELS=_CHANNELS, TILES=_TILES,
+        )  # fmt: skip
+        if sums is not None:
+            add_up_kernel[(triton.cdiv(channels, 32), count)](
+                partial, sums, parts, channels, INTERPRETED=INTERPRETED, PARTS=64, CHANNELS=32
+            )
+    return g
 
 
 def _pack(weight: Tensor, walk: Walk, step: int, flat: bool) -> tuple[Tensor, int]:

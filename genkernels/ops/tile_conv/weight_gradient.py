@@ -122,7 +122,7 @@ def reduce_kernel(
     parts, M, C, kernel_h, kernel_w, taps, groups, see_own,
     gs_m, gs_c, gs_h, gs_w,
     CENTRE: tl.constexpr,  # "" | "forward": m sees c | "backward": c sees m, at the last of the taps
-    INTERLEAVED: tl.constexpr, INTERPRETED: tl.constexpr, BLOCK: tl.constexpr,
+    INTERLEAVED: tl.constexpr, INTERPRETED: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Adds the partials in order and writes the gradient in the weight's layout; a dead tap gets exactly zero."""
     line = kernel_h * kernel_w * C
@@ -138,7 +138,9 @@ def reduce_kernel(
         live = live & ((tap < taps - 1) | centre_is_live(c, m, C, M, groups, see_own, INTERLEAVED))
     total = tl.zeros((BLOCK,), tl.float32)
     columns = taps * C
-    for part in range(parts):
-        total += tl.load(partial + (part * M + m) * columns + tap * C + c, mask=live, other=0.0)
+    part = tl.arange(0, PARTS)
+    for begin in range(0, parts, PARTS):  # several at a time, since each is a wait for memory
+        at = partial + ((begin + part)[:, None] * M + m[None, :]) * columns + (tap * C + c)[None, :]
+        total += tl.sum(tl.load(at, mask=live[None, :] & (begin + part < parts)[:, None], other=0.0), 0)
     target = grad + m * gs_m + c * gs_c + tap // kernel_w * gs_h + tap % kernel_w * gs_w
     tl.store(target, rounded(total, grad.dtype.element_ty, INTERPRETED), mask=exists)
