@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # bench is no part of the installed package
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench is no part of the installed package
 
 from bench import gpu, gpu_conv_bn_act, gpu_masked_conv, gpu_tools, report
 from bench.roofline import Ceilings
 from bench.timing import MismatchError, Timing
 from genkernels.ops.masked_conv.mask import MaskSpec
+
+ROOT = Path(gpu.__file__).resolve().parents[1]
 
 
 @pytest.fixture

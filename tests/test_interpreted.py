@@ -45,3 +45,19 @@ def test_the_tests_of_the_triton_kernels_pass_in_the_interpreter(file, environme
     done = subprocess.run(command, cwd=HERE.parent, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout[-20000:] + done.stderr[-2000:]
     assert re.search(r"\d+ passed", done.stdout), done.stdout
+
+
+def test_the_kernels_compile_for_a_gpu_that_is_not_here():
+    if importlib.util.find_spec("triton") is None:
+        pytest.skip("Triton is not installed")
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment |= {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, HERE / "compile_for_gpu.py"], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr[-5000:]
+    lines = [line for line in done.stdout.splitlines() if line.startswith(("conv_kernel", "weight_gradient_kernel"))]
+    assert len(lines) == 5
+    for line in lines:
+        assert "wgmma=0" not in line, "the tensor cores of an H100 are not used"
+        assert "cp.async=0" not in line, "loads do not overlap with products"

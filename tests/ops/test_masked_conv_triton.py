@@ -30,7 +30,7 @@ AXES = {
     "mask_type": ("A", "B"),
     "bias": (True, False),
     "activation": (None, "relu"),
-    "x_layout": ("contiguous", "channels_last", "window", "window_channels_last", "expanded_batch"),
+    "x_layout": ("contiguous", "channels_last", "window_channels_last", "expanded_batch"),
     "weight_layout": ("contiguous", "channels_last", "every_second"),
     "grad_layout": ("contiguous", "channels_last", "expanded_pixels"),
 }
@@ -65,12 +65,12 @@ def test_result_and_gradients_are_as_exact_as_those_of_pytorch(case):
 
 
 @pytest.mark.parametrize(
-    ("channels", "groups", "layout"),
-    [((7, 5), 1, "blocks"), ((7, 5), 3, "interleaved"), ((18, 33), 1, "blocks"), ((18, 33), 3, "blocks")],
+    ("channels", "kernel", "groups", "layout"),
+    [((7, 5), (3, 3), 1, "blocks"), ((7, 5), (3, 3), 3, "interleaved"), ((18, 33), (1, 3), 3, "blocks")],
 )
-def test_what_stands_in_a_masked_weight_is_never_read(channels, groups, layout):
+def test_what_stands_in_a_masked_weight_is_never_read(channels, kernel, groups, layout):
     inputs, outputs = channels
-    dead = dead_taps(outputs, inputs, (3, 3), "A", groups, layout).to(DEVICE)
+    dead = dead_taps(outputs, inputs, kernel, "A", groups, layout).to(DEVICE)
     x, grad = torch.randn(1, inputs, 3, 3, device=DEVICE), torch.randn(1, outputs, 3, 3, device=DEVICE)
     weight = torch.randn(dead.shape, device=DEVICE).masked_fill(dead, 0)
     options = {"mask_type": "A", "channel_groups": groups, "group_layout": layout}
