@@ -81,13 +81,13 @@ AXES = {
 CASES = [Case(**row) for row in pairwise(AXES)]
 
 
-def tensors(case: Case) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+def tensors(case: Case, device: str = "cpu") -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
     """x, weight, bias and grad_output, of a size that keeps all results near 1."""
     generator = torch.Generator().manual_seed(0)
     (inputs, outputs), (height, width) = case.channels, case.size
 
     def random(*shape: int, layout: str = "contiguous") -> Tensor:
-        values = torch.randn(shape, generator=generator).to(case.dtype)
+        values = torch.randn(shape, generator=generator).to(device, case.dtype)
         return laid_out(values, layout) if len(shape) == 4 else values
 
     x = random(case.batch, inputs, height, width, layout=case.x_layout)
@@ -108,15 +108,15 @@ def plain(case: Case, dtype: torch.dtype, inputs, grad_output: Tensor) -> tuple[
     padding = tuple(k // 2 * d for k, d in zip(case.kernel, case.dilation, strict=True))
 
     def conv(x, weight, bias=None):
-        return F.conv2d(x, weight * case.mask().to(dtype), bias, padding=padding, dilation=case.dilation)
+        return F.conv2d(x, weight * case.mask().to(weight), bias, padding=padding, dilation=case.dilation)
 
     inputs = [None if t is None else t.to(dtype, memory_format=torch.contiguous_format) for t in inputs]
     return conv_and_gradients(conv, inputs, grad_output.to(dtype))
 
 
-def check(case: Case) -> None:
+def check(case: Case, device: str = "cpu") -> None:
     """The operator's result and gradients are as exact as PyTorch's."""
-    *inputs, grad_output = tensors(case)
+    *inputs, grad_output = tensors(case, device)
 
     def conv(x, weight, bias=None):
         return masked_conv2d(
@@ -147,7 +147,7 @@ def check(case: Case) -> None:
     names = ("y", "grad_x", "grad_weight", "grad_bias")[: len(got)]
     for name, *results, size in zip(names, got, oracle, peer, typical, strict=True):
         assert_as_exact(name, results[0], oracle=results[1], peer=results[2], typical=size)
-    assert (got[2][case.mask().expand_as(got[2]) == 0] == 0).all(), "a masked tap has a gradient"
+    assert (got[2][case.mask().to(device) == 0] == 0).all(), "a masked tap has a gradient"
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from ..tile_conv import gpu
 from . import cpu, reference, schema
 from .derivatives import forward
 from .layout import empty_grad_input, empty_output, input_format, output_format
@@ -42,7 +43,9 @@ def masked_conv2d(
 
     Args:
         x: [N, C, H, W] or [C, H, W]; float64, float32, bfloat16 or float16 (16-bit types accumulate in float32).
-            Any strides; a tensor neither contiguous along W nor along C is copied once.
+            Any strides; a tensor neither contiguous along W nor along C is copied once, and on a GPU one of 16 channels
+            or more that is not contiguous along C. float32 is multiplied there as PyTorch's own convolutions do it,
+            in TF32 where ``torch.backends.cudnn`` allows it.
         weight: [O, C, kh, kw], kh and kw odd; the dtype and device of x.
         bias: [O] or None.
         mask_type: "A" hides the centre tap (the pixel itself), "B" shows it.
@@ -185,10 +188,34 @@ def _backward_cpu(
     return cpu.backward(grad_output, x, weight, output, spec, _dilation(dilation), activation, needs)
 
 
+def _forward_cuda(x: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
+    if gpu.why_not(x) is not None:
+        return _forward_reference(x, weight, bias, *options)
+    from . import triton_kernels  # here, since it imports Triton
+
+    mask_type, channel_groups, group_layout, dilation, activation = options
+    spec = _spec(weight, mask_type, channel_groups, group_layout)
+    return triton_kernels.forward(x, weight, bias, spec, _dilation(dilation), activation)
+
+
+def _backward_cuda(
+    grad_output: Tensor, x: Tensor, weight: Tensor, output: Tensor | None, *options: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    if gpu.why_not(x) is not None:
+        return _backward_reference(grad_output, x, weight, output, *options)
+    from . import triton_kernels
+
+    mask_type, channel_groups, group_layout, dilation, activation, needs = options
+    spec = _spec(weight, mask_type, channel_groups, group_layout)
+    return triton_kernels.backward(grad_output, x, weight, output, spec, _dilation(dilation), activation, needs)
+
+
 schema.library.impl("masked_conv2d", _forward_reference, "CompositeExplicitAutograd")
 schema.library.impl("masked_conv2d_backward", _backward_reference, "CompositeExplicitAutograd")
 schema.library.impl("masked_conv2d", _forward_cpu, "CPU")
 schema.library.impl("masked_conv2d_backward", _backward_cpu, "CPU")
+schema.library.impl("masked_conv2d", _forward_cuda, "CUDA")
+schema.library.impl("masked_conv2d_backward", _backward_cuda, "CUDA")
 
 
 @torch.library.register_fake("genkernels::masked_conv2d", lib=schema.library)
