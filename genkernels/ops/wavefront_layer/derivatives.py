@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..masked_conv import reference as conv
-from ..masked_conv.mask import MaskSpec
+from ..masked_conv import derivatives as conv
 from ..recurrence import RecurrenceOps
 from ..wavefront_lstm import reference as lstm
 from ..wavefront_lstm.schema import accumulator
@@ -18,7 +17,7 @@ from .schema import PARAMETERS, backward_ops, by_walk, empty_hidden, forward_ops
 
 
 def _gradients(grad_hidden: Tensor, inputs: Sequence[Any], options: Sequence[Any], _: int) -> list[Tensor | None]:
-    """Of x and all parameters, in plain PyTorch."""
+    """Of x and all parameters: the walk in plain PyTorch, the convolution by its own differentiable operators."""
     mask_type, front, taps = options
     dtype = accumulator(grad_hidden.dtype)
     wide: list[Any] = [None if t is None else t.to(dtype) for t in (grad_hidden, *inputs)]
@@ -27,15 +26,13 @@ def _gradients(grad_hidden: Tensor, inputs: Sequence[Any], options: Sequence[Any
     results: list[Tensor | None] = []
     each = by_walk(parameters)
     for (weight, bias, *state), geometry in zip(each, geometries(len(each), front, taps), strict=True):
-        outputs, channels, height, width = map(int, weight.shape)  # symbolic while a graph is traced
-        spec = MaskSpec(outputs, channels, (height, width), mask_type, 1, "blocks")
+        convolution = (mask_type, 1, "blocks", [1, 1], "none")
         with torch.autocast(x.device.type, enabled=False):
-            gates = conv.forward(x, weight, bias, spec, (1, 1), "none")
+            gates = conv.forward(x, weight, bias, *convolution)
             _, trace = lstm.forward(gates, *state, geometry)
             own = moved_up(grad) if geometry.mirrored else grad
             to_gates, *to_state = lstm.backward(own, *state, trace, geometry)
-            to_x, *to_input = conv.backward(to_gates, x, weight, None, spec, (1, 1), "none", (True, True, True))
-        assert to_x is not None
+            to_x, *to_input = conv.backward(to_gates, x, weight, None, *convolution, [True] * 3)
         grad_x = grad_x + to_x
         results += [*to_input, *to_state]
     return [grad_x, *results]
