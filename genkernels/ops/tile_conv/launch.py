@@ -210,7 +210,7 @@ def gradient(
     """The gradient that the products read: ``grad_output`` through activation and batch norm; see gradient.py.
 
     ``at`` is the activation's result or, with ``norm`` [4 or 6, C], z. ``sums`` is filled with the sum of g over the
-    pixels [C], and with ``norm`` that of g * zhat too [2, C]. Returns grad_output itself where it is that gradient already.
+    pixels [C], and with ``norm`` that of g * zhat too [2, C]. Returns grad_output itself where nothing changes it.
     """
     n, channels, height, width = grad_output.shape
     moved = grad_output.stride(1) != 1 and channels >= FEW_CHANNELS
