@@ -125,11 +125,12 @@ class ConvTransposeBnAct2d(_Block, nn.ConvTranspose2d):
         self._add(out_channels, batch_norm, activation, negative_slope, eps, momentum, sync, device, dtype)
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        padding: Any = self.padding
         output_padding: Any = self.output_padding
         if output_size is not None:
             output_padding = tuple(
                 self._output_padding(
-                    input, output_size, list(self.stride), list(self.padding), list(self.kernel_size), 2, [1, 1]
+                    input, output_size, list(self.stride), list(padding), list(self.kernel_size), 2, [1, 1]
                 )
             )
         return ops.conv_transpose2d_bn_act(
@@ -137,7 +138,7 @@ class ConvTransposeBnAct2d(_Block, nn.ConvTranspose2d):
             self.weight,
             self.bias,
             stride=self.stride,
-            padding=self.padding,
+            padding=padding,
             output_padding=output_padding,
             **self._block_options(),
         )
@@ -180,8 +181,9 @@ class ConvBnAct2d(_Block, nn.Conv2d):
         self._add(out_channels, batch_norm, activation, negative_slope, eps, momentum, sync, device, dtype)
 
     def forward(self, input: Tensor) -> Tensor:
+        padding: Any = self.padding
         return ops.conv2d_bn_act(
-            input, self.weight, self.bias, stride=self.stride, padding=self.padding, **self._block_options()
+            input, self.weight, self.bias, stride=self.stride, padding=padding, **self._block_options()
         )
 
     def extra_repr(self) -> str:

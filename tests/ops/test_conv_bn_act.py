@@ -1,4 +1,4 @@
-"""What the blocks promise beside their sum: statistics that do not cancel, layouts, opcheck, compile, autocast, errors."""
+"""What the blocks promise beside their sum: statistics, layouts, opcheck, compile, autocast, errors."""
 
 import re
 
@@ -33,7 +33,8 @@ def block(transposed: bool, norm: str = "training", **options):
         if norm == "evaluation":
             options.update(running_mean=x.new_ones(outputs), running_var=x.new_ones(outputs))
         return FUNCTIONS[transposed](
-            x, weight, stride=2, padding=1, batch_norm=norm != "none", training=norm == "training", activation="relu", **options
+            x, weight, stride=2, padding=1, batch_norm=norm != "none", training=norm == "training",
+            activation="relu", **options,
         )  # fmt: skip
 
     return call
@@ -227,15 +228,27 @@ BAD_VALUES = {
     "stride 0": ({"stride": 0}, "stride: expected one or two whole numbers of at least 1; got 0"),
     "three strides": ({"stride": (1, 1, 1)}, "stride: expected one or two {}; got (1, 1, 1)"),
     "negative padding": ({"padding": (0, -1)}, "padding: expected {}at least 0; got (0, -1)"),
-    "output_padding": ({"stride": 2, "output_padding": 2}, "output_padding: expected less than the stride (2, 2); got (2, 2)"),
-    "activation": ({"activation": "gelu"}, "activation: expected None, 'relu', 'leaky_relu', 'tanh', 'sigmoid'; got 'gelu'"),
+    "output_padding": (
+        {"stride": 2, "output_padding": 2},
+        "output_padding: expected less than the stride (2, 2); got (2, 2)",
+    ),
+    "activation": (
+        {"activation": "gelu"},
+        "activation: expected None, 'relu', 'leaky_relu', 'tanh', 'sigmoid'; got 'gelu'",
+    ),
     "activation none": ({"activation": "none"}, "activation: expected None, {}; got 'none'"),
     "negative_slope": ({"negative_slope": -0.1}, "negative_slope: expected at least 0; got -0.1"),
     "x of 2 dimensions": ({"x": (5, 6)}, "x: expected [N, C, H, W] or [C, H, W]; got {}[5, 6]"),
     "x of other channels": ({"x": (2, 3, 5, 6)}, "x: expected 4 channels{}; got {}[2, 3, 5, 6]"),
     "x without pixels": ({"x": (2, 4, 0, 6)}, "x: expected an image large enough{}; got 0x6"),
-    "x too small": ({"x": (2, 4, 1, 1), "padding": 3}, "x: expected an image large enough for kernel (3, 3){}; got 1x1"),
-    "weight of 3 dimensions": ({"weight": (4, 8, 3)}, "weight: expected [in_channels, out_channels, kh, kw]; got {}[4, 8, 3]"),
+    "x too small": (
+        {"x": (2, 4, 1, 1), "padding": 3},
+        "x: expected an image large enough for kernel (3, 3){}; got 1x1",
+    ),
+    "weight of 3 dimensions": (
+        {"weight": (4, 8, 3)},
+        "weight: expected [in_channels, out_channels, kh, kw]; got {}[4, 8, 3]",
+    ),
     "bias": ({"bias": (4,)}, "bias: expected shape [8]; got [4]"),
     "bn_weight": ({**NORM, "bn_weight": (8, 1)}, "bn_weight: expected shape [8]; got [8, 1]"),
     "running_mean": ({**NORM, "running_mean": (4,)}, "running_mean: expected shape [8]; got [4]"),
@@ -246,9 +259,12 @@ BAD_VALUES = {
         "x: expected more than one value per channel when training; {}",
     ),
     "sync": ({"batch_norm": True, "training": True, "sync": object()}, "sync: {}torch.distributed{}"),
-}  # fmt: skip
+}
 BAD_TYPES = {
-    "integer x": ({"x": torch.zeros(2, 4, 5, 6, dtype=torch.int64)}, "x: expected a floating-point dtype; got torch.int64"),
+    "integer x": (
+        {"x": torch.zeros(2, 4, 5, 6, dtype=torch.int64)},
+        "x: expected a floating-point dtype; got torch.int64",
+    ),
     "double weight": (
         {"weight": torch.zeros(4, 8, 3, 3, dtype=torch.float64)},
         "weight: expected the dtype of x, torch.float32; got torch.float64",
@@ -259,7 +275,7 @@ BAD_TYPES = {
     ),
     "x is an array": ({"x": np.zeros((2, 4, 5, 6), dtype=np.float32)}, "x: expected a torch.Tensor; got ndarray"),
     "bias is a number": ({"bias": 1.0}, "bias: expected a torch.Tensor or None; got float"),
-}  # fmt: skip
+}
 
 
 def refused(error, changes, message):

@@ -1,4 +1,4 @@
-"""Batch statistics over the processes of a group: what is exchanged is three numbers a channel forward, two backward."""
+"""Batch statistics over the processes of a group: three numbers a channel are exchanged forward, two backward."""
 
 from __future__ import annotations
 
