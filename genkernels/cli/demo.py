@@ -52,7 +52,7 @@ def run_demo(console: Console, seconds: float, out: Path, seed: int, overwrite: 
     with counted(console, "sampling") as step:
         drawn = model.sample(64, generator=torch.Generator().manual_seed(seed), progress=step)
     save_grids(out / "samples.png", {"drawn by the model": drawn, "real": test[:64]}, dataset.levels)
-    save_curve(out / "curve.png", trainer.history)
+    save_curve(out / "curve.png", trainer.history, trainer.objective.curves, trainer.objective.unit)
     console.print(f"written to {out}: samples.png, curve.png, model.pt, history.jsonl\n")
     _show_timings(console, compare_with_plain(model, train[:BATCH_SIZE]))
 

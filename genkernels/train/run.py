@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 
+from ..models import GenerativeModel
 from .checkpoint import model_from_checkpoint, read_checkpoint
 from .data import Dataset, open_dataset, quantise
 from .errors import TrainingError
-from .loop import CHECKPOINT, OPTIMIZERS, Settings, Trainer
+from .loop import CHECKPOINT, Settings, Trainer
+from .objectives import OPTIMIZERS
 from .recipes import find_recipe
 
 
@@ -31,7 +33,7 @@ def start_run(
         folder: made when it is missing.
         settings: ``data`` and any other fields of :class:`Settings`; what is missing comes from the recipe.
         model_options: arguments of the model's constructor; the size and colours of the images come from the
-            data, and ``levels``, when missing, too.
+            data, and what else the objective takes from there, such as ``levels``, when missing, too.
         overwrite: whether a run that is there already may be replaced.
 
     Raises:
@@ -54,7 +56,7 @@ def start_run(
     dataset = open_dataset(chosen.data, chosen.size)
     _, channels, height, width = dataset.train.shape
     options = {
-        "levels": dataset.levels,
+        **plan.objective.model_options(dataset, model_options),
         **model_options,
         "in_channels": channels,
         "image_size": (height, width),
@@ -100,9 +102,10 @@ def resume_run(
 
 
 def _trainer(
-    recipe: str, model: Any, dataset: Dataset, settings: Settings, folder: Path, device: torch.device | str
+    recipe: str, model: GenerativeModel, dataset: Dataset, settings: Settings, folder: Path, device: torch.device | str
 ) -> Trainer:
-    train, test = quantise(dataset.train, model.levels), quantise(dataset.test, model.levels)
+    levels = find_recipe(recipe).objective.levels(model)
+    train, test = quantise(dataset.train, levels), quantise(dataset.test, levels)
     if train.shape[1] != model.in_channels:
         raise TrainingError(f"the model takes {model.in_channels} channels; {settings.data} has {train.shape[1]}")
     return Trainer(recipe, model, train, test, settings, folder, device)
