@@ -21,7 +21,7 @@ from ..train.loop import CHECKPOINT, Limits, Trainer
 from ..train.objectives import OPTIMIZERS
 from ..train.pictures import check_picture_path, save_curve, save_grids
 from ..train.recipes import RECIPES, find_recipe
-from ..train.run import resume_run, start_run
+from ..train.run import labels_for, resume_run, start_run
 from .demo import run_demo
 from .info import show_info
 from .progress import counted, progress
@@ -88,8 +88,13 @@ def _size(text: str | None) -> tuple[int, int] | None:
     return int(parts[0]), int(parts[-1])
 
 
-def _test_images(model: GenerativeModel, content: dict[str, Any], data: str | None) -> tuple[str, torch.Tensor]:
-    """The name and the test images, in levels, of ``data`` or of what the model was trained on."""
+def _test_images(
+    model: GenerativeModel, content: dict[str, Any], data: str | None
+) -> tuple[str, torch.Tensor, torch.Tensor | None]:
+    """The name, the test images, in levels, and their labels, where the model takes them.
+
+    Of ``data``, or of what the model was trained on.
+    """
     settings = content["settings"]
     dataset = open_dataset(data or settings["data"], None if data else settings["size"])
     channels, *size = dataset.test.shape[1:]
@@ -99,7 +104,8 @@ def _test_images(model: GenerativeModel, content: dict[str, Any], data: str | No
         expected, found = (f"{height} x {width}" for height, width in (model.image_size, size))
         raise GenkernelsError(f"the model takes images of {expected}; those of {dataset.name} are {found}")
     levels = find_recipe(content["recipe"]).objective.levels(model)
-    return data or settings["data"], quantise(dataset.test, levels)
+    _, labels = labels_for(content["recipe"], model, dataset)
+    return data or settings["data"], quantise(dataset.test, levels), labels
 
 
 # --- the commands ---------------------------------------------------------------------------------------
@@ -140,6 +146,9 @@ def train(
     residual: Annotated[bool | None, typer.Option("--residual/--no-residual", help="Residual blocks.")] = None,
     head_channels: Annotated[int | None, typer.Option(min=1, help="Width of two more 1x1 layers.")] = None,
     recurrence: Annotated[str | None, typer.Option(help="Of a PixelRNN: diagonal or row.")] = None,
+    num_classes: Annotated[
+        int | None, typer.Option(min=1, help="Condition a gated PixelCNN on the labels: how many classes there are.")
+    ] = None,
     latent_dim: Annotated[int | None, typer.Option(min=1, help="Numbers in a code or latent.")] = None,
     likelihood: Annotated[str | None, typer.Option(help="Of a VAE: bernoulli, categorical or gaussian.")] = None,
     beta: Annotated[float | None, typer.Option(min=0, help="Of a VAE: weight of the divergence.")] = None,
@@ -160,7 +169,7 @@ def train(
     options = {
         "levels": levels, "hidden_channels": hidden_channels, "num_layers": num_layers,
         "residual": residual, "head_channels": head_channels, "recurrence": recurrence,
-        "latent_dim": latent_dim, "likelihood": likelihood, "beta": beta,
+        "num_classes": num_classes, "latent_dim": latent_dim, "likelihood": likelihood, "beta": beta,
     }  # fmt: skip
     settings = {name: value for name, value in settings.items() if value is not None}
     options = {name: value for name, value in options.items() if value is not None}
@@ -209,7 +218,7 @@ def _show_results(console: Console, trainer: Trainer, samples: int) -> None:
     folder, model, objective = trainer.folder, trainer.model, trainer.objective
     save_curve(folder / "curve.png", trainer.history, objective.curves, objective.unit)
     with counted(console, "evaluating") as step:
-        measures = objective.evaluate(model, trainer.test_images, progress=step)
+        measures = objective.evaluate(model, trainer.test_images, progress=step, labels=trainer.test_labels)
     if measures:
         figures = ", ".join(f"{measure} {measure.label}" for measure in measures)
         console.print(f"test: {figures}, over {measures[0].images:,} images")
@@ -229,6 +238,7 @@ def sample(
     n: Annotated[int, typer.Option("-n", min=1, help="How many images.")] = 16,
     seed: Seed = 0,
     temperature: Annotated[float | None, typer.Option(help="Below 1 plays safe; 1 by default.")] = None,
+    label: Annotated[int | None, typer.Option(min=0, help="The class to draw; all in turn by default.")] = None,
     complete: Annotated[
         bool, typer.Option("--complete", help="Give the upper half of real images; draw the rest.")
     ] = False,
@@ -238,6 +248,8 @@ def sample(
     """Draw images from a trained model, or complete real ones with an autoregressive one."""
     if temperature is not None and not temperature > 0:
         raise typer.BadParameter(f"--temperature: expected a number above 0; got {temperature}")
+    if label is not None and complete:
+        raise typer.BadParameter("--label: images to complete have classes of their own")
     if data is not None and not complete:
         raise typer.BadParameter("--data: only --complete takes images from a data set")
     check_picture_path(out)
@@ -251,30 +263,38 @@ def sample(
                 raise GenkernelsError(
                     f"--complete: only autoregressive models complete images; not a {type(model).__name__}"
                 )
-            given = _given_images(model, content, data, n)
-            grids = _complete(model, given, generator, step, 1.0 if temperature is None else temperature)
+            given, labels = _given_images(model, content, data, n)
+            grids = _complete(model, given, labels, generator, step, 1.0 if temperature is None else temperature)
         else:
             objective = find_recipe(content["recipe"]).objective
-            grids = {"samples": objective.sample(model, n, generator, step, temperature)}
+            grids = {"samples": objective.sample(model, n, generator, step, temperature, label)}
     save_grids(out, grids, 256)
     console.print(f"written to {out}")
 
 
-def _given_images(model: GenerativeModel, content: dict[str, Any], data: str | None, n: int) -> torch.Tensor:
-    _, images = _test_images(model, content, data)
+def _given_images(
+    model: GenerativeModel, content: dict[str, Any], data: str | None, n: int
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    _, images, labels = _test_images(model, content, data)
     if n > len(images):
         raise GenkernelsError(f"-n {n}: there are only {len(images)} test images to complete")
-    return images[:n]
+    return images[:n], None if labels is None else labels[:n]
 
 
 def _complete(
-    model: AutoregressiveModel, given: torch.Tensor, generator: torch.Generator, step: Any, temperature: float
+    model: AutoregressiveModel,
+    given: torch.Tensor,
+    labels: torch.Tensor | None,
+    generator: torch.Generator,
+    step: Any,
+    temperature: float,
 ) -> dict[str, torch.Tensor]:
     """Grids of images in 0 .. 255: their upper halves, those completed, and the real ones."""
     known = torch.zeros(1, 1, *given.shape[2:], dtype=torch.bool)
     known[:, :, : given.shape[2] // 2] = True
+    condition = None if labels is None else labels.to(next(model.parameters()).device)
     drawn = model.sample(
-        len(given), given=given, known=known, size=tuple(given.shape[2:]),
+        len(given), condition=condition, given=given, known=known, size=tuple(given.shape[2:]),
         temperature=temperature, generator=generator, progress=step,
     )  # fmt: skip
     grids = {"given": given * known, "completed": drawn.cpu(), "real": given}
@@ -297,9 +317,9 @@ def evaluate(
     objective = find_recipe(content["recipe"]).objective
     if objective.unmeasured is not None:
         raise GenkernelsError(objective.unmeasured)
-    name, images = _test_images(model, content, data)
+    name, images, labels = _test_images(model, content, data)
     with counted(console, "evaluating") as step:
-        measures = objective.evaluate(model.to(where), images, batch_size, step, importance_samples)
+        measures = objective.evaluate(model.to(where), images, batch_size, step, importance_samples, labels)
     table = Table("data", "images", *(measure.label for measure in measures), box=None, pad_edge=False)
     table.add_row(name, f"{measures[0].images:,}", *map(str, measures))
     console.print(table)

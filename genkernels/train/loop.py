@@ -72,6 +72,7 @@ class Trainer:
         settings: see :class:`Settings`.
         folder: exists already.
         device: where to train.
+        train_labels, test_labels: int64 [N], where the model takes them.
     """
 
     def __init__(
@@ -83,11 +84,14 @@ class Trainer:
         settings: Settings,
         folder: Path,
         device: torch.device | str = "cpu",
+        train_labels: Tensor | None = None,
+        test_labels: Tensor | None = None,
     ) -> None:
         self.recipe, self.settings, self.folder = recipe, settings, folder
         self.device = torch.device(device)
         self.model = model.to(self.device)
         self.train_images, self.test_images = train_images, test_images
+        self.train_labels, self.test_labels = train_labels, test_labels
         self.objective = find_recipe(recipe).objective
         self.optimizers = self.objective.optimizers(model, settings)
         self.epoch = 0
@@ -155,9 +159,11 @@ class Trainer:
         return not interrupt.requested
 
     def _one_step(self) -> None:
-        images = self.train_images[self._batch_indices()].to(self.device)
+        indices = self._batch_indices()
+        images = self.train_images[indices].to(self.device)
+        labels = None if self.train_labels is None else self.train_labels[indices].to(self.device)
         try:
-            values = self.objective.step(self.model, images, self.optimizers, self.settings.clip)
+            values = self.objective.step(self.model, images, self.optimizers, self.settings.clip, labels)
         except NotFiniteError as error:
             kept = "the last checkpoint" if self._saved_step < 0 else f"the checkpoint of step {self._saved_step}"
             raise TrainingError(
@@ -184,7 +190,8 @@ class Trainer:
         self._recent = []
 
     def _evaluate(self) -> None:
-        measures = self.objective.evaluate(self.model, self.test_images[:EVALUATION_IMAGES])
+        labels = None if self.test_labels is None else self.test_labels[:EVALUATION_IMAGES]
+        measures = self.objective.evaluate(self.model, self.test_images[:EVALUATION_IMAGES], labels=labels)
         if measures:
             self.history.append(self._now() | {f"test_{measure.key}": measure.mean for measure in measures})
 

@@ -90,7 +90,17 @@ def evaluate(
     images: Tensor,
     batch_size: int = 64,
     progress: Callable[[int, int], None] | None = None,
+    labels: Tensor | None = None,
 ) -> Evaluation:
-    """Mean negative log-likelihood of levels [N, C, H, W] under an autoregressive model; see :func:`mean_over`."""
-    ((nats, error, count),) = mean_over(model, images, lambda x: (-model.log_prob(x),), batch_size, progress)
+    """Mean negative log-likelihood of levels [N, C, H, W] under an autoregressive model; see :func:`mean_over`.
+
+    ``labels``, int64 [N], are for a model with classes.
+    """
+    of_batches = None if labels is None else iter(labels.split(batch_size))
+
+    def score(x: Tensor) -> tuple[Tensor]:
+        condition = None if of_batches is None else next(of_batches).to(x.device)
+        return (-model.log_prob(x, condition),)
+
+    ((nats, error, count),) = mean_over(model, images, score, batch_size, progress)
     return Evaluation(count, nats, error, bits_per_dim(nats, images[0].numel()))

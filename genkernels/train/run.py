@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..models import GenerativeModel
 from .checkpoint import model_from_checkpoint, read_checkpoint
@@ -108,7 +109,25 @@ def _trainer(
     train, test = quantise(dataset.train, levels), quantise(dataset.test, levels)
     if train.shape[1] != model.in_channels:
         raise TrainingError(f"the model takes {model.in_channels} channels; {settings.data} has {train.shape[1]}")
-    return Trainer(recipe, model, train, test, settings, folder, device)
+    labels = labels_for(recipe, model, dataset)
+    return Trainer(recipe, model, train, test, settings, folder, device, *labels)
+
+
+def labels_for(recipe: str, model: GenerativeModel, dataset: Dataset) -> tuple[Tensor | None, Tensor | None]:
+    """The labels of the training and of the test images, for a model that takes them; else None twice.
+
+    Raises:
+        TrainingError: the data have none, or more classes than the model.
+    """
+    if not find_recipe(recipe).objective.takes_labels(model):
+        return None, None
+    classes = model.config["num_classes"]
+    if dataset.train_labels is None or dataset.test_labels is None:
+        raise TrainingError(f"num_classes: {dataset.name} has no labels to condition on")
+    found = int(max(dataset.train_labels.max(), dataset.test_labels.max())) + 1
+    if found > classes:
+        raise TrainingError(f"num_classes: expected at least {found}, the classes of {dataset.name}; got {classes}")
+    return dataset.train_labels, dataset.test_labels
 
 
 def _check(settings: Settings) -> None:

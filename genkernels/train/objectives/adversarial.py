@@ -94,7 +94,12 @@ class AdversarialObjective(Objective[DCGAN]):
         return {"generator": build(model.generator), "discriminator": build(model.discriminator)}
 
     def step(
-        self, model: DCGAN, images: Tensor, optimizers: Mapping[str, torch.optim.Optimizer], clip: float
+        self,
+        model: DCGAN,
+        images: Tensor,
+        optimizers: Mapping[str, torch.optim.Optimizer],
+        clip: float,
+        labels: Tensor | None = None,
     ) -> dict[str, float]:
         real = images.float() / 127.5 - 1
         latents = model.draw_latents(len(images))
@@ -110,6 +115,7 @@ class AdversarialObjective(Objective[DCGAN]):
         batch_size: int = 64,
         progress: Progress | None = None,
         importance_samples: int | None = None,
+        labels: Tensor | None = None,
     ) -> list[Measure]:
         return []
 
@@ -120,8 +126,10 @@ class AdversarialObjective(Objective[DCGAN]):
         generator: torch.Generator,
         progress: Progress | None = None,
         temperature: float | None = None,
+        label: int | None = None,
     ) -> Tensor:
         refuse("temperature", temperature, "a GAN")
+        refuse("label", label, "a GAN")
         return as_picture((model.sample(n, generator=generator) + 1) / 2)
 
     def pictures(

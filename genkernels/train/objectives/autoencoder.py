@@ -26,7 +26,12 @@ class ReconstructionObjective(Objective[Autoencoder]):
     unit = "squared error per sub-pixel"
 
     def step(
-        self, model: Autoencoder, images: Tensor, optimizers: Mapping[str, torch.optim.Optimizer], clip: float
+        self,
+        model: Autoencoder,
+        images: Tensor,
+        optimizers: Mapping[str, torch.optim.Optimizer],
+        clip: float,
+        labels: Tensor | None = None,
     ) -> dict[str, float]:
         error = model.reconstruction_error(_scaled(images)).mean()
         norm = descend(optimizers["model"], error, clip)
@@ -39,6 +44,7 @@ class ReconstructionObjective(Objective[Autoencoder]):
         batch_size: int = 64,
         progress: Progress | None = None,
         importance_samples: int | None = None,
+        labels: Tensor | None = None,
     ) -> list[Measure]:
         refuse("importance_samples", importance_samples, "an autoencoder")
 
@@ -55,6 +61,7 @@ class ReconstructionObjective(Objective[Autoencoder]):
         generator: torch.Generator,
         progress: Progress | None = None,
         temperature: float | None = None,
+        label: int | None = None,
     ) -> Tensor:
         raise GenkernelsError("an autoencoder has no distribution of codes to draw images from; train a vae for that")
 

@@ -51,6 +51,10 @@ class Objective(Generic[Model]):
         """The number of levels that images are reduced to for this model."""
         return 256
 
+    def takes_labels(self, model: Model) -> bool:
+        """Whether the model is conditioned on the classes of the images: then the methods below get their labels."""
+        return False
+
     def model_options(self, dataset: Dataset, given: Mapping[str, Any]) -> dict[str, Any]:
         """Arguments of the constructor that follow from the data, beside the size and colours of the images."""
         return {}
@@ -60,9 +64,16 @@ class Objective(Generic[Model]):
         return {"model": OPTIMIZERS[settings.optimizer](model.parameters(), lr=settings.learning_rate)}
 
     def step(
-        self, model: Model, images: Tensor, optimizers: Mapping[str, torch.optim.Optimizer], clip: float
+        self,
+        model: Model,
+        images: Tensor,
+        optimizers: Mapping[str, torch.optim.Optimizer],
+        clip: float,
+        labels: Tensor | None = None,
     ) -> dict[str, float]:
-        """One step on one batch; returns what the history keeps (the mean over some steps).
+        """One step on one batch, int64 labels [N] with it where the model takes them.
+
+        Returns what the history keeps (the mean over some steps).
 
         Raises:
             NotFiniteError: before a weight took harm.
@@ -76,6 +87,7 @@ class Objective(Generic[Model]):
         batch_size: int = 64,
         progress: Progress | None = None,
         importance_samples: int | None = None,
+        labels: Tensor | None = None,
     ) -> list[Measure]:
         """Figures over test images; none where ``unmeasured`` says why.
 
@@ -91,11 +103,13 @@ class Objective(Generic[Model]):
         generator: torch.Generator,
         progress: Progress | None = None,
         temperature: float | None = None,
+        label: int | None = None,
     ) -> Tensor:
         """n images as pictures, uint8 [n, C, H, W] in 0 .. 255, on the CPU.
 
         Raises:
-            GenkernelsError: the family draws nothing, or takes no temperature.
+            GenkernelsError: the family draws nothing, or takes no temperature or no label (the class of all images;
+                without one, a model with classes draws them in turn).
         """
         raise NotImplementedError
 

@@ -36,7 +36,12 @@ class VariationalObjective(Objective[VAE]):
         return {} if given.get("likelihood", "bernoulli") == "bernoulli" else {"levels": dataset.levels}
 
     def step(
-        self, model: VAE, images: Tensor, optimizers: Mapping[str, torch.optim.Optimizer], clip: float
+        self,
+        model: VAE,
+        images: Tensor,
+        optimizers: Mapping[str, torch.optim.Optimizer],
+        clip: float,
+        labels: Tensor | None = None,
     ) -> dict[str, float]:
         reconstruction, divergence = model.elbo_terms(images)
         loss = (model.beta * divergence - reconstruction).mean()
@@ -51,6 +56,7 @@ class VariationalObjective(Objective[VAE]):
         batch_size: int = 64,
         progress: Progress | None = None,
         importance_samples: int | None = None,
+        labels: Tensor | None = None,
     ) -> list[Measure]:
         generator = torch.Generator().manual_seed(0)
         if importance_samples is not None:
@@ -75,8 +81,10 @@ class VariationalObjective(Objective[VAE]):
         generator: torch.Generator,
         progress: Progress | None = None,
         temperature: float | None = None,
+        label: int | None = None,
     ) -> Tensor:
         refuse("temperature", temperature, "a VAE")
+        refuse("label", label, "a VAE")
         return as_picture(model.sample(n, generator=generator))
 
     def pictures(
