@@ -310,5 +310,6 @@ def test_a_bad_mask_type_is_refused_at_construction():
 def test_a_bad_image_is_refused_by_name(layer):
     with pytest.raises(ValueError, match=r"^x: expected 4 channels.*; got shape \[2, 3, 5, 5\]$"):
         layer(4, 8)(torch.zeros(2, 3, 5, 5))
-    with pytest.raises(TypeError, match=r"^input_weight(_left)?: expected the dtype of x, torch.float64; got torch.float32$"):
+    wrong = r"^input_weight(_left)?: expected the dtype of x, torch.float64; got torch.float32$"
+    with pytest.raises(TypeError, match=wrong):
         layer(4, 8)(torch.zeros(2, 4, 5, 5).double())
