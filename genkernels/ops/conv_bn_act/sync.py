@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -25,7 +27,7 @@ def group_name(sync: object) -> str:
     return name if torch.distributed.get_world_size(group) > 1 else ""  # type: ignore[arg-type]
 
 
-def _resolve(name: str) -> torch.distributed.ProcessGroup:
+def _resolve(name: Any) -> torch.distributed.ProcessGroup:
     return torch._C._distributed_c10d._resolve_process_group(name)
 
 
