@@ -50,13 +50,14 @@ class SamplerPlan {
         groups_(records<gk::SamplerGroup>(groups)),
         runs_(records<gk::SamplerRun>(runs)),
         phases_(records<gk::SamplerPhase>(phases)) {
-    require(sizes.size() == 8, "sizes: expected 8 numbers");
+    require(sizes.size() == 7, "sizes: expected 7 numbers");
     program_ = {};
     int64_t* const fields[] = {&program_.height, &program_.width,        &program_.grid_width, &program_.colours,
-                               &program_.levels, &program_.image_floats, &program_.initial,    &program_.table};
-    for (std::size_t i = 0; i < 8; ++i) *fields[i] = sizes[i];
+                               &program_.levels, &program_.image_floats, &program_.table};
+    for (std::size_t i = 0; i < 7; ++i) *fields[i] = sizes[i];
     program_.floats = reinterpret_cast<const float*>(floats);
     program_.buffers = buffers_.data();
+    program_.buffer_count = size(buffers_);
     program_.places = places_.data();
     program_.place_count = size(places_);
     program_.instructions = instructions_.data();
@@ -146,11 +147,14 @@ class SamplerPlan {
       return first >= 0 && count >= 0 && first + count <= all;
     };
     require(program_.height >= 1 && program_.width >= 1 && program_.grid_width >= program_.width, "bad sizes");
-    require(inside(program_.initial, program_.image_floats, float_count), "initial: out of range");
     require(inside(program_.table, program_.levels, float_count), "table: out of range");
     require(size(phases_) == program_.colours + 2, "phases: expected the row's and one for each step");
     for (const auto& b : buffers_) {
-      require(b.rows >= 1, "a buffer without rows");
+      require(b.rows >= 1 && b.columns >= 1 && b.channels >= 0, "an empty buffer");
+      require(b.external >= 0 || inside(b.offset, b.rows * b.columns * b.channels, program_.image_floats),
+              "a buffer: out of range");
+      require(b.outside < 0 || (b.external < 0 && inside(b.outside, b.channels, float_count)),
+              "what a buffer reads as outside: out of range");
       maps_ = std::max(maps_, b.external + 1);
     }
     for (const auto& place : places_) {

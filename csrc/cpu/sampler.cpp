@@ -10,6 +10,7 @@
 #include "cpu/sampler.h"
 
 #include <omp.h>
+#include <stdlib.h>
 #include <time.h>
 
 #include "cpu/sampler_walk.h"
@@ -27,6 +28,22 @@ double seconds_now() {
   return static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec);
 }
 
+// Memory of zeros, freed on every way out.
+class ZeroMemory {
+ public:
+  explicit ZeroMemory(int64_t floats) : data_(static_cast<char*>(calloc(floats * sizeof(float) + ALIGN, 1))) {}
+  ~ZeroMemory() { free(data_); }
+  ZeroMemory(const ZeroMemory&) = delete;
+  ZeroMemory& operator=(const ZeroMemory&) = delete;
+  float* data() const {
+    return data_ ? reinterpret_cast<float*>(data_ + ALIGN - reinterpret_cast<uintptr_t>(data_) % ALIGN) : nullptr;
+  }
+
+ private:
+  static constexpr uintptr_t ALIGN = 64;
+  char* data_;
+};
+
 // What the threads of a run share.
 struct Team {
   const SamplerCall& call;
@@ -36,7 +53,8 @@ struct Team {
   bool stopped() { return __atomic_load_n(&stop, __ATOMIC_RELAXED); }
   // By the calling thread alone.
   void poll() {
-    if (!call.poll(call.context, __atomic_load_n(&rows, __ATOMIC_RELAXED) / chunks)) __atomic_store_n(&stop, 1, __ATOMIC_RELAXED);
+    if (!call.poll(call.context, __atomic_load_n(&rows, __ATOMIC_RELAXED) / chunks))
+      __atomic_store_n(&stop, 1, __ATOMIC_RELAXED);
   }
 };
 
@@ -76,14 +94,16 @@ bool sampler_run(const SamplerCall& call) {
     double next_poll = seconds_now() + POLL_SECONDS;
     if (omp_get_num_threads() < threads && calling)  // fewer came: they share what there is
       __atomic_fetch_sub(&team.busy, threads - omp_get_num_threads(), __ATOMIC_RELAXED);
-    const Scratch memory(SamplerWalk::floats(call.program, ceil_div(call.images, chunks)));
+    const ZeroMemory memory(SamplerWalk::floats(call.program, ceil_div(call.images, chunks)));
     if (memory.data()) {
       SamplerWalk walk(call, memory.data());
+      bool fresh = true;
       while (!team.stopped()) {
         const int64_t chunk = __atomic_fetch_add(&team.next, 1, __ATOMIC_RELAXED);
         if (chunk >= chunks) break;
         const int64_t first = chunk * call.images / chunks;
-        walk.start(first, (chunk + 1) * call.images / chunks - first);
+        walk.start(first, (chunk + 1) * call.images / chunks - first, fresh);
+        fresh = false;
         walk_chunk(team, walk, calling, next_poll);
       }
     } else {

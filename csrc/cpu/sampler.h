@@ -10,8 +10,9 @@ namespace gk {
 
 // A value in memory: (y, x) of an image stands at offset + (y mod rows) * row_stride + (x - first_column) *
 // column_stride, in the image's own memory or, external >= 0, in a constant that came from outside.
+// `columns` are kept; at the start of the walk all pixels hold the `channels` floats at `outside`, or zero where that is -1.
 struct SamplerBuffer {
-  int64_t offset, rows, row_stride, column_stride, first_column, external;
+  int64_t offset, rows, row_stride, column_stride, first_column, columns, channels, outside, external;
 };
 
 // Channels [channel, channel + length) of a value at (y + dy, x + dx).
@@ -64,10 +65,10 @@ struct SamplerPhase {
 struct SamplerProgram {
   int64_t height, width, grid_width, colours, levels;
   int64_t image_floats;  // what an image keeps
-  int64_t initial;       // in `floats`: image_floats at the start of the walk
   int64_t table;         // in `floats`: [levels]
   const float* floats;
   const SamplerBuffer* buffers;
+  int64_t buffer_count;
   const SamplerPlace* places;
   int64_t place_count;
   const SamplerInstruction* instructions;

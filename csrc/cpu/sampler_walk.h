@@ -8,7 +8,6 @@
 
 #include "cpu/sampler_draw.h"
 #include "cpu/sampler_product.h"
-#include "cpu/scratch.h"
 
 namespace gk::GK_ISA {
 
@@ -31,16 +30,23 @@ class SamplerWalk {
     column_ = image_ + WALK_ROWS;
     staging_ = reinterpret_cast<float*>(column_ + WALK_ROWS);
     scratch_ = staging_ + STAGING;
-    arena_ = scratch_ + p_.levels + 2 * PANEL_MAX;
+    const auto end = reinterpret_cast<uintptr_t>(scratch_ + p_.levels + 2 * PANEL_MAX);
+    arena_ = reinterpret_cast<float*>((end + 63) / 64 * 64);
   }
 
-  // Forgets everything and takes images [first, first + images).
-  void start(int64_t first, int64_t images) {
+  // Forgets everything and takes images [first, first + images). Memory that is zero already (`fresh`) is not touched
+  // before it is needed: the caches of long images are large.
+  void start(int64_t first, int64_t images, bool fresh) {
     first_ = first;
     images_ = images;
     for (int64_t i = 0; i < images; ++i) {
       float* const own = arena_ + i * p_.image_floats;
-      memcpy(own, p_.floats + p_.initial, p_.image_floats * sizeof(float));
+      if (!fresh) memset(own, 0, p_.image_floats * sizeof(float));
+      for (int64_t b = 0; b < p_.buffer_count; ++b) {
+        const SamplerBuffer& buffer = p_.buffers[b];
+        for (int64_t k = 0; buffer.outside >= 0 && k < buffer.rows * buffer.columns; ++k)
+          memcpy(own + buffer.offset + k * buffer.channels, p_.floats + buffer.outside, buffer.channels * sizeof(float));
+      }
       for (int64_t v = 0; v < call_.vector_count; ++v) {
         const SamplerConstant& c = call_.vectors[v];
         memcpy(own + c.offset, c.data + (first + i) * c.image_stride, c.length * sizeof(float));

@@ -13,7 +13,19 @@ from torch import Tensor
 
 from ... import backends
 from .program import (
-    BINARY, ROW, UNARY, Affine, Cell, Draw, Function, Instruction, Pointwise, Program, Read, Scan, Spans, Value,
+    BINARY,
+    UNARY,
+    Affine,
+    Cell,
+    Draw,
+    Function,
+    Instruction,
+    Pointwise,
+    Program,
+    Read,
+    Scan,
+    Spans,
+    Value,
     reads_of,
 )  # fmt: skip
 
@@ -36,9 +48,6 @@ class Buffer:
     columns: int
     external: int = -1
 
-    def record(self) -> list[int]:
-        return [self.offset, self.rows, self.row_stride, self.column_stride, self.first_column, self.external]
-
 
 @dataclass(frozen=True)
 class Layout:
@@ -53,7 +62,10 @@ class Layout:
 def layout(program: Program) -> Layout:
     """Rings of rows for what is read later; one pixel for what is written and read in the steps of a pixel alone."""
     lasting = _lasting(program)
-    buffers, vectors, maps, end = [], [], [], 0
+    buffers: list[Buffer] = []
+    vectors: list[int] = []
+    maps: list[int] = []
+    end = 0
     for value in program.values:
         channels, first = value.channels, value.columns[0] - value.columns_left
         columns = value.columns[1] + value.columns_right - first
@@ -139,18 +151,19 @@ class _Builder:
         self.body_start = total
         for phase in phases:
             self.instructions += [self.instruction(i) for i in phase]
-        initial, table = self.keep(self.initial()), self.keep(program.table)
+        table = self.keep(program.table)
+        buffers = [self.buffer(*pair) for pair in zip(program.values, self.layout.buffers, strict=True)]
         self.keep(torch.zeros(64))  # loads of whole vectors may reach beyond the last
         floats = torch.cat(self.floats)
         sizes = [
             program.height, program.width, program.grid_width, program.colours, program.levels,
-            self.layout.floats, initial, table,
+            self.layout.floats, table,
         ]  # fmt: skip
         native = backends.require_native().SamplerPlan(
             sizes=sizes,
             floats=floats.data_ptr(),
             float_count=floats.numel(),
-            buffers=[buffer.record() for buffer in self.layout.buffers],
+            buffers=buffers,
             places=self.places,
             instructions=self.instructions + self.bodies,
             groups=self.groups,
@@ -168,14 +181,13 @@ class _Builder:
         self.float_count += filled.numel()
         return self.float_count - filled.numel()
 
-    def initial(self) -> Tensor:
-        """An image's memory before the walk: every value as it reads outside its support."""
-        memory = torch.zeros(self.layout.floats)
-        for value, buffer in zip(self.program.values, self.layout.buffers, strict=True):
-            if value.outside is not None:
-                count = buffer.rows * buffer.columns
-                memory[buffer.offset : buffer.offset + count * value.channels] = value.outside.repeat(count)
-        return memory
+    def buffer(self, value: Value, buffer: Buffer) -> list[int]:
+        """One record; see SamplerBuffer."""
+        outside = -1 if value.outside is None else self.keep(value.outside)
+        return [
+            buffer.offset, buffer.rows, buffer.row_stride, buffer.column_stride, buffer.first_column, buffer.columns,
+            value.channels, outside, buffer.external,
+        ]  # fmt: skip
 
     def place(self, value: int, dy: int, dx: int, channel: int, length: int = 0) -> None:
         self.places.append([value, dy, dx, channel, length])
@@ -302,7 +314,7 @@ class _Builder:
         whole = rows // self.panel * self.panel
         rest = weight.new_zeros(_up(rows - whole, self.lanes), weight.shape[1])
         rest[: rows - whole] = weight[whole:]
-        panels = weight[:whole].reshape(-1, self.panel, weight.shape[1]).transpose(1, 2)
+        panels = weight[:whole].reshape(rows // self.panel, self.panel, weight.shape[1]).transpose(1, 2)
         return torch.cat([panels.reshape(-1), rest.t().reshape(-1)])
 
     def cell(self, record: dict[str, int], cell: Cell) -> None:
@@ -326,5 +338,3 @@ def _split(instruction: Instruction) -> list[Instruction]:
         activation=None,
     )  # fmt: skip
     return [first, *_split(replace(instruction, terms=instruction.terms[_OPERANDS:], accumulate=True))]
-
-
