@@ -8,7 +8,7 @@
 // Floor: the operations of one forward pass at the multiply-add units' peak; for one image, the bytes of the steps'
 // weights over the bandwidth of the cache that holds them, for every pixel.
 // Measured (2 threads of Zen 3, 205 GFLOP/s; PixelCNN of 7 layers, h = 64, 28 x 28): 16 images in 33 ms, 60 % of peak,
-// where a forward pass takes 27 ms; one image (one thread) in 6.8 ms, 36 % of that thread's peak. Draws are 7 % of the
+// where a forward pass takes 27 ms; one image (one thread) in 6.8 ms, 36 % of that thread's peak. Draws are 6 % of the
 // former (0.3 us each). An audio model of 20 layers, 64 channels, whose 2.5 MB of weights stream from L3, takes 48 us a
 // sample, 52 GB/s. One image is one thread's work: threads that share it would meet after every instruction.
 #include "cpu/sampler.h"
