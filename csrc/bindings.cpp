@@ -22,6 +22,7 @@
 #include "cpu/masked_conv.h"
 #include "cpu/peak.h"
 #include "cpu/wavefront_lstm.h"
+#include "sampler_bindings.h"
 #if GK_WITH_CUDA
 #include "cuda/build_info.h"
 #endif
@@ -433,4 +434,5 @@ PYBIND11_MODULE(_C, m, py::multiple_interpreters::not_supported()) {
   bind_masked_conv(m);
   bind_wavefront_lstm(m);
   bind_conv_bn_act(m);
+  bind_sampler(m);
 }

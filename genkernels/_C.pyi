@@ -1,4 +1,5 @@
 # The native core. Private: use genkernels.ops and genkernels.nn. Kept equal to csrc/bindings.cpp by a test.
+from collections.abc import Callable
 from typing import Any, TypedDict
 
 class DeviceStatus(TypedDict):
@@ -152,3 +153,40 @@ def norm_gradient_sums(
     activation: _Activation,
     sums: int,
 ) -> bool: ...
+
+# Sampling programs. Records of whole numbers are those of csrc/cpu/sampler.h; constants are (address, stride from image
+# to image, offset, length). `levels`, `free` (bytes) and `uniforms` (float64) are [images, C, H, W], `logits` float32
+# [images, levels, C, H, W] or 0. False where memory for the values ran out. sampler_panel: (columns, lanes).
+_Records = list[list[int]]
+_Constant = tuple[int, int, int, int]
+
+def sampler_panel() -> tuple[int, int]: ...
+
+class SamplerPlan:
+    def __init__(
+        self,
+        sizes: list[int],
+        floats: int,
+        float_count: int,
+        buffers: _Records,
+        places: _Records,
+        instructions: _Records,
+        groups: _Records,
+        runs: _Records,
+        phases: _Records,
+    ) -> None: ...
+    def run(
+        self,
+        threads: int,
+        images: int,
+        levels: int,
+        free: int,
+        uniforms: int,
+        logits: int,
+        temperature: float,
+        top_k: int,
+        last: tuple[int, int, int],
+        maps: list[_Constant],
+        vectors: list[_Constant],
+        row_done: Callable[[int], None],
+    ) -> bool: ...
