@@ -23,6 +23,7 @@
 #include "cpu/peak.h"
 #include "cpu/wavefront_lstm.h"
 #if GK_WITH_CUDA
+#include "cuda/bindings.h"
 #include "cuda/build_info.h"
 #endif
 
@@ -433,4 +434,7 @@ PYBIND11_MODULE(_C, m, py::multiple_interpreters::not_supported()) {
   bind_masked_conv(m);
   bind_wavefront_lstm(m);
   bind_conv_bn_act(m);
+#if GK_WITH_CUDA
+  gk::cuda::bind_kernels(m);
+#endif
 }

@@ -152,3 +152,47 @@ def norm_gradient_sums(
     activation: _Activation,
     sums: int,
 ) -> bool: ...
+
+# The same on a CUDA device; these exist only where the CUDA part was compiled. Strides are those of [N, H, W], channels
+# being next to each other. `exact`: float32 products, not TF32. `limits` are multiprocessors, bytes of shared memory of
+# a block, blocks of a cluster. A walk forward is (mirrored, gates, strides, hidden, strides, weight, h0, c0, packed), and
+# backward (mirrored, grad_hidden, strides, weight, h0, c0, packed, grad_gates, gathered, grad_c0); `packed` is scratch
+# of plan["forward"]["packed_bytes"] or plan["backward"]["packed_bytes"].
+_Strides3 = tuple[int, int, int]
+_Limits = tuple[int, int, int]
+_CudaWalk = tuple[bool, int, _Strides3, int, _Strides3, int, int, int, int]
+_CudaWalkBackward = tuple[bool, int, _Strides3, int, int, int, int, int, int, int]
+
+def cuda_wavefront_lstm_plan(
+    storage: int,
+    exact: bool,
+    sizes: tuple[int, int, int, int],
+    walks: int,
+    diagonal: bool,
+    taps: list[int],
+    limits: _Limits,
+) -> dict[str, Any]: ...
+def cuda_wavefront_lstm_forward(
+    storage: int,
+    exact: bool,
+    sizes: tuple[int, int, int, int],
+    diagonal: bool,
+    taps: list[int],
+    limits: _Limits,
+    device: int,
+    stream: int,
+    walks: list[_CudaWalk],
+    saved: int,
+) -> None: ...
+def cuda_wavefront_lstm_backward(
+    storage: int,
+    exact: bool,
+    sizes: tuple[int, int, int, int],
+    diagonal: bool,
+    taps: list[int],
+    limits: _Limits,
+    device: int,
+    stream: int,
+    walks: list[_CudaWalkBackward],
+    saved: int,
+) -> None: ...
