@@ -141,12 +141,19 @@ py::dict cuda_device_status() {
   result["compute_capabilities"] = capabilities;
   return result;
 }
+
+std::tuple<int, int, int> cuda_device_limits(int device) {
+  const gk::cuda::DeviceLimits limits = gk::cuda::device_limits(device);
+  check(limits.multiprocessors > 0, "device", "the number of a CUDA device", device);
+  return {limits.multiprocessors, limits.shared_bytes, limits.cluster};
+}
 #endif
 
 void bind_build(py::module_& m) {
   m.def("build_info", &build_info);
 #if GK_WITH_CUDA
   m.def("cuda_device_status", &cuda_device_status);
+  m.def("cuda_device_limits", &cuda_device_limits, py::arg("device"));
 #endif
 }
 

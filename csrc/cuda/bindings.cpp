@@ -57,15 +57,6 @@ WavefrontShape shape_of(int storage, bool exact, const Sizes& sizes, size_t walk
   return shape;
 }
 
-WavefrontPlans plans_of(const WavefrontShape& shape, const Limits& limits) {
-  return plan_wavefront(shape, {std::get<0>(limits), std::get<1>(limits), std::get<2>(limits)});
-}
-
-const WavefrontPlan& fitting(const WavefrontPlans& plans, const WavefrontPlan& plan) {
-  if (!plans.fits) throw py::value_error("sizes: no division of this walk fits the limits; ask the plan first");
-  return plan;
-}
-
 py::dict describe(const WavefrontPlan& plan) {
   py::dict d;
   d["cluster"] = plan.cluster;
@@ -78,62 +69,72 @@ py::dict describe(const WavefrontPlan& plan) {
   return d;
 }
 
-py::dict wavefront_plan(int storage, bool exact, const Sizes& sizes, int walks, bool diagonal,
-                        const std::vector<int>& taps, const Limits& limits) {
-  const WavefrontPlans plans = plans_of(shape_of(storage, exact, sizes, walks, diagonal, taps), limits);
-  py::dict d;
-  d["fits"] = plans.fits;
-  d["needed_bytes"] = plans.needed_bytes;
-  d["forward"] = describe(plans.forward);
-  d["backward"] = describe(plans.backward);
-  return d;
-}
+// How walks of one shape are divided on one kind of device: made once, used by every call.
+class CudaWavefrontPlan {
+ public:
+  CudaWavefrontPlan(int storage, bool exact, const Sizes& sizes, size_t walks, bool diagonal,
+                    const std::vector<int>& taps, const Limits& limits)
+      : shape_(shape_of(storage, exact, sizes, walks, diagonal, taps)),
+        plans_(plan_wavefront(shape_, {std::get<0>(limits), std::get<1>(limits), std::get<2>(limits)})) {}
 
-void wavefront_forward(int storage, bool exact, const Sizes& sizes, bool diagonal, const std::vector<int>& taps,
-                       const Limits& limits, int device, Address stream, const std::vector<WalkForward>& walks,
-                       Address saved) {
-  const WavefrontShape shape = shape_of(storage, exact, sizes, walks.size(), diagonal, taps);
-  const WavefrontPlans plans = plans_of(shape, limits);
-  std::vector<WavefrontWalkForward> args;
-  for (const auto& [mirrored, gates, gates_strides, hidden, hidden_strides, weight, h0, c0, packed] : walks) {
-    check(diagonal || !mirrored, "mirrored", "false on rows", mirrored);
-    args.push_back({mirrored, pixels(gates, gates_strides), pixels(hidden, hidden_strides), pointer(weight),
-                    pointer(h0), pointer(c0), pointer(packed)});
-  }
-  check_launch("cudaSetDevice", select_device(device));
-  check_launch("wavefront_lstm_forward", wavefront_lstm_forward(shape, fitting(plans, plans.forward), args.data(),
-                                                                static_cast<float*>(pointer(saved)), pointer(stream)));
-}
+  bool fits() const { return plans_.fits; }
+  int64_t needed_bytes() const { return plans_.needed_bytes; }
+  py::dict forward_division() const { return describe(plans_.forward); }
+  py::dict backward_division() const { return describe(plans_.backward); }
 
-void wavefront_backward(int storage, bool exact, const Sizes& sizes, bool diagonal, const std::vector<int>& taps,
-                        const Limits& limits, int device, Address stream, const std::vector<WalkBackward>& walks,
-                        Address saved) {
-  const WavefrontShape shape = shape_of(storage, exact, sizes, walks.size(), diagonal, taps);
-  const WavefrontPlans plans = plans_of(shape, limits);
-  check(saved != 0, "saved", "an address", saved);
-  std::vector<WavefrontWalkBackward> args;
-  for (const auto& [mirrored, grad_hidden, strides, weight, h0, c0, packed, grad_gates, gathered, grad_c0] : walks) {
-    check(diagonal || !mirrored, "mirrored", "false on rows", mirrored);
-    args.push_back({mirrored, pixels(grad_hidden, strides), pointer(weight), pointer(h0), pointer(c0), pointer(packed),
-                    pointer(grad_gates), pointer(gathered), static_cast<float*>(pointer(grad_c0))});
+  void forward(int device, Address stream, const std::vector<WalkForward>& walks, Address saved) const {
+    std::vector<WavefrontWalkForward> args;
+    for (const auto& [mirrored, gates, gates_strides, hidden, hidden_strides, weight, h0, c0, packed] : walks) {
+      args.push_back({mirrored, pixels(gates, gates_strides), pixels(hidden, hidden_strides), pointer(weight),
+                      pointer(h0), pointer(c0), pointer(packed)});
+    }
+    check_walks(args);
+    check_launch("cudaSetDevice", select_device(device));
+    check_launch("wavefront_lstm_forward", wavefront_lstm_forward(shape_, plans_.forward, args.data(),
+                                                                  static_cast<float*>(pointer(saved)), pointer(stream)));
   }
-  check_launch("cudaSetDevice", select_device(device));
-  check_launch("wavefront_lstm_backward",
-               wavefront_lstm_backward(shape, fitting(plans, plans.backward), args.data(),
-                                       static_cast<const float*>(pointer(saved)), pointer(stream)));
-}
+
+  void backward(int device, Address stream, const std::vector<WalkBackward>& walks, Address saved) const {
+    check(saved != 0, "saved", "an address", saved);
+    std::vector<WavefrontWalkBackward> args;
+    for (const auto& [mirrored, grad_hidden, strides, weight, h0, c0, packed, grad_gates, gathered, grad_c0] : walks) {
+      args.push_back({mirrored, pixels(grad_hidden, strides), pointer(weight), pointer(h0), pointer(c0),
+                      pointer(packed), pointer(grad_gates), pointer(gathered), static_cast<float*>(pointer(grad_c0))});
+    }
+    check_walks(args);
+    check_launch("cudaSetDevice", select_device(device));
+    check_launch("wavefront_lstm_backward",
+                 wavefront_lstm_backward(shape_, plans_.backward, args.data(), static_cast<const float*>(pointer(saved)),
+                                         pointer(stream)));
+  }
+
+ private:
+  template <class Walk>
+  void check_walks(const std::vector<Walk>& walks) const {
+    if (!plans_.fits) throw py::value_error("the plan does not fit this device: ask `fits` first");
+    check(static_cast<int>(walks.size()) == shape_.walks, "walks", "as many as planned", walks.size());
+    for (const Walk& walk : walks) check(shape_.diagonal || !walk.mirrored, "mirrored", "false on rows", walk.mirrored);
+  }
+
+  WavefrontShape shape_;
+  WavefrontPlans plans_;
+};
 
 }  // namespace
 
 void bind_kernels(py::module_& m) {
-  m.def("cuda_wavefront_lstm_plan", &wavefront_plan, py::arg("storage"), py::arg("exact"), py::arg("sizes"),
-        py::arg("walks"), py::arg("diagonal"), py::arg("taps"), py::arg("limits"));
-  m.def("cuda_wavefront_lstm_forward", &wavefront_forward, py::arg("storage"), py::arg("exact"), py::arg("sizes"),
-        py::arg("diagonal"), py::arg("taps"), py::arg("limits"), py::arg("device"), py::arg("stream"),
-        py::arg("walks"), py::arg("saved"), NoGil());
-  m.def("cuda_wavefront_lstm_backward", &wavefront_backward, py::arg("storage"), py::arg("exact"), py::arg("sizes"),
-        py::arg("diagonal"), py::arg("taps"), py::arg("limits"), py::arg("device"), py::arg("stream"),
-        py::arg("walks"), py::arg("saved"), NoGil());
+  py::class_<CudaWavefrontPlan>(m, "CudaWavefrontPlan")
+      .def(py::init<int, bool, const Sizes&, size_t, bool, const std::vector<int>&, const Limits&>(),
+           py::arg("storage"), py::arg("exact"), py::arg("sizes"), py::arg("walks"), py::arg("diagonal"),
+           py::arg("taps"), py::arg("limits"))
+      .def("fits", &CudaWavefrontPlan::fits)
+      .def("needed_bytes", &CudaWavefrontPlan::needed_bytes)
+      .def("forward_division", &CudaWavefrontPlan::forward_division)
+      .def("backward_division", &CudaWavefrontPlan::backward_division)
+      .def("forward", &CudaWavefrontPlan::forward, py::arg("device"), py::arg("stream"), py::arg("walks"),
+           py::arg("saved"), NoGil())
+      .def("backward", &CudaWavefrontPlan::backward, py::arg("device"), py::arg("stream"), py::arg("walks"),
+           py::arg("saved"), NoGil());
 }
 
 }  // namespace gk::cuda

@@ -36,6 +36,8 @@ void rotate(Arguments a) {
 
 void race(Arguments a) {
   const Shared<float> memory = numbers();
+  memory.put(threadIdx.x, 0.0f);
+  __syncthreads();
   memory.put(threadIdx.x, 1.0f);
   a.out[threadIdx.x] = memory.get((threadIdx.x + 32) % THREADS);  // another warp's, and no barrier
 }
@@ -101,6 +103,8 @@ void partial_mask(Arguments) { __syncwarp(0xffffu); }
 
 void unsynchronised_warp(Arguments a) {
   const Shared<float> memory = numbers();
+  memory.put(threadIdx.x, 0.0f);
+  __syncwarp();
   memory.put(threadIdx.x, 1.0f);
   a.out[threadIdx.x] = memory.get(threadIdx.x ^ 1);
 }

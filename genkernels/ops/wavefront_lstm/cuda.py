@@ -49,10 +49,8 @@ class Device:
 
 @lru_cache
 def _device(index: int) -> Device:
-    properties = torch.cuda.get_device_properties(index)
-    cluster = 8 if properties.major >= 9 else 1  # the largest that every device with clusters takes
-    limits = (properties.multi_processor_count, properties.shared_memory_per_block_optin, cluster)
-    return Device(backends.require_native(), index, limits)
+    native = backends.require_native()
+    return Device(native, index, native.cuda_device_limits(index))
 
 
 def device_of(t: Tensor) -> Device:
@@ -80,68 +78,51 @@ def why_not(gates: Tensor, geometries: Sequence[Geometry]) -> str | None:
     taps = geometries[0].taps
     if len(taps) > MAX_TAPS:
         return f"the CUDA kernel takes at most {MAX_TAPS} taps; got {len(taps)}"
-    if backends.native() is None or not hasattr(device_of(gates).native, "cuda_wavefront_lstm_plan"):
+    if gates.is_cuda and not hasattr(backends.native(), "CudaWavefrontPlan"):
         return "the native extension is missing or was built without CUDA kernels"
     if gates.numel() == 0:
         return None
-    call = _Call.of(gates, geometries)
-    plan = call.plan()
-    if plan["fits"]:
+    device, plan = _plan_of(gates, geometries)
+    if plan.fits:
         return None
-    cells = gates.shape[2 if call.diagonal else 3]
-    if not plan["needed_bytes"]:
-        return f"fronts of {cells} cells are longer than the 1024 that the CUDA kernel takes"
+    front = f"fronts of {gates.shape[2 if geometries[0].front == 'diagonal' else 3]} cells"
+    if not plan.needed_bytes:
+        return f"{front} are longer than the 1024 that the CUDA kernel takes"
     return (
-        f"fronts of {cells} cells of {call.sizes[1]} units need {plan['needed_bytes']} bytes of shared memory, "
-        f"a block of this device has {call.device.limits[1]}"
+        f"{front} of {gates.shape[1] // 4} units need {plan.needed_bytes} bytes of shared memory, "
+        f"a block of this device has {device.limits[1]}"
     )
 
 
 @dataclass(frozen=True)
-class _Call:
-    """What all walks of a call have in common: the first arguments of the kernels."""
+class _Plan:
+    """How the walks of a call are divided on a device."""
 
-    device: Device
-    storage: int
-    exact: bool
-    sizes: tuple[int, int, int, int]  # N, h, H, W
-    walks: int
-    diagonal: bool
-    taps: tuple[int, ...]
-
-    @classmethod
-    def of(cls, gates: Tensor, geometries: Sequence[Geometry]) -> _Call:
-        batch, channels, height, width = gates.shape
-        sizes = (batch, channels // 4, height, width)
-        exact = gates.dtype == torch.float32 and float32_is_exact()
-        first = geometries[0]
-        walks = len(geometries)
-        return cls(device_of(gates), _STORAGE[gates.dtype], exact, sizes, walks, first.front == "diagonal", first.taps)
-
-    def plan(self) -> dict[str, Any]:
-        return _plan(self)
-
-    def run(self, direction: str, walks: Sequence[Any], saved: Tensor) -> None:
-        kernel = getattr(self.device.native, f"cuda_wavefront_lstm_{direction}")
-        kernel(
-            self.storage,
-            self.exact,
-            self.sizes,
-            self.diagonal,
-            list(self.taps),
-            self.device.limits,
-            self.device.index,
-            self.device.stream(),
-            walks,
-            _address(saved),
-        )
+    native: Any
+    fits: bool
+    needed_bytes: int
+    packed_bytes: tuple[int, int]  # forward, backward
+    slices: int  # of the batch, backward
 
 
 @lru_cache(maxsize=256)
-def _plan(call: _Call) -> dict[str, Any]:
-    return call.device.native.cuda_wavefront_lstm_plan(
-        call.storage, call.exact, call.sizes, call.walks, call.diagonal, list(call.taps), call.device.limits
+def _plan(
+    device: Device, storage: int, exact: bool, sizes: torch.Size, front: str, taps: tuple[int, ...], walks: int
+) -> _Plan:
+    batch, channels, height, width = sizes
+    native = device.native.CudaWavefrontPlan(
+        storage, exact, (batch, channels // 4, height, width), walks, front == "diagonal", list(taps), device.limits
     )
+    forward, backward = native.forward_division(), native.backward_division()
+    packed_bytes = (forward["packed_bytes"], backward["packed_bytes"])
+    return _Plan(native, native.fits(), native.needed_bytes(), packed_bytes, backward["slices"])
+
+
+def _plan_of(gates: Tensor, geometries: Sequence[Geometry]) -> tuple[Device, _Plan]:
+    device = device_of(gates)
+    exact = gates.dtype == torch.float32 and float32_is_exact()
+    front, taps = geometries[0].front, geometries[0].taps
+    return device, _plan(device, _STORAGE[gates.dtype], exact, gates.shape, front, taps, len(geometries))
 
 
 def forward(walks: Sequence[Sequence[Tensor | None]], geometries: Sequence[Geometry], keep: bool) -> tuple[Tensor, ...]:
@@ -150,29 +131,28 @@ def forward(walks: Sequence[Sequence[Tensor | None]], geometries: Sequence[Geome
     hidden = [empty_hidden(one) for one in gates]
     saved = empty_saved(gates, keep)
     if hidden[0].numel() > 0:
-        call = _Call.of(gates[0], geometries)
-        with call.device.current():
-            _forward(call, walks, hidden, saved, geometries)
+        with device_of(gates[0]).current():
+            _forward(walks, hidden, saved, geometries)
     return (*hidden, saved)
 
 
 def _forward(
-    call: _Call,
     walks: Sequence[Sequence[Tensor | None]],
     hidden: Sequence[Tensor],
     saved: Tensor,
     geometries: Sequence[Geometry],
 ) -> None:
+    device, plan = _plan_of(_present(walks[0][0]), geometries)
     kept = []  # copies must live as long as the call
     natives = []
     targets = [one if _channels_adjoin(one) else _channels_last(one) for one in hidden]
     for (gates, *parameters), target, geometry in zip(walks, targets, geometries, strict=True):
         image = _readable(_present(gates))
         dense = [None if value is None else value.contiguous() for value in parameters]
-        packed = image.new_empty(call.plan()["forward"]["packed_bytes"], dtype=torch.uint8)
+        packed = image.new_empty(plan.packed_bytes[0], dtype=torch.uint8)
         kept += [image, packed, *dense]
         natives.append((geometry.mirrored, *_pixels(image), *_pixels(target), *map(_address, dense), _address(packed)))
-    call.run("forward", natives, saved)
+    plan.native.forward(device.index, device.stream(), natives, _address(saved))
     for one, target in zip(hidden, targets, strict=True):
         if one is not target:
             one.copy_(target)
@@ -188,41 +168,40 @@ def backward(
     gates = _present(walks[0][1])
     if gates.numel() == 0:
         return tuple(grad.zero_() for grad in flat)
-    call = _Call.of(gates, geometries)
-    with call.device.current(), torch.autocast(gates.device.type, enabled=False):
+    with device_of(gates).current(), torch.autocast(gates.device.type, enabled=False):
         if saved.numel() == 0:
             inputs = [walk[1:] for walk in walks]
             images = [_present(walk[0]) for walk in inputs]
             saved = empty_saved(images, True)
-            _forward(call, inputs, [empty_hidden(one) for one in images], saved, geometries)
-        _backward(call, walks, saved, geometries, grads)
+            _forward(inputs, [empty_hidden(one) for one in images], saved, geometries)
+        _backward(walks, saved, geometries, grads)
     return flat
 
 
 def _backward(
-    call: _Call,
     walks: Sequence[Sequence[Tensor | None]],
     saved: Tensor,
     geometries: Sequence[Geometry],
     grads: Sequence[Sequence[Tensor]],
 ) -> None:
+    device, plan = _plan_of(_present(walks[0][1]), geometries)
     kept = []
     natives, results = [], []
-    batch, units, height, width = call.sizes
-    plan = call.plan()["backward"]
+    batch, units, height, width = _present(walks[0][0]).shape
+    taps = len(geometries[0].taps)
     for (grad_hidden, gates, *parameters), geometry, (to_gates, to_weight, _, to_c0) in zip(
         walks, geometries, grads, strict=True
     ):
         image = _readable(_present(grad_hidden))
         dense = [None if value is None else value.contiguous() for value in parameters]
-        packed = image.new_empty(plan["packed_bytes"], dtype=torch.uint8)
+        packed = image.new_empty(plan.packed_bytes[1], dtype=torch.uint8)
         kept += [image, packed, *dense]
         in_place = to_gates.numel() > 0 and to_gates.is_contiguous(memory_format=torch.channels_last)
         # [N, H, W, 4h] and [N, H, W, taps, h]
         grad_gates = (to_gates if in_place else _channels_last(_present(gates))).permute(0, 2, 3, 1)
-        taps_seen = (batch, height, width, len(call.taps), units) if to_weight.numel() else (0,)
+        taps_seen = (batch, height, width, taps, units) if to_weight.numel() else (0,)
         gathered = image.new_empty(taps_seen)
-        grad_c0 = image.new_empty((plan["slices"], units) if to_c0.numel() else (0,), dtype=torch.float32)
+        grad_c0 = image.new_empty((plan.slices, units) if to_c0.numel() else (0,), dtype=torch.float32)
         results.append((grad_gates, gathered, grad_c0))
         natives.append(
             (
@@ -235,7 +214,7 @@ def _backward(
                 _address(grad_c0),
             )
         )
-    call.run("backward", natives, saved)
+    plan.native.backward(device.index, device.stream(), natives, _address(saved))
     for walk, geometry, (grad_gates, gathered, grad_c0), (to_gates, to_weight, to_h0, to_c0) in zip(
         walks, geometries, results, grads, strict=True
     ):
