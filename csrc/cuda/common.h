@@ -8,7 +8,7 @@
 //   load_rows                   ldmatrix.x4: the rows of a 16 x 32-byte block, each lane naming one half row
 //   multiply<Math>              mma.sync of a 16 x 32-byte A with a 32-byte x 8 B, float32 sums
 //   cluster_rank, cluster_sync  thread block clusters (compute capability 9.0; one block alone before that)
-//   prefetch, launch            a hint; a launch with shared memory and clusters
+//   launch                      with dynamic shared memory and clusters
 //
 // One step of a product takes 32 bytes of a row, whatever the type: 16 numbers of 16 bits, or 8 of float32.
 #pragma once
@@ -45,7 +45,6 @@ struct alignas(4 * sizeof(T)) Quad {
 
 // --- how a kernel computes: what lies in memory, how products and activations are rounded ---
 
-// Of -x: 1 - sigmoid(x), exactly: a sigmoid's two tails are alike.
 struct MathBFloat16 {
   using T = BFloat16;
   static __device__ float tanh(float x) { return tanh_approximate(x); }

@@ -6,10 +6,9 @@
 
 #include <cstdint>
 
-namespace gk::cuda {
+#include "cuda/memory.h"
 
-struct BFloat16 { uint16_t bits; };
-struct Float16 { uint16_t bits; };
+namespace gk::cuda {
 
 // --- numbers ---
 
@@ -49,22 +48,6 @@ inline __device__ float divide_fast(float x, float y) { return __fdividef(x, y);
 // --- shared memory and clusters ---
 
 extern __shared__ uint4 dynamic_shared[];
-
-struct Region { int offset, bytes; };
-
-class SharedLayout {
- public:
-  template <class T>
-  __host__ __device__ Region take(int64_t count) {
-    const Region region{static_cast<int>(used_), static_cast<int>(count * sizeof(T))};
-    used_ += (count * static_cast<int64_t>(sizeof(T)) + 15) / 16 * 16;
-    return region;
-  }
-  __host__ __device__ int64_t bytes() const { return used_; }
-
- private:
-  int64_t used_ = 0;
-};
 
 template <class T>
 class Shared {
@@ -149,11 +132,7 @@ __device__ __forceinline__ void mma(float (&d)[4], const uint32_t (&a)[4], const
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// --- global memory and launches ---
-
-__device__ __forceinline__ void prefetch(const void* p) {
-  asm volatile("prefetch.global.L2 [%0];" ::"l"(__cvta_generic_to_global(p)));
-}
+// --- launches ---
 
 struct Grid { int blocks, threads, cluster; int64_t shared_bytes; };
 

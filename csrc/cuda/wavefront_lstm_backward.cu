@@ -119,7 +119,6 @@ class Walk {
   };
 
   static __device__ int min(int a, int b) { return a < b ? a : b; }
-
   __device__ int64_t pixel_of(int s, int image, int position) const {
     const Place at = place_of(l_, walk_.mirrored, s, position);
     return (static_cast<int64_t>(slice_ * plan_.images + image) * l_.height + at.y) * l_.width + at.x;
@@ -164,11 +163,10 @@ class Walk {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
           const Pair<float> part{sums[m][n][2 * half], sums[m][n][2 * half + 1]};
-          if (plan_.cluster == 1) {
+          if (plan_.cluster == 1)
             parts_.put(at + half * 8 * part_stride_, part);
-          } else {
+          else
             parts_.put_to(owner, at + half * 8 * part_stride_, part);
-          }
         }
       }
     }
@@ -216,9 +214,8 @@ class Walk {
 
   __device__ __forceinline__ void finish(const Fronts& fronts, const Cell (&cell)[AHEAD]) const {
 #pragma unroll
-    for (int i = 0; i < AHEAD; ++i) {
+    for (int i = 0; i < AHEAD; ++i)
       if (cell[i].row >= 0) finish_cell(fronts, cell[i]);
-    }
   }
 
   __device__ __forceinline__ void finish_cell(const Fronts& fronts, const Cell& cell) const {

@@ -134,7 +134,7 @@ __device__ __forceinline__ void for_items(uint64_t live, int groups, const Item&
 // --- the product ---
 
 // A block's weights, packed so that a lane reads the 32 bytes that it needs for one step and 32 columns as two
-// neighbourless words of 16: [group][step][2][lane]. The first `resident` steps of each group lie in shared memory.
+// words of 16: [group][step][2][lane]. The first `resident` steps of each group lie in shared memory.
 class Weights {
  public:
   __device__ Weights(Region region, const void* packed, int steps, int resident)

@@ -5,6 +5,7 @@ take clusters of blocks, and weights that do not fit. On a GPU the same limits a
 """
 
 import dataclasses
+import json
 from collections.abc import Iterator
 
 import cuda_emulated
@@ -237,6 +238,30 @@ def test_the_weights_of_the_paper_s_widest_layer_stay_in_shared_memory(planner):
     division = planner((64, 128, 32, 32), torch.bfloat16, H100).forward_division()
     assert division["resident"] == division["steps"]
     assert division["cluster"] * division["slices"] * 2 <= H100[0]  # all clusters at once
+
+
+RECORDED = json.loads((cuda_emulated.ROOT / "csrc/cuda/resources.json").read_text())["divisions"]
+LIMITS = {"H100": H100, "A100": A100}
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_how_a_walk_is_divided_and_what_shared_memory_it_takes_is_on_record(planner, name):
+    device, dtype, front, sizes = name.split(", ")
+    diagonal = front == "diagonal"
+    plan = planner(
+        tuple(map(int, sizes.split("x"))),
+        getattr(torch, dtype),
+        LIMITS[device],
+        walks=1 + diagonal,
+        diagonal=diagonal,
+        taps=(0, -1) if diagonal else (-1, 0, 1),
+    )
+    for direction, division in (("forward", plan.forward_division()), ("backward", plan.backward_division())):
+        text = (
+            f"{division['cluster']} blocks for {division['images']} images, weights of {division['resident']} in "
+            f"{division['steps']} steps and all else in {division['shared_bytes']} bytes"
+        )
+        assert RECORDED[name][direction] == text
 
 
 def test_what_does_not_fit_says_how_many_bytes_it_needs_and_is_walked_in_plain_pytorch(place):

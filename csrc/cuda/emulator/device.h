@@ -21,6 +21,8 @@
 #define gridDim (gk::emulator::grid_size)
 #define __syncthreads() gk::emulator::sync_block(__LINE__)
 
+#include "cuda/memory.h"
+
 struct alignas(16) uint4 { uint32_t x, y, z, w; };
 
 inline void check_full_mask(unsigned mask) {
@@ -92,9 +94,6 @@ T atomicAdd(T* address, T value) {
 
 namespace gk::cuda {
 
-struct BFloat16 { uint16_t bits; };
-struct Float16 { uint16_t bits; };
-
 // --- numbers ---
 
 inline uint32_t float_as_word(float x) {
@@ -147,22 +146,6 @@ inline float exp_fast(float x) { return std::exp(x); }
 inline float divide_fast(float x, float y) { return x / y; }
 
 // --- shared memory and clusters ---
-
-struct Region { int offset, bytes; };
-
-class SharedLayout {
- public:
-  template <class T>
-  Region take(int64_t count) {
-    const Region region{static_cast<int>(used_), static_cast<int>(count * sizeof(T))};
-    used_ += (count * static_cast<int64_t>(sizeof(T)) + 15) / 16 * 16;
-    return region;
-  }
-  int64_t bytes() const { return used_; }
-
- private:
-  int64_t used_ = 0;
-};
 
 template <class T>
 class Shared {
@@ -260,9 +243,7 @@ void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], T, int l
   });
 }
 
-// --- global memory and launches ---
-
-inline void prefetch(const void*) {}
+// --- launches ---
 
 struct Grid { int blocks, threads, cluster; int64_t shared_bytes; };
 
