@@ -1,16 +1,17 @@
 """Diagonal BiLSTM on a GPU: ours against the loops of public code, eager, captured in a CUDA graph, and compiled.
 
-    python -m bench.gpu_wavefront_lstm [--quick] [--no-compile] [--seconds S] [--json DIR]
+    python -m bench.gpu_wavefront_lstm [--compile] [--seconds S] [--json FILE]
 
-What is timed is the walk in both directions over gates that are there already, since the product before it is the
-same for everybody. Every alternative is checked against float64 (result and all gradients) before it is timed. Times
-are those of many calls behind each other with one wait at the end, so a launch that hides behind the one before it
-counts as little as in a training loop.
+torch.compile unrolls the loop's sixty steps, which takes minutes: it is timed only where --compile asks for it.
+
+What is timed is the walk in both directions over gates that are there already, since the product before it is the same
+for everybody. Every alternative is checked against float64 (result and all gradients) before it is timed. Times are
+those of many calls behind each other with one wait at the end, so a launch that hides behind the one before it counts
+as little as in a training loop.
 """
 
 from __future__ import annotations
 
-import re
 import sys
 import time
 from collections.abc import Callable
@@ -22,9 +23,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.bench_wavefront_lstm import FORWARD, STEP, cell
-from bench.machine import machine, software
-from bench.report import Claim, Report, Row, command_line
-from bench.roofline import Ceilings, Work
+from bench.gpu_tools import command_line, gpu_machine, measure_gpu_ceilings
+from bench.machine import software
+from bench.report import Claim, Report, Row
+from bench.roofline import Work
 from bench.timing import Timing, check_equal, interleave
 from genkernels.ops import diagonal_bilstm
 
@@ -34,6 +36,7 @@ COMPILED = f"{FUSED}, torch.compile"
 GRAPH = ", CUDA graph"
 OURS = ("ours", f"ours{GRAPH}")
 TOLERANCE = 0.05  # bfloat16 against float64 over some sixty steps
+DEVICE = "cuda"  # replaced in tests
 TURN = 0.02  # seconds between two waits for the GPU
 
 Walk = Callable[..., Tensor]  # gates_left, gates_right, weight_left, weight_right -> h
@@ -124,12 +127,12 @@ WALKS: dict[str, Walk] = {OURS[0]: diagonal_bilstm, PUBLIC: public_loop, FUSED: 
 class Problem:
     """The tensors of a case, and what an alternative makes of them."""
 
-    def __init__(self, case: Case, device: str = "cuda", dtype: torch.dtype = torch.bfloat16) -> None:
+    def __init__(self, case: Case, dtype: torch.dtype = torch.bfloat16) -> None:
         generator = torch.Generator().manual_seed(0)
         h = case.hidden
 
         def random(*shape: int, scale: float = 1.0) -> Tensor:
-            return (torch.randn(shape, generator=generator) * scale).to(device, dtype)
+            return (torch.randn(shape, generator=generator) * scale).to(DEVICE, dtype)
 
         gates, weight = (case.batch, 4 * h, case.size, case.size), (2, 4 * h, h)
         self.inputs = [random(*gates).contiguous(memory_format=torch.channels_last) for _ in range(2)]
@@ -179,7 +182,7 @@ def captured(call: Callable[[], Any]) -> Callable[[], Any]:
 # --- timing on a GPU --------------------------------------------------------------------------------------------
 
 
-def timed(calls: dict[str, Callable[[], object]], seconds: float, min_rounds: int) -> dict[str, Timing]:
+def timed(calls: dict[str, Callable[[], object]], seconds: float) -> dict[str, Timing]:
     """As :func:`bench.timing.interleave`, each turn being as many calls as fill TURN, and one wait."""
     repeats = {}
     for name, call in calls.items():
@@ -199,40 +202,17 @@ def timed(calls: dict[str, Callable[[], object]], seconds: float, min_rounds: in
 
         return run
 
-    timings = interleave({name: turn(name) for name in calls}, seconds=seconds, min_rounds=min_rounds)
+    timings = interleave({name: turn(name) for name in calls}, seconds=seconds, min_rounds=11)
     return {
         name: replace(t, median=t.median / n, p20=t.p20 / n, p80=t.p80 / n, calls=t.calls * n)
         for (name, t), n in zip(timings.items(), repeats.values(), strict=True)
     }
 
 
-def measure_ceilings(seconds: float = 0.5) -> Ceilings:
-    """The GPU's rates: a large product of bfloat16 matrices, and a copy (bytes read and written)."""
-    a = torch.randn(8192, 8192, device="cuda").bfloat16()
-    source = torch.empty(1 << 30, dtype=torch.uint8, device="cuda").zero_()
-    target = torch.empty_like(source)
-    timings = timed({"product": lambda: a @ a, "copy": lambda: target.copy_(source)}, seconds, 5)
-    properties = torch.cuda.get_device_properties(0)
-    return Ceilings(
-        isa="bfloat16 matrix products",
-        threads=properties.multi_processor_count,
-        gflops=2 * 8192**3 / timings["product"].p20 / 1e9,
-        gbs=2 * source.numel() / timings["copy"].p20 / 1e9,
-    )
-
-
-def gpu() -> dict[str, Any]:
-    """What :func:`bench.machine.machine` tells, of the GPU."""
-    name = torch.cuda.get_device_name()
-    major, minor = torch.cuda.get_device_capability()
-    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-    return machine() | {"slug": slug, "cpu": name, "microarchitecture": f"sm_{major}{minor}"}
-
-
 # --- all in turn ------------------------------------------------------------------------------------------------
 
 
-def measure(case: Case, seconds: float, min_rounds: int, compiled: bool) -> tuple[list[Row], list[Claim]]:
+def measure(case: Case, seconds: float, compiled: bool) -> tuple[list[Row], list[Claim]]:
     """Check, then time, every alternative for one case."""
     problem, claims = Problem(case), []
     calls = {name: problem.calls(walk) for name, walk in WALKS.items()}
@@ -249,7 +229,7 @@ def measure(case: Case, seconds: float, min_rounds: int, compiled: bool) -> tupl
         row = Row(
             group=group,
             case=str(case),
-            timings=timed({name: pair[index] for name, pair in calls.items()}, seconds, min_rounds),
+            timings=timed({name: pair[index] for name, pair in calls.items()}, seconds),
             ours=OURS,
             baseline=PUBLIC,
             work=case.work(backward=group == STEP),
@@ -262,30 +242,29 @@ def measure(case: Case, seconds: float, min_rounds: int, compiled: bool) -> tupl
     return rows, claims
 
 
-def run(quick: bool, seconds: float, compiled: bool = True) -> Report:
+def run(seconds: float, compiled: bool = False) -> Report:
     """Measure everything; the ceilings before and after, of which the higher counts."""
-    seconds, min_rounds = (min(seconds, 0.5), 3) if quick else (seconds, 11)
-    ceilings = measure_ceilings()
+    ceilings = measure_gpu_ceilings(torch.bfloat16)
     rows: list[Row] = []
     claims: list[Claim] = []
     for case in CASES:
         print(f"{case} ...", flush=True)
-        done, said = measure(case, seconds, min_rounds, compiled)
+        done, said = measure(case, seconds, compiled)
         rows += done
         claims += said
     return Report(
         benchmark="gpu_wavefront_lstm",
         title="Diagonal BiLSTM walks on a GPU, bfloat16",
-        ceilings=ceilings.highest(measure_ceilings()),
+        ceilings=ceilings.highest(measure_gpu_ceilings(torch.bfloat16)),
         rows=tuple(rows),
         claims=tuple(claims),
-        settings={"quick": quick, "seconds": seconds, "min_rounds": min_rounds, "compiled": compiled},
-        machine=gpu(),
+        settings={"seconds": seconds, "compiled": compiled},
+        machine=gpu_machine(),
         software=software(),
     )
 
 
 if __name__ == "__main__":
-    with_compile = "--no-compile" not in sys.argv
-    sys.argv = [argument for argument in sys.argv if argument != "--no-compile"]
-    command_line(lambda quick, seconds: run(quick, seconds, with_compile), "bench.gpu_wavefront_lstm", seconds=5.0)
+    with_compile = "--compile" in sys.argv
+    sys.argv = [argument for argument in sys.argv if argument != "--compile"]
+    command_line(lambda seconds: run(seconds, with_compile), "bench.gpu_wavefront_lstm", seconds=1.0)

@@ -13,7 +13,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench is no part of the installed package
 
-from bench import bench_masked_conv, bench_pixelcnn, gpu_wavefront_lstm
+from bench import bench_masked_conv, bench_pixelcnn
 from bench.baselines import BUILDERS, live_taps, masked_conv_work, names_for, prepare, random_problem
 from bench.machine import machine, software
 from bench.report import Claim, Report, Row, markdown, table
@@ -283,10 +283,3 @@ def test_the_summary_of_the_masked_convolution():
     assert [claim.target for claim in forward] == [1.6, 1.2, 1.0, 1.6, 1.2, 1.0, 0.8, 0.8]
     assert [claim.met for claim in forward] == [False, False, False, True, True, False, False, False]
     assert str(thin) in forward[2].text
-
-
-@pytest.mark.parametrize("name", gpu_wavefront_lstm.WALKS)
-def test_the_walks_timed_on_a_gpu_are_the_same_walk(name):
-    problem = gpu_wavefront_lstm.Problem(gpu_wavefront_lstm.Case(2, 3, 4), "cpu", torch.float32)
-    _, step = problem.calls(gpu_wavefront_lstm.WALKS[name])
-    check_equal({name: step()}, problem.reference(), tolerance=1e-5)

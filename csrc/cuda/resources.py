@@ -96,7 +96,8 @@ def main() -> None:
         if numbers["spilled"]
     ]
     if options.update:
-        TABLE.write_text(json.dumps(table | {"nvcc": version, "kernels": found}, indent=1) + "\n")
+        table |= {"nvcc": version, "kernels": found}  # what else it holds is tests/ops/test_wavefront_lstm_cuda.py's
+        TABLE.write_text(json.dumps(table, indent=1) + "\n")
     elif version == table["nvcc"]:
         wrong += [
             f"{arch}: resources.json has another account of {name}: {table['kernels'].get(arch, {}).get(name)}, "
