@@ -62,6 +62,8 @@ struct ProductGeometry {
 
 class Product {
  public:
+  static constexpr int64_t PIECE = 256;  // reduction steps: 16 KB of an AVX2 panel
+
   Product(const Axis& rows, const Axis& cols, int64_t batch, const ColumnWeight& weight, const ImageView& out,
           const Epilogue& epilogue, bool wants_moments, int threads)
       : rows_(rows), cols_(cols), batch_(batch), weight_(weight), out_(out), epilogue_(epilogue),
@@ -140,8 +142,7 @@ class Product {
   int64_t staging_floats() const { return Scratch::round(lines_ * cols_.out * images_ * PANEL_MAX); }
   int64_t table_floats() const { return Scratch::round(lines_ * cols_.out * sizeof(int64_t) / 4); }
   int64_t segment_floats() const {
-    const int64_t most = rows_.kernel * most_pieces(cols_.kernel * weight_.reductions);
-    return Scratch::round(most * sizeof(Segment) / 4);
+    return Scratch::round(rows_.kernel * sizeof(Segment) / 4);
   }
 
   void multiply(const Pixels& in, const ColumnPanel& panel, const float* packed, int64_t n0, int64_t images, int64_t y0,
@@ -155,44 +156,53 @@ class Product {
         const int64_t Tx = cols_.taps(run.phase);
         const float* const phase = packed + (rows_.taps_before(fy) * cols_.kernel +
                                              rows_.taps(fy) * cols_.taps_before(run.phase)) * step;
-        for (int64_t y = y0; y < y1; ++y) {
-          if (rows_.phase(y) != fy) continue;
-          const int64_t lo = rows_.lo(y), hi = rows_.hi(y);
-          float* const out = staging + ((y - y0) * cols_.out + before + run.index) * images * width;
-          if (lo == hi || run.lo == run.hi) {
-            memset(out, 0, run.count * images * width * sizeof(float));
-            continue;
+        const int64_t length = (run.hi - run.lo) * C, Ty = rows_.taps(fy);
+        const auto for_lines = [&](const auto& line) {
+          for (int64_t y = y0; y < y1; ++y)
+            if (rows_.phase(y) == fy) line(y, staging + ((y - y0) * cols_.out + before + run.index) * images * width);
+        };
+        for_lines([&](int64_t y, float* out) {
+          if (length == 0 || rows_.lo(y) == rows_.hi(y)) memset(out, 0, run.count * images * width * sizeof(float));
+        });
+        if (length == 0) continue;
+        // The reduction goes in pieces whose share of the panel stays in L1 while all lines of the block meet it:
+        // several tap rows where all of them are there from end to end and short, else a part of one.
+        const int64_t group = run.hi - run.lo == Tx ? max64(1, PIECE / length) : 1;
+        for (int64_t t = 0; t < Ty; t += group)
+          for (int64_t k = 0; k < length; k += PIECE) {
+            const int64_t steps = min64(PIECE, length - k);
+            for_lines([&](int64_t y, float* out) {
+              const int64_t lo = rows_.lo(y), first = max64(t, lo), last = min64(t + group, rows_.hi(y));
+              if (first >= last) return;
+              for (int64_t i = first; i < last; ++i) segments[i - first] = {(i - first) * in.stride_h, steps};
+              const float* const corner =
+                  in.data + n0 * in.stride_n + (rows_.start(y) + first) * in.stride_h + (run.start + run.lo) * C + k;
+              const float* const weights = phase + (first * Tx + run.lo) * step + k * width;
+              const bool starts = first == lo && k == 0;
+              multiply_run(in, corner, run.count, images, segments, last - first, weights, panel, starts, out);
+            });
           }
-          // Tap rows that are there from end to end follow each other in the panel: one sum over all of them.
-          const bool whole = run.hi - run.lo == Tx;
-          const int64_t length = (run.hi - run.lo) * C;
-          int64_t count = 0, per_row = 0;
-          for (int64_t t = lo; t < hi; ++t) {
-            count += cut_run((t - lo) * in.stride_h, length, segments + count);
-            if (t == lo) per_row = count;
-          }
-          const float* const corner =
-              in.data + n0 * in.stride_n + (rows_.start(y) + lo) * in.stride_h + (run.start + run.lo) * C;
-          int64_t i = 0, n = 0;
-          for_row_tiles(run.count * images, [&](int64_t first, int64_t tile_rows) {
-            const float* rows[MR_MAX];
-            for (int64_t k = 0; k < tile_rows; ++k) {
-              rows[k] = corner + n * in.stride_n + i * cols_.in_step() * C;
-              if (++n == images) n = 0, ++i;
-            }
-            const int mr = static_cast<int>(tile_rows);
-            float* const to = out + first * width;
-            if (whole) {
-              tile_function<TileMode::write>(mr, panel.nr)(rows, segments, count, phase + lo * Tx * step, to, width);
-              return;
-            }
-            for (int64_t t = lo; t < hi; ++t)
-              (t == lo ? tile_function<TileMode::write>(mr, panel.nr) : tile_function<TileMode::add>(mr, panel.nr))(
-                  rows, segments + (t - lo) * per_row, per_row, phase + (t * Tx + run.lo) * step, to, width);
-          });
-        }
       }
     }
+  }
+
+  // The rows of one run of a line, across the images of the block.
+  void multiply_run(const Pixels& in, const float* corner, int64_t count, int64_t images, const Segment* segments,
+                    int64_t segment_count, const float* weights, const ColumnPanel& panel, bool starts,
+                    float* out) const {
+    const int64_t pixel_step = cols_.in_step() * in.channels;
+    const float* pixel = corner;
+    int64_t n = 0;
+    for_row_tiles(count * images, [&](int64_t first, int64_t tile_rows) {
+      const float* rows[MR_MAX];
+      for (int64_t i = 0; i < tile_rows; ++i) {
+        rows[i] = pixel + n * in.stride_n;
+        if (++n == images) n = 0, pixel += pixel_step;
+      }
+      const int mr = static_cast<int>(tile_rows);
+      (starts ? tile_function<TileMode::write>(mr, panel.nr) : tile_function<TileMode::add>(mr, panel.nr))(
+          rows, segments, segment_count, weights, out + first * panel.width(), panel.width());
+    });
   }
 
   static void add_moments(const float* staging, int64_t count, int64_t width, Moments* moments) {

@@ -70,7 +70,7 @@ class ScatterProduct {
                       image + ((y0 + y) * s_.stride_h + ky) * pitch_ + x * s_.stride_w * s_.large_channels);
     }
     if (statistics_) take_moments(n, image);
-    GK_BY_STORAGE(out_.storage, store, image, n);
+    GK_BY_STORAGE(out_.storage, store, image, n, staging);
   }
 
   void write_statistics() const {
@@ -91,7 +91,10 @@ class ScatterProduct {
 
  private:
   int64_t packed_floats() const { return Scratch::round((panels_ * s_.small_channels + PREFETCH_STEPS) * PANEL_MAX); }
-  int64_t staging_floats() const { return Scratch::round(lines_ * s_.small_w * panels_ * PANEL_MAX); }
+  // Also a line of one channel of the result.
+  int64_t staging_floats() const {
+    return Scratch::round(max64(lines_ * s_.small_w * panels_ * PANEL_MAX, s_.large_w + IO));
+  }
   double* moments() const { return reinterpret_cast<double*>(packed_ + packed_floats()); }
   const float* at(const float* image, int64_t y, int64_t x) const {
     return image + (y + s_.pad_h) * pitch_ + (x + s_.pad_w) * s_.large_channels;
@@ -134,32 +137,32 @@ class ScatterProduct {
   }
 
   template <class T>
-  void store(const float* image, int64_t n) const {
+  void store(const float* image, int64_t n, float* line) const {
     switch (curve_of(epilogue_.activation)) {
-      case Curve::linear: return store_as<T, Curve::linear>(image, n);
-      case Curve::tanh: return store_as<T, Curve::tanh>(image, n);
-      case Curve::sigmoid: return store_as<T, Curve::sigmoid>(image, n);
+      case Curve::linear: return store_as<T, Curve::linear>(image, n, line);
+      case Curve::tanh: return store_as<T, Curve::tanh>(image, n, line);
+      case Curve::sigmoid: return store_as<T, Curve::sigmoid>(image, n, line);
     }
   }
   template <class T, Curve CURVE>
-  void store_as(const float* image, int64_t n) const {
+  void store_as(const float* image, int64_t n, float* line) const {
     const float below = slope_below(epilogue_.activation);
     for (int64_t c = 0; c < s_.large_channels; ++c) {
       const float scale = epilogue_.scale ? epilogue_.scale[c] : 1.0f, shift = epilogue_.shift ? epilogue_.shift[c] : 0.0f;
       T* const plane = static_cast<T*>(const_cast<void*>(out_.data)) + n * out_.stride_n + c * out_.stride_c;
-      for (int64_t y = 0; y < s_.large_h; ++y)
+      for (int64_t y = 0; y < s_.large_h; ++y) {
+        const float* const from = at(image, y, 0) + c;
+        for (int64_t x = 0; x < s_.large_w; ++x) line[x] = from[x * s_.large_channels];
+        T* const to = plane + y * out_.stride_h;
         for (int64_t x = 0; x < s_.large_w; x += IO) {
-          const int64_t count = min64(IO, s_.large_w - x);
-          Block v{};
-          for (int64_t i = 0; i < count; ++i) v[i] = at(image, y, x + i)[c];
-          v = activate<CURVE>(v * scale + shift, below);
-          T* const to = plane + y * out_.stride_h + x * out_.stride_w;
-          if (count == IO && out_.stride_w == 1) {
-            store_block(to, v);
+          const Block v = activate<CURVE>(load_block(line + x) * scale + shift, below);
+          if (x + IO <= s_.large_w && out_.stride_w == 1) {
+            store_block(to + x, v);
           } else {
-            for (int64_t i = 0; i < count; ++i) store_one(to + i * out_.stride_w, v[i]);
+            for (int64_t i = 0; i < min64(IO, s_.large_w - x); ++i) store_one(to + (x + i) * out_.stride_w, v[i]);
           }
         }
+      }
     }
   }
 

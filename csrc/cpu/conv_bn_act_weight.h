@@ -37,7 +37,7 @@ class WeightGradient {
     lines_ = max64(1, min64(s.small_h, CHUNK / (images_ * s.small_w)));
     // As many rows per unit as leave four units for each thread, but no more sums than L2 holds beside the rest.
     const int64_t wanted = ceil_div(4 * threads, panels_), fitting = max64(MR_MAX, 4096 / panel_taps());
-    const int64_t rows = min64(128, min64(fitting, max64(4 * MR_MAX, ceil_div(s.small_channels, wanted))));
+    const int64_t rows = min64(128, min64(fitting, max64(8 * MR_MAX, ceil_div(s.small_channels, wanted))));
     row_blocks_ = ceil_div(s.small_channels, rows);
     rows_ = ceil_div(s.small_channels, row_blocks_);
   }
@@ -150,7 +150,13 @@ class WeightGradient {
         for (int64_t n = n0; n < n0 + images; ++n, packed += panel.width()) {
           const float* const from = large.data + n * large.stride_n + y * s_.stride_h * large.stride_h +
                                     x * s_.stride_w * s_.large_channels;
-          for (int64_t j = 0; j < panel.width(); ++j) packed[j] = from[offsets[j]];
+          for (int64_t j = 0; j < panel.width(); j += 4) {
+            if (offsets[j + 3] - offsets[j] == 3) {
+              memcpy(packed + j, from + offsets[j], 4 * sizeof(float));
+            } else {
+              for (int64_t i = j; i < j + 4; ++i) packed[i] = from[offsets[i]];
+            }
+          }
         }
   }
 

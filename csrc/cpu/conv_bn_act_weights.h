@@ -43,6 +43,8 @@ inline void place_taps(const Axis& rows, const Axis& cols, int64_t* place) {
               rows.taps_before(fy) * cols.kernel + rows.taps(fy) * cols.taps_before(fx) + ty * cols.taps(fx) + tx;
 }
 
+constexpr int64_t PREFETCH_ROWS = 4;
+
 // Whichever of columns, taps and reductions stand side by side in memory is read block by block.
 template <class T>
 void pack_columns(const ColumnWeight& w, const ColumnPanel& panel, int64_t kernel_h, int64_t kernel_w,
@@ -72,7 +74,10 @@ void pack_columns(const ColumnWeight& w, const ColumnPanel& panel, int64_t kerne
         for (int64_t lane = 0; lane < blocks; lane += IO) {
           const int64_t tap = min64(first, taps - IO);
           Block v[IO];
-          GK_UNROLL for (int i = 0; i < IO; ++i) v[i] = load_block(from(lane + i, c) + tap);
+          GK_UNROLL for (int i = 0; i < IO; ++i) {
+            v[i] = load_block(from(lane + i, c) + tap);
+            __builtin_prefetch(from(lane + i, c + PREFETCH_ROWS) + tap);  // a page away: the hardware does not ask
+          }
           store_turned(v, lane, tap, c, 1, 0);
         }
   } else if (w.stride_reduction == 1 && C >= IO) {
