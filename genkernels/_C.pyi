@@ -95,3 +95,60 @@ def wavefront_lstm_backward(
     walks: list[_Walk],
     gradients: list[_WalkGradients],
 ) -> bool: ...
+
+# Convolution + batch norm + activation. `sizes` are batch, channels, height, width of the small image; the last three of
+# the large one; kernel, stride and padding (h, w). A tensor comes with the strides of [N, C, H, W], a weight with those
+# of [small, large, kh, kw]; `coefficients` [7, C] are mean, rstd, gamma, beta, gamma * rstd, mean g, mean g zhat. False
+# where memory for scratch ran out.
+_ConvSizes = tuple[int, ...]
+_Operand = tuple[int, _Strides]
+_Activation = tuple[int, float]
+
+def conv_forward(
+    storage: int,
+    threads: int,
+    sizes: _ConvSizes,
+    up: bool,
+    x: _Operand,
+    weight: _Operand,
+    y: _Operand,
+    scale: int,
+    shift: int,
+    activation: _Activation,
+    statistics: int,
+) -> bool: ...
+def conv_backward(
+    storage: int,
+    threads: int,
+    sizes: _ConvSizes,
+    up: bool,
+    grad: _Operand,
+    other: int,
+    coefficients: int,
+    activation: _Activation,
+    x: _Operand,
+    weight: _Operand,
+    grad_x: _Operand,
+    grad_weight: _Operand,
+) -> bool: ...
+def norm_forward(
+    storage: int,
+    threads: int,
+    sizes: tuple[int, int, int],
+    channels_last: bool,
+    z: int,
+    coefficients: int,
+    activation: _Activation,
+    y: int,
+) -> None: ...
+def norm_gradient_sums(
+    storage: int,
+    threads: int,
+    sizes: tuple[int, int, int],
+    channels_last: bool,
+    grad: int,
+    other: int,
+    coefficients: int,
+    activation: _Activation,
+    sums: int,
+) -> bool: ...

@@ -1,6 +1,14 @@
 """The operators as functions; importing this package registers them under ``torch.ops.genkernels``."""
 
+from .conv_bn_act.op import conv2d_bn_act, conv_transpose2d_bn_act
 from .masked_conv.op import masked_conv2d
 from .wavefront_lstm.op import diagonal_bilstm, diagonal_lstm, row_lstm
 
-__all__ = ["diagonal_bilstm", "diagonal_lstm", "masked_conv2d", "row_lstm"]
+__all__ = [
+    "conv2d_bn_act",
+    "conv_transpose2d_bn_act",
+    "diagonal_bilstm",
+    "diagonal_lstm",
+    "masked_conv2d",
+    "row_lstm",
+]

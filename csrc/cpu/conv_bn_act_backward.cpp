@@ -1,0 +1,109 @@
+// Gradients of x and weight.
+//
+// The gradient of the convolution's result is made once, through activation and batch norm, while grad_y and z (or y)
+// are read into scratch; both products read it there. grad_x is the twin product of conv_bn_act_product.h (of a
+// convolution the transposed one, and the other way round), the weight gradient that of conv_bn_act_weight.h.
+// Scratch, in float32: the result's gradient as pixels, x in the order that the weight gradient wants (nothing where x
+// already is so), and of a plain convolution the gradient's planes too. Units of both products share one queue.
+// Traffic: grad_y, z and x once, the gradients once, scratch once per panel. Bound: the multiply-add units.
+#include "cpu/conv_bn_act_scatter.h"
+#include "cpu/conv_bn_act_weight.h"
+
+namespace gk::GK_ISA {
+namespace {
+
+// Whether x can serve as planes where it is: float32, a plane without gaps, one image at a time.
+bool planes_in_place(const ImageView& v, const ConvShape& s, int64_t images) {
+  return images == 1 && v.storage == Storage::float32 && v.stride_w == 1 && v.stride_h == s.small_w;
+}
+
+int64_t aligned(bool wanted, int64_t floats) { return wanted ? Scratch::round(floats) : 0; }
+
+}  // namespace
+
+bool conv_backward(const ConvBackward& args) {
+  const ConvShape& s = args.shape;
+  const int threads = useful_threads(s, args.threads);
+  const bool up = args.up, wants_x = args.grad_x.data, wants_weight = args.grad_weight.data;
+  const bool scattered = !up && ScatterProduct::suits(s);
+
+  const ProductGeometry twin(s, !up);  // reads the gradient, writes grad_x
+  const WeightGradient weight_gradient(s, args.grad_weight, threads);
+  const Epilogue none{nullptr, nullptr, {Activation::none, 0}};
+  const ColumnWeight weight = columns_of(s, args.weight, !up);
+  Product product(twin.rows, twin.cols, s.batch, weight, args.grad_x, none, false, threads);
+  ScatterProduct scatter(s, weight, args.grad_x, none, nullptr);
+
+  // The large image with the border that either product asks for.
+  const ProductGeometry down(s, false);
+  PixelLayout large{s.large_channels, s.large_h, s.large_w, 0, 0, 0, 0};
+  if (weight_gradient.wants_border()) large = down.layout;
+  const PixelLayout small{s.small_channels, s.small_h, s.small_w, 0, 0, 0, 0};
+  const PixelLayout& of_gradient = up ? large : small;
+  const PixelLayout& of_x = up ? small : large;
+
+  const bool x_as_planes = up && planes_in_place(args.x, s, weight_gradient.images());
+  const bool x_in_place = readable_in_place(args.x, of_x);
+  const bool makes_planes = wants_weight && !x_as_planes;  // of x when up, else of the gradient
+  const bool loads_x = wants_weight && !x_as_planes && !x_in_place;
+  const int64_t gradient_floats = Scratch::round(s.batch * of_gradient.image_floats());
+  const int64_t x_floats = aligned(loads_x, s.batch * of_x.image_floats());
+  const int64_t plane = s.batch * s.small_h * s.small_w;
+  const int64_t plane_floats = aligned(makes_planes, s.small_channels * plane);
+  const int64_t shared_floats = !wants_x ? 0 : scattered ? scatter.shared_floats() : product.shared_floats();
+  const int64_t thread_floats =
+      max64(!wants_x ? 0 : scattered ? scatter.thread_floats() : product.thread_floats(),
+            wants_weight ? weight_gradient.thread_floats() : 0);
+  const Scratch scratch(shared_floats + gradient_floats + x_floats + plane_floats + threads * thread_floats);
+  if (!scratch.data()) return false;
+  float* const gradient = scratch.data() + shared_floats;
+  float* const x = gradient + gradient_floats;
+  float* const planes = x + x_floats;
+  float* const first_thread = planes + plane_floats;
+  if (wants_x && scattered) scatter.set_shared(scratch.data());
+  if (wants_x && !scattered) product.set_shared(scratch.data());
+  if (wants_x && scattered) scatter.pack();
+
+  const Pixels gradient_pixels = pixels_in_scratch(of_gradient, gradient);
+  const Pixels x_pixels = loads_x ? pixels_in_scratch(of_x, x) : pixels_in_place(args.x, of_x);
+  const Pixels& large_pixels = up ? gradient_pixels : x_pixels;
+  const Pixels& small_pixels = up ? x_pixels : gradient_pixels;
+  const int64_t images = weight_gradient.images(), blocks = ceil_div(s.batch, images);
+  Planes small_planes{planes, plane, images * s.small_h * s.small_w};
+  if (x_as_planes) small_planes = {static_cast<const float*>(args.x.data), args.x.stride_c, args.x.stride_n};
+  const int64_t x_units = !wants_x ? 0 : scattered ? scatter.units() : product.units();
+  const int64_t weight_units = wants_weight ? weight_gradient.units() : 0;
+
+#pragma omp parallel num_threads(threads)
+  {
+    float* const own = first_thread + omp_get_thread_num() * thread_floats;
+#pragma omp for schedule(dynamic) nowait
+    for (int64_t n = 0; n < s.batch; ++n) load_gradient(args.gradient, of_gradient, n, gradient + n * of_gradient.image_floats());
+    if (loads_x) {
+#pragma omp for schedule(dynamic) nowait
+      for (int64_t n = 0; n < s.batch; ++n) load_image(args.x, of_x, n, x + n * of_x.image_floats());
+    }
+#pragma omp barrier
+    if (makes_planes) {
+      const int64_t groups = ceil_div(s.small_channels, IO);
+#pragma omp for schedule(dynamic)
+      for (int64_t i = 0; i < blocks * groups; ++i) {
+        const int64_t n0 = i / groups * images;
+        make_planes(small_pixels, s.small_h, s.small_w, n0, min64(images, s.batch - n0), i % groups * IO, plane,
+                    planes + n0 * s.small_h * s.small_w);
+      }
+    }
+#pragma omp for schedule(dynamic)
+    for (int64_t unit = 0; unit < x_units + weight_units; ++unit) {
+      if (unit >= x_units)
+        weight_gradient.run_unit(unit - x_units, small_planes, large_pixels, own);
+      else if (scattered)
+        scatter.run_unit(unit, gradient_pixels, own);
+      else
+        product.run_unit(unit, gradient_pixels, own);
+    }
+  }
+  return true;
+}
+
+}  // namespace gk::GK_ISA

@@ -1,0 +1,73 @@
+// y = act(scale * product + shift), or the product with the mean and spread of each of its channels.
+//
+// See conv_bn_act_product.h for the tiling; up to 7 output channels of a transposed convolution go by
+// conv_bn_act_scatter.h.
+// Traffic: x once into scratch (none for float32 channels_last) and from there once per panel of 16 outputs, y once,
+// the weights once per part. Bound: the multiply-add units; taps on the border are not multiplied.
+#include "cpu/conv_bn_act_scatter.h"
+
+namespace gk::GK_ISA {
+namespace {
+
+// Brings the images [first, first + count) of x into scratch, split among the threads of a team.
+void load_images(const ImageView& x, const PixelLayout& layout, int64_t batch, float* out) {
+#pragma omp for schedule(dynamic)
+  for (int64_t n = 0; n < batch; ++n) load_image(x, layout, n, out + n * layout.image_floats());
+}
+
+bool forward_scattered(const ConvForward& args, const ColumnWeight& weight, const Epilogue& epilogue, int threads) {
+  const ConvShape& s = args.shape;
+  const PixelLayout layout{s.small_channels, s.small_h, s.small_w, 0, 0, 0, 0};
+  ScatterProduct product(s, weight, args.y, epilogue, args.statistics);
+  const bool in_place = readable_in_place(args.x, layout);
+  const int64_t image_floats = in_place ? 0 : Scratch::round(layout.image_floats());
+  const int64_t thread_floats = product.thread_floats() + image_floats;
+  const Scratch scratch(product.shared_floats() + threads * thread_floats);
+  if (!scratch.data()) return false;
+  product.set_shared(scratch.data());
+  product.pack();
+#pragma omp parallel for num_threads(threads) schedule(dynamic)
+  for (int64_t n = 0; n < s.batch; ++n) {
+    float* const own = scratch.data() + product.shared_floats() + omp_get_thread_num() * thread_floats;
+    if (in_place) {
+      product.run_unit(n, pixels_in_place(args.x, layout), own);
+    } else {
+      float* const image = own + product.thread_floats();
+      load_image(args.x, layout, n, image);
+      product.run_unit(n, {image, layout.channels, 0, layout.pitch()}, own);
+    }
+  }
+  if (args.statistics) product.write_statistics();
+  return true;
+}
+
+}  // namespace
+
+bool conv_forward(const ConvForward& args) {
+  const ConvShape& s = args.shape;
+  const int threads = useful_threads(s, args.threads);
+  const ColumnWeight weight = columns_of(s, args.weight, args.up);
+  const Epilogue epilogue{args.scale, args.shift, args.activation};
+  if (args.up && ScatterProduct::suits(s)) return forward_scattered(args, weight, epilogue, threads);
+
+  const ProductGeometry geometry(s, args.up);
+  Product product(geometry.rows, geometry.cols, s.batch, weight, args.y, epilogue, args.statistics != nullptr, threads);
+  const bool in_place = readable_in_place(args.x, geometry.layout);
+  const int64_t x_floats = in_place ? 0 : Scratch::round(s.batch * geometry.layout.image_floats());
+  const Scratch scratch(product.shared_floats() + x_floats + threads * product.thread_floats());
+  if (!scratch.data()) return false;
+  product.set_shared(scratch.data());
+  float* const x = scratch.data() + product.shared_floats();
+  const Pixels in = in_place ? pixels_in_place(args.x, geometry.layout) : pixels_in_scratch(geometry.layout, x);
+#pragma omp parallel num_threads(threads)
+  {
+    if (!in_place) load_images(args.x, geometry.layout, s.batch, x);
+#pragma omp for schedule(dynamic)
+    for (int64_t unit = 0; unit < product.units(); ++unit)
+      product.run_unit(unit, in, x + x_floats + omp_get_thread_num() * product.thread_floats());
+  }
+  if (args.statistics) product.write_statistics(args.statistics);
+  return true;
+}
+
+}  // namespace gk::GK_ISA

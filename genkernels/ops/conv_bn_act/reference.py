@@ -1,0 +1,170 @@
+"""Convolution + batch norm + activation in plain PyTorch: every dtype, every device, and the oracle.
+
+This file and cpu.py (and every other backend) hold the same six functions, which kernels.py calls:
+
+    forward            act(scale * conv + shift)
+    backward           the gradients of that, for scale 1
+    statistics         z = conv, and the mean and sum of squared deviations of each of its channels
+    normalise          act(batch norm of z)
+    gradient_sums      what of the batch-norm gradient concerns all values of a channel
+    backward_with_norm the gradients of x and weight through activation and batch norm
+
+Per-channel values are [out] in the accumulator's dtype. With g = grad_y * act'(u), u the activation's argument and
+zhat = (z - mean) * rstd, the gradient of z is ``bn_weight * rstd * (g - mean(g) - zhat * mean(g * zhat))``
+(Ioffe & Szegedy 2015, section 3).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .geometry import Geometry, accumulator
+
+_Needs = tuple[bool, ...]
+
+
+def convolve(x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
+    """The bare product; differentiable."""
+    if x.shape[0] == 0:  # PyTorch's transposed convolution refuses it
+        return x.new_zeros(geometry.output_shape(x, weight)) + 0 * (x.sum() + weight.sum())
+    if geometry.transposed:
+        return F.conv_transpose2d(x, weight, None, geometry.stride, geometry.padding, geometry.output_padding)
+    return F.conv2d(x, weight, None, geometry.stride, geometry.padding)
+
+
+def act(u: Tensor, activation: str, negative_slope: float) -> Tensor:
+    if activation == "relu":
+        return u.relu()
+    if activation == "leaky_relu":
+        return F.leaky_relu(u, negative_slope)
+    return {"none": lambda: u, "tanh": u.tanh, "sigmoid": u.sigmoid}[activation]()
+
+
+def slope_at(y: Tensor, activation: str, negative_slope: float) -> Tensor:
+    """The derivative of the activation where its result is y."""
+    if activation == "tanh":
+        return 1 - y * y
+    if activation == "sigmoid":
+        return y * (1 - y)
+    below = {"relu": 0.0, "leaky_relu": negative_slope}[activation]
+    return torch.where(y > 0, y.new_ones(()), y.new_full((), below))
+
+
+def _channels(values: Tensor) -> Tensor:
+    return values.view(1, -1, 1, 1)
+
+
+def forward(
+    x: Tensor, weight: Tensor, scale: Tensor | None, shift: Tensor | None,
+    geometry: Geometry, activation: str, negative_slope: float,
+) -> Tensor:  # fmt: skip
+    u = convolve(x, weight, geometry).to(accumulator(x.dtype))
+    if scale is not None:
+        u = u * _channels(scale)
+    if shift is not None:
+        u = u + _channels(shift)
+    return act(u, activation, negative_slope).to(x.dtype)
+
+
+def backward(
+    grad_output: Tensor, x: Tensor, weight: Tensor, output: Tensor | None,
+    geometry: Geometry, activation: str, negative_slope: float, needs: _Needs,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
+    """Gradients of x, weight and shift; ``output`` is there unless the activation is "none"."""
+    g = grad_output.to(accumulator(x.dtype))
+    if output is not None:
+        g = g * slope_at(output.to(g.dtype), activation, negative_slope)
+    grad_x, grad_weight = _convolution_backward(g.to(x.dtype), x, weight, geometry, needs)
+    return grad_x, grad_weight, g.sum((0, 2, 3)) if needs[2] else None
+
+
+def statistics(x: Tensor, weight: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor, Tensor]:
+    """z, and the mean and the sum of squared deviations of each channel."""
+    z = convolve(x, weight, geometry)
+    values = z.to(accumulator(x.dtype))
+    mean = values.mean((0, 2, 3))
+    return z, mean, (values - _channels(mean)).square().sum((0, 2, 3))
+
+
+def _normalised(z: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
+    return (z.to(mean.dtype) - _channels(mean)) * _channels(rstd)
+
+
+def _activated(zhat: Tensor, bn_weight: Tensor | None, bn_bias: Tensor | None, activation: str, slope: float) -> Tensor:
+    u = zhat if bn_weight is None else zhat * _channels(bn_weight)
+    return act(u if bn_bias is None else u + _channels(bn_bias), activation, slope)
+
+
+def normalise(
+    z: Tensor, mean: Tensor, rstd: Tensor, bn_weight: Tensor | None, bn_bias: Tensor | None,
+    activation: str, negative_slope: float,
+) -> Tensor:  # fmt: skip
+    zhat = _normalised(z, mean, rstd)
+    return _activated(zhat, bn_weight, bn_bias, activation, negative_slope).to(z.dtype)
+
+
+def _through_activation(
+    grad_output: Tensor, z: Tensor, mean: Tensor, rstd: Tensor, bn_weight: Tensor | None, bn_bias: Tensor | None,
+    activation: str, negative_slope: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """g and zhat."""
+    zhat = _normalised(z, mean, rstd)
+    g = grad_output.to(mean.dtype)
+    if activation != "none":
+        y = _activated(zhat, bn_weight, bn_bias, activation, negative_slope)
+        g = g * slope_at(y, activation, negative_slope)
+    return g, zhat
+
+
+def gradient_sums(
+    grad_output: Tensor, z: Tensor, mean: Tensor, rstd: Tensor, bn_weight: Tensor | None, bn_bias: Tensor | None,
+    activation: str, negative_slope: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The sums of g and of g * zhat over each channel: the gradients of bn_bias and bn_weight."""
+    g, zhat = _through_activation(grad_output, z, mean, rstd, bn_weight, bn_bias, activation, negative_slope)
+    return g.sum((0, 2, 3)), (g * zhat).sum((0, 2, 3))
+
+
+def backward_with_norm(
+    grad_output: Tensor, x: Tensor, weight: Tensor, z: Tensor, mean: Tensor, rstd: Tensor,
+    bn_weight: Tensor | None, bn_bias: Tensor | None, mean_g: Tensor, mean_g_zhat: Tensor,
+    geometry: Geometry, activation: str, negative_slope: float, needs: _Needs,
+) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
+    """Gradients of x and weight; mean_g and mean_g_zhat are the gradient sums over the number of values."""
+    g, zhat = _through_activation(grad_output, z, mean, rstd, bn_weight, bn_bias, activation, negative_slope)
+    factor = rstd if bn_weight is None else rstd * bn_weight
+    grad_z = _channels(factor) * (g - _channels(mean_g) - zhat * _channels(mean_g_zhat))
+    return _convolution_backward(grad_z.to(x.dtype), x, weight, geometry, needs)
+
+
+def _convolution_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, needs: _Needs
+) -> tuple[Tensor | None, Tensor | None]:
+    if x.shape[0] == 0:
+        return torch.zeros_like(x) if needs[0] else None, torch.zeros_like(weight) if needs[1] else None
+    grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
+        grad,
+        x,
+        weight,
+        None,
+        geometry.stride,
+        geometry.padding,
+        [1, 1],
+        geometry.transposed,
+        geometry.output_padding,
+        1,
+        [needs[0], needs[1], False],
+    )
+    return grad_x, grad_weight
+
+
+def whole(
+    x: Tensor, weight: Tensor, bn_weight: Tensor | None, bn_bias: Tensor | None,
+    geometry: Geometry, activation: str, negative_slope: float, eps: float,
+) -> Tensor:  # fmt: skip
+    """The training pass in differentiable operators, in one process: what derivatives of higher order are made of."""
+    z = convolve(x, weight, geometry)
+    weights = [None if v is None else v.to(z.dtype) for v in (bn_weight, bn_bias)]
+    return act(F.batch_norm(z, None, None, *weights, training=True, eps=eps), activation, negative_slope)
