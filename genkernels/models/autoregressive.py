@@ -16,6 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..ops import sampler
+from ..ops.sampler.drawing import draw  # noqa: F401  (the definition that `sample` follows)
+from ..ops.sampler.request import as_size, check_levels, check_request, check_whole
+
 
 def bits_per_dim(nats: float, dims: int) -> float:
     """Nats per image as bits per sub-pixel; ``dims`` is C * H * W."""
@@ -39,19 +43,6 @@ def log_likelihood(logits: Tensor, images: Tensor) -> Tensor:
         flat = logits.transpose(1, 2).reshape(batch * colours, levels, height * width)
         nats = F.cross_entropy(flat, targets.reshape(batch * colours, height * width), reduction="none")
     return -nats.view(batch, colours * height * width).sum(1)
-
-
-def draw(logits: Tensor, uniforms: Tensor, temperature: float = 1.0) -> Tensor:
-    """Levels drawn by inverse CDF: logits [N, levels], uniforms [N] in [0, 1) -> int64 [N].
-
-    The level is the number of entries of ``cumsum(softmax(logits / temperature))``, all in float64, that are
-    at most u times the last of them.
-    """
-    shifted = logits.double()
-    # At most 0 before the division, so that a tiny temperature cannot overflow.
-    shifted = (shifted - shifted.amax(1, keepdim=True)) / temperature
-    cdf = shifted.exp().cumsum(1)
-    return (cdf <= uniforms.double()[:, None] * cdf[:, -1:]).sum(1).clamp_max(logits.shape[1] - 1)
 
 
 class AutoregressiveModel(nn.Module):
@@ -112,8 +103,11 @@ class AutoregressiveModel(nn.Module):
         if x.dim() != 4 or x.shape[1] != self.in_channels:
             raise ValueError(f"x: expected [N, {self.in_channels}, H, W]; got shape {list(x.shape)}")
         self.check_condition(condition, x.shape[0])
-        dtype = next(self.parameters()).dtype
-        return self.predict(x.to(dtype) / (self.levels - 1), condition)
+        return self.predict(self._scaled(x), condition)
+
+    def _scaled(self, levels: Tensor) -> Tensor:
+        """Levels as the model sees them: in [0, 1], in the dtype of the parameters."""
+        return levels.to(next(self.parameters()).dtype) / (self.levels - 1)
 
     def log_prob(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         """Log-probability of each image, in nats: [N, C, H, W] -> [N], float32 or wider.
@@ -135,112 +129,55 @@ class AutoregressiveModel(nn.Module):
         given: Tensor | None = None,
         known: Tensor | None = None,
         temperature: float = 1.0,
+        top_k: int | None = None,
         condition: Tensor | None = None,
         size: int | Sequence[int] | None = None,
         generator: torch.Generator | None = None,
         progress: Callable[[int, int], None] | None = None,
+        backend: str | None = None,
     ) -> Tensor:
-        """Draw n images, sub-pixel by sub-pixel, with one full forward pass for each.
+        """Draw n images, sub-pixel by sub-pixel, in about the time of one forward pass.
+
+        The model is turned into a sampling program (:mod:`genkernels.ops.sampler`), which keeps what earlier pixels
+        have brought about. A subclass with a :meth:`predict` that cannot be traced is sampled with one full forward
+        pass for each sub-pixel instead, and a warning names the reason.
 
         Args:
             n: number of images.
             uniforms: [n, C, H, W] in [0, 1), the only source of randomness (see :func:`draw`): equal uniforms
                 give equal images. None draws them on the CPU, from ``generator`` or torch's own.
             given: [n or 1, C, H, W] levels of the pixels that ``known`` marks; the others are ignored.
-            known: bool, [n or 1, C or 1, H, W]. Known sub-pixels are kept exactly, and where the whole batch
-                is known no forward pass is made.
+            known: bool, [n or 1, C or 1, H, W]. Known sub-pixels are kept exactly; nothing is computed behind the
+                last one that is not.
             temperature: positive; the logits are divided by it. Below 1 sharpens; towards 0 takes the most
                 likely.
+            top_k: draw among the k most likely levels alone (and those that equal the k-th); None for all.
             condition: int64 labels [n] where the model has classes, else None.
             size: height and width, instead of the model's ``image_size``.
             generator: for the uniforms, when they are not given.
-            progress: called as ``progress(done, total)`` after each sub-pixel that was drawn.
+            progress: called as ``progress(done, total)``, in sub-pixels, after each row at least.
+            backend: "torch" or, where it runs, "cpu" or "cuda"; "full_forward" for one forward pass a sub-pixel;
+                None for the quickest.
 
         Returns:
             uint8 [n, C, H, W] on the device of the parameters.
 
         Raises:
-            ValueError: an argument does not fit; the message names it.
+            ValueError: an argument does not fit, or the backend cannot run the model; the message names it.
         """
         check_whole("n", n, 1)
         height, width = self.image_size if size is None else as_size("size", size)
         shape = (n, self.in_channels, height, width)
         device = next(self.parameters()).device
-        if not temperature > 0:
-            raise ValueError(f"temperature: expected a number above 0; got {temperature!r}")
         self.check_condition(condition, n)
-        images, free = self._start(shape, given, known, device)
-        uniforms = _uniforms(shape, uniforms, generator).to(device)
-
-        # In drawing order: [row, column, colour].
-        open_positions = free.any(0).permute(1, 2, 0).nonzero().tolist()
-        was_training = self.training
-        self.eval()
-        try:
-            for done, (row, column, colour) in enumerate(open_positions, 1):
-                logits = self(images, condition)[:, :, colour, row, column]
-                here = images[:, colour, row, column]
-                drawn = draw(logits, uniforms[:, colour, row, column], temperature).to(images.dtype)
-                here.copy_(torch.where(free[:, colour, row, column], drawn, here))
-                if progress is not None:
-                    progress(done, len(open_positions))
-        finally:
-            self.train(was_training)
-        return images
-
-    def _start(
-        self,
-        shape: tuple[int, int, int, int],
-        given: Tensor | None,
-        known: Tensor | None,
-        device: torch.device,
-    ) -> tuple[Tensor, Tensor]:
-        """The images before anything is drawn (uint8, 0 where unknown), and what is to be drawn."""
-        images = torch.zeros(shape, dtype=torch.uint8, device=device)
-        if given is None and known is None:
-            return images, torch.ones(shape, dtype=torch.bool, device=device)
-        if given is None or known is None:
-            raise ValueError("given, known: expected both or neither; got " + ("known" if given is None else "given"))
-        n, colours, height, width = shape
-        if known.dtype != torch.bool:
-            raise ValueError(f"known: expected dtype bool; got {known.dtype}")
-        if known.dim() != 4 or not _fits(known.shape, shape):
-            raise ValueError(f"known: expected [{n} or 1, {colours} or 1, {height}, {width}]; got {list(known.shape)}")
-        if given.dim() != 4 or given.shape[0] not in (1, n) or given.shape[1:] != shape[1:]:
-            raise ValueError(f"given: expected [{n} or 1, {colours}, {height}, {width}]; got {list(given.shape)}")
-        known, given = known.to(device).expand(shape), given.to(device).expand(shape)
-        check_levels("given", given[known], self.levels)
-        images[known] = given[known].to(images.dtype)
-        return images, ~known
-
-
-def _fits(part: Sequence[int], shape: tuple[int, int, int, int]) -> bool:
-    return part[0] in (1, shape[0]) and part[1] in (1, shape[1]) and tuple(part[2:]) == shape[2:]
-
-
-def _uniforms(shape: tuple[int, ...], uniforms: Tensor | None, generator: torch.Generator | None) -> Tensor:
-    if uniforms is None:
-        return torch.rand(shape, generator=generator)  # on the CPU: a seed means the same on every device
-    if tuple(uniforms.shape) != shape or not uniforms.dtype.is_floating_point:
-        raise ValueError(
-            f"uniforms: expected floating-point {list(shape)}; got {uniforms.dtype} {list(uniforms.shape)}"
+        request = check_request(
+            shape, self.levels, device,
+            uniforms=uniforms, given=given, known=known, temperature=temperature, top_k=top_k, generator=generator,
+        )  # fmt: skip
+        table = self._scaled(torch.arange(self.levels, device=device))
+        return sampler.sample(
+            self, self.predict, table, request, condition=condition, progress=progress, backend=backend
         )
-    if not ((uniforms >= 0) & (uniforms < 1)).all():
-        raise ValueError(
-            f"uniforms: expected numbers in [0, 1); got {uniforms.min().item():g} .. {uniforms.max().item():g}"
-        )
-    return uniforms
-
-
-def check_levels(name: str, x: Tensor, levels: int) -> None:
-    """Raise a ValueError unless x holds whole numbers in 0 .. levels - 1."""
-    if x.numel() == 0 or (x.dtype == torch.uint8 and levels == 256):
-        return
-    low, high = (value.item() for value in torch.aminmax(x))
-    if not (low >= 0 and high <= levels - 1):  # a NaN fails this too
-        raise ValueError(f"{name}: expected levels 0 .. {levels - 1}; got {low:g} .. {high:g}")
-    if x.dtype.is_floating_point and not torch.equal(x, x.round()):
-        raise ValueError(f"{name}: expected whole levels 0 .. {levels - 1}; got fractions between them")
 
 
 def check_labels(name: str, labels: Tensor | None, batch: int, classes: int) -> None:
@@ -255,20 +192,3 @@ def check_labels(name: str, labels: Tensor | None, batch: int, classes: int) -> 
         low, high = (value.item() for value in torch.aminmax(labels))
         if low < 0 or high >= classes:
             raise ValueError(f"{name}: expected {wanted}; got {low} .. {high}")
-
-
-def check_whole(name: str, value: Any, low: int, high: int | None = None) -> None:
-    """Raise a ValueError unless value is an int in low .. high."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < low or (high is not None and value > high):
-        wanted = f"of at least {low}" if high is None else f"in {low} .. {high}"
-        raise ValueError(f"{name}: expected a whole number {wanted}; got {value!r}")
-
-
-def as_size(name: str, size: int | Sequence[int]) -> tuple[int, int]:
-    """(height, width) from one number or a pair."""
-    pair = (size, size) if isinstance(size, int) else tuple(size)
-    if len(pair) != 2:
-        raise ValueError(f"{name}: expected one number or (height, width); got {size!r}")
-    for value in pair:
-        check_whole(name, value, 1)
-    return pair[0], pair[1]

@@ -208,9 +208,11 @@ class CausalAudioNet(AutoregressiveModel):
         given: Tensor | None = None,
         known: Tensor | None = None,
         temperature: float = 1.0,
+        top_k: int | None = None,
         condition: Tensor | None = None,
         generator: torch.Generator | None = None,
         progress: Callable[[int, int], None] | None = None,
+        backend: str | None = None,
     ) -> Tensor:
         """Draw n waveforms, sample by sample: uint8 [n, T]; :func:`mu_law_decode` makes amplitudes of them.
 
@@ -220,7 +222,7 @@ class CausalAudioNet(AutoregressiveModel):
             uniforms: [n, T]; see :meth:`AutoregressiveModel.sample`, as for all that follows.
             given: [n or 1, T] levels of the samples that ``known`` marks.
             known: bool, [n or 1, T].
-            temperature, condition, generator, progress: as there.
+            temperature, top_k, condition, generator, progress, backend: as there.
 
         Raises:
             ValueError: an argument does not fit; the message names it.
@@ -236,9 +238,11 @@ class CausalAudioNet(AutoregressiveModel):
             n,
             **rows,
             temperature=temperature,
+            top_k=top_k,
             condition=condition,
             size=None if length is None else (1, length),
             generator=generator,
             progress=progress,
+            backend=backend,
         )
         return drawn[:, 0, 0]

@@ -1,0 +1,130 @@
+"""What a traced tensor is made of: every element is an element of some node, or zero.
+
+A tensor [N, C, H, W] has two descriptions. As a :class:`Plane` it lists, for its channels, the node, the channel and
+the shift. As an *index* it is a tensor [1, C, H, W] of element numbers (0 for zero), on which slicing, padding,
+concatenating, viewing and permuting are carried out by PyTorch itself.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .graph import Box, Link, Node, NotTraceable
+
+_NOT_CHANNELS = (
+    "the result is not made of whole channels of earlier layers, shifted or cropped; rows and columns must stay the "
+    "last two dimensions, and may not be flipped, strided or resampled"
+)
+
+
+@dataclass(eq=False)
+class Piece:
+    """Channels ``places[k]`` of a tensor at (y, x) are channels ``channels[k]`` of ``node`` at (y + dy, x + dx).
+
+    Inside ``window`` (in the tensor's rows and columns) alone; elsewhere they are zero.
+    """
+
+    node: Node
+    dy: int
+    dx: int
+    channels: list[int]
+    places: list[int]
+    window: Box
+
+    def link(self) -> Link:
+        return Link(self.node, self.dy, self.dx, list(self.channels), list(self.places))
+
+
+@dataclass(eq=False)
+class Plane:
+    """A tensor [N, channels, height, width]; channels that no piece names are zero."""
+
+    channels: int
+    height: int
+    width: int
+    pieces: list[Piece]
+
+    @property
+    def box(self) -> Box:
+        return Box(0, self.height, 0, self.width)
+
+    @classmethod
+    def of(cls, node: Node) -> Plane:
+        """A whole node whose extent starts at (0, 0)."""
+        _, bottom, _, right = node.extent
+        every = list(range(node.channels))
+        return cls(node.channels, bottom, right, [Piece(node, 0, 0, every, every, Box(0, bottom, 0, right))])
+
+
+class Numbering:
+    """Numbers for the elements of all nodes of a trace, from 1."""
+
+    def __init__(self) -> None:
+        self.nodes: list[Node] = []
+        self.starts: list[int] = []
+        self.next = 1
+
+    def _start(self, node: Node) -> int:
+        if node not in self.nodes:
+            self.nodes.append(node)
+            self.starts.append(self.next)
+            top, bottom, left, right = node.extent
+            self.next += node.channels * (bottom - top) * (right - left)
+        return self.starts[self.nodes.index(node)]
+
+    def index(self, plane: Plane) -> Tensor:
+        """int64 [1, channels, height, width]"""
+        result = torch.zeros(1, plane.channels, plane.height, plane.width, dtype=torch.int64)
+        for piece in plane.pieces:
+            start = self._start(piece.node)
+            top, bottom, left, right = piece.node.extent
+            window = piece.window
+            rows = torch.arange(window.top, window.bottom) + piece.dy - top
+            columns = torch.arange(window.left, window.right) + piece.dx - left
+            channels = torch.tensor(piece.channels)
+            numbers = (channels[:, None, None] * (bottom - top) + rows[:, None]) * (right - left) + columns
+            result[0, piece.places, window.top : window.bottom, window.left : window.right] = numbers + start
+        return result
+
+    def plane(self, index: Tensor, name: str) -> Plane:
+        """The description of an index [1, ..., H, W], whose dimensions in between become the channels.
+
+        Raises:
+            NotTraceable: it is no set of shifted, cropped channels.
+        """
+        height, width = index.shape[-2:]
+        flat = index.reshape(-1, height, width)
+        if flat.numel() == 0:
+            raise NotTraceable(f"layer {name!r}: a tensor without elements, {list(index.shape)}")
+        pieces: dict[tuple[int, ...], Piece] = {}
+        rows, columns = flat.any(2).int(), flat.any(1).int()
+        corners = zip(*(
+            t.tolist() for t in (
+                rows.argmax(1), height - rows.flip(1).argmax(1), columns.argmax(1), width - columns.flip(1).argmax(1)
+            )
+        ), strict=True)  # fmt: skip
+        first = flat[torch.arange(flat.shape[0]), rows.argmax(1), columns.argmax(1)].tolist()
+        for place, corner in enumerate(corners):
+            if not first[place]:
+                if bool(flat[place].any()):
+                    raise NotTraceable(f"layer {name!r}: {_NOT_CHANNELS}")
+                continue
+            window = Box(*corner)
+            which = bisect_right(self.starts, first[place]) - 1
+            extent = self.nodes[which].extent
+            row, column = divmod(first[place] - self.starts[which], extent.right - extent.left)
+            channel, row = divmod(row, extent.bottom - extent.top)
+            dy, dx = row + extent.top - window.top, column + extent.left - window.left
+            if not extent.holds(window.moved(dy, dx)):
+                raise NotTraceable(f"layer {name!r}: {_NOT_CHANNELS}")
+            piece = pieces.setdefault((which, dy, dx, *window), Piece(self.nodes[which], dy, dx, [], [], window))
+            piece.channels.append(channel)
+            piece.places.append(place)
+        plane = Plane(flat.shape[0], height, width, list(pieces.values()))
+        if not torch.equal(self.index(plane)[0], flat):
+            raise NotTraceable(f"layer {name!r}: {_NOT_CHANNELS}")
+        return plane

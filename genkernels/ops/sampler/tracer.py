@@ -1,0 +1,264 @@
+"""Runs a model on a tensor that only records what is done with it.
+
+The image handed to the model is a tensor without storage. Every operator of PyTorch that meets it, whatever module,
+function or method it came from, ends in ``__torch_dispatch__``: there it becomes a node of the graph, or rearranges
+channels. Everything else, masks multiplied onto weights, embeddings of a condition, is computed as it is. So the
+model's Python code runs as usual, conditions and loops included, and a handful of operators is all there is to know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_map
+
+from .graph import Box, ConstantNode, Graph, ImageNode, Link, Node, NotTraceable, PointNode
+from .plane import Numbering, Piece, Plane
+from .program import Function
+
+Handler = Callable[..., Any]
+HANDLERS: dict[str, Handler] = {}
+"""By name of the operator without its overload ("aten::relu"): what makes nodes of it; see operators.py."""
+
+_REARRANGING = """
+    slice select narrow view _unsafe_view reshape permute transpose t unsqueeze squeeze expand cat stack split
+    split_with_sizes unbind chunk constant_pad_nd clone alias detach contiguous index index_select unflatten movedim
+    swapaxes repeat lift_fresh view_as flatten
+"""
+_SHAPE_ONLY = """
+    zeros_like ones_like full_like empty_like rand_like randn_like new_zeros new_ones new_full new_empty
+"""
+REARRANGING = {f"aten::{name}" for name in _REARRANGING.split()}
+SHAPE_ONLY = {f"aten::{name}" for name in _SHAPE_ONLY.split()}
+TAKE_SIZES = {"aten::view", "aten::_unsafe_view", "aten::reshape", "aten::expand"}
+NEW_MEMORY = {"aten::cat", "aten::stack", "aten::constant_pad_nd", "aten::clone", "aten::repeat", "aten::index"}
+
+
+class Traced(Tensor):
+    """A tensor without storage that knows the nodes it is made of, as a plane, an index, or both."""
+
+    tracer: Tracer
+    _plane: Plane | None
+    _index: Tensor | None
+    shared: bool
+
+    @staticmethod
+    def __new__(cls, tracer: Tracer, shape: Any, plane: Plane | None = None, index: Tensor | None = None) -> Traced:
+        self = Tensor._make_wrapper_subclass(cls, shape, dtype=tracer.dtype, device=tracer.device)
+        self.tracer, self._plane, self._index, self.shared = tracer, plane, index, False
+        return self
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
+        flat, _ = tree_flatten((args, kwargs or {}))
+        return next(a for a in flat if isinstance(a, Traced)).tracer.run(func, args, kwargs or {})
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
+        return f"Traced({list(self.shape)})"
+
+    def as_plane(self) -> Plane:
+        """As channels: dimensions between the batch and the last two count as one; [N, C, W] is an image of one row."""
+        if self._plane is None:
+            assert self._index is not None
+            index = self._index.unsqueeze(2) if self._index.dim() == 3 else self._index
+            self._plane = self.tracer.numbering.plane(index, self.tracer.name())
+        return self._plane
+
+    def as_index(self) -> Tensor:
+        """int64 [1, *shape[1:]]"""
+        if self._index is None:
+            assert self._plane is not None
+            self._index = self.tracer.numbering.index(self._plane).reshape(1, *self.shape[1:])
+        return self._index
+
+
+class Tracer:
+    """One trace: the nodes so far, and where in the model it is."""
+
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        self.dtype, self.device = dtype, device
+        self.nodes: list[Node] = []
+        self.numbering = Numbering()
+        self.path: list[tuple[str, bool]] = []
+        self.operator = ""
+
+    def name(self) -> str:
+        """The innermost module by name, and the operator unless that module is little else."""
+        path, is_leaf = self.path[-1] if self.path else ("", False)
+        if path and (is_leaf or self.operator.startswith("genkernels::")):
+            return path
+        operator = self.operator.removeprefix("aten::")
+        return f"{path} ({operator})" if path else operator
+
+    def add(self, node: Any) -> Any:
+        self.nodes.append(node)
+        return node
+
+    def result(self, node: Node, shape: Any) -> Traced:
+        """The tensor of this shape that a new node is; its last two dimensions are those of the node."""
+        return Traced(self, shape, plane=Plane.of(self.add(node)))
+
+    @contextmanager
+    def watch(self, model: nn.Module | None) -> Iterator[None]:
+        """Knows inside which module of the model it is."""
+        handles = []
+        for name, module in model.named_modules() if model is not None else ():
+            entry = (name, not any(True for _ in module.children()))
+            handles.append(module.register_forward_pre_hook(lambda *_, entry=entry: self.path.append(entry)))
+            handles.append(module.register_forward_hook(lambda *_: self.path.pop() and None))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """One operator with at least one traced argument."""
+        self.operator = func._schema.name
+        if func._schema.name in SHAPE_ONLY:
+            like = torch.empty((), dtype=self.dtype, device=self.device)
+            plain = tree_map(lambda a: like.expand(a.shape) if isinstance(a, Traced) else a, (args, kwargs))
+            return func(*plain[0], **plain[1])
+        name = self.operator
+        if name.endswith("_") and name[:-1] in HANDLERS:
+            return self._in_place(name[:-1], args, kwargs)
+        if name in HANDLERS:
+            return HANDLERS[name](self, *args, **kwargs)
+        if name in REARRANGING:
+            return self._rearrange(func, args, kwargs)
+        if name == "aten::_to_copy":
+            if kwargs.get("dtype") not in (None, self.dtype):
+                raise NotTraceable(f"layer {self.name()!r}: changes the dtype from {self.dtype} to {kwargs['dtype']}")
+            return Traced(self, args[0].shape, plane=args[0]._plane, index=args[0]._index)
+        raise NotTraceable(f"layer {self.name()!r}: the sampler does not know the operator {name}")
+
+    def _in_place(self, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
+        target = args[0]
+        if not isinstance(target, Traced) or target.shared:
+            raise NotTraceable(
+                f"layer {self.name()!r}: changes a part of a tensor in place; write it without {self.operator}"
+            )
+        result = HANDLERS[name](self, *args, **kwargs)
+        target._plane, target._index = result._plane, result._index
+        return target
+
+    def _rearrange(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Carries the operator out on the indices; the true shapes come from PyTorch's meta device."""
+        shapes = func(*tree_map(_meta, args), **tree_map(_meta, kwargs))
+        batch = next(a.shape[0] for a in tree_flatten((args, kwargs))[0] if isinstance(a, Traced))
+
+        def as_index(a: Any) -> Any:
+            if isinstance(a, Traced):
+                return a.as_index()
+            if isinstance(a, Tensor) and a.dtype.is_floating_point:
+                return self.constant(a).as_index()
+            return a
+
+        several = not isinstance(shapes, Tensor)
+        if any(shape.shape[:1] != (batch,) for shape in (shapes if several else [shapes])):
+            raise NotTraceable(f"layer {self.name()!r}: {self.operator} mixes the images of a batch")
+        if self.operator in TAKE_SIZES and args[1][0] == batch:
+            args = (args[0], [1, *args[1][1:]], *args[2:])
+        indices = func(*tree_map(as_index, args), **tree_map(as_index, kwargs))
+        fresh = self.operator in NEW_MEMORY
+
+        def wrap(index: Tensor, shape: Tensor) -> Traced:
+            if index.shape != (1, *shape.shape[1:]):
+                raise NotTraceable(f"layer {self.name()!r}: {self.operator} mixes the images of a batch")
+            result = Traced(self, shape.shape, index=index)
+            result.shared = not fresh
+            return result
+
+        if not fresh:
+            for a in tree_flatten((args, kwargs))[0]:
+                if isinstance(a, Traced):
+                    a.shared = True
+        if several:
+            return [wrap(index, shape) for index, shape in zip(indices, shapes, strict=True)]
+        return wrap(indices, shapes)
+
+    # --- for the handlers ---
+
+    def constant(self, tensor: Tensor) -> Traced:
+        """A map [n, C, H, W] (or [n, C, W]) that does not depend on the image."""
+        tensor = tensor.detach().to(self.dtype)
+        if not bool(tensor.any()):
+            index = torch.zeros(1, *tensor.shape[1:], dtype=torch.int64)
+            return Traced(self, tensor.shape, index=index)
+        image = tensor.unsqueeze(2) if tensor.dim() == 3 else tensor
+        flat = image.reshape(image.shape[0], -1, *image.shape[-2:])
+        if bool((flat == flat[:1]).all()):
+            flat = flat[:1]
+        node = ConstantNode("constant", flat.shape[1], Box(0, flat.shape[2], 0, flat.shape[3]), flat)
+        return self.result(node, tensor.shape)
+
+    def vector(self, values: Tensor) -> Node:
+        """Numbers [n or 1, C] that are the same at every pixel."""
+        if values.shape[0] > 1 and bool((values == values[:1]).all()):
+            values = values[:1]
+        return self.add(ConstantNode("constant", values.shape[1], Box(0, 1, 0, 1), values.detach().to(self.dtype)))
+
+    def clean(self, plane: Plane, reach: Box) -> list[Piece]:
+        """The pieces of a plane, read within ``reach``: where a cropped one would show what was cropped, a copy."""
+        pieces = []
+        for piece in plane.pieces:
+            seen = piece.node.extent.moved(-piece.dy, -piece.dx) & reach
+            if not piece.window.holds(seen):
+                link = Link(piece.node, piece.dy, piece.dx, piece.channels, list(range(len(piece.channels))))
+                copy = PointNode(f"{self.name()} (crop)", len(piece.channels), piece.window, Function("copy"), [[link]])
+                piece = Piece(self.add(copy), 0, 0, list(range(copy.channels)), piece.places, piece.window)
+            pieces.append(piece)
+        return pieces
+
+    def operand(self, plane: Plane) -> list[Link]:
+        """The links with which a pointwise operation reads a whole plane, zeros included."""
+        links = [piece.link() for piece in self.clean(plane, plane.box)]
+        covered = {place for link in links for place in link.rows}
+        empty = [place for place in range(plane.channels) if place not in covered]
+        if empty:
+            zero = self.vector(torch.zeros(1, len(empty)))
+            links.append(Link(zero, 0, 0, list(range(len(empty))), empty))
+        return links
+
+
+def _meta(a: Any) -> Any:
+    return torch.empty(a.shape, dtype=a.dtype, device="meta") if isinstance(a, Tensor) else a
+
+
+def trace(
+    function: Callable[[Tensor], Tensor],
+    model: nn.Module | None,
+    shape: tuple[int, int, int, int],
+    levels: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Graph:
+    """The graph of ``function``, from an image [N, C, H, W] to logits [N, levels, C, H, W] (or, if C is 1, without C).
+
+    Raises:
+        NotTraceable: with the name of the layer and the reason.
+    """
+    from . import operators  # noqa: F401  (fills HANDLERS)
+
+    batch, colours, height, width = shape
+    tracer = Tracer(dtype, device)
+    image = tracer.add(ImageNode("image", colours, Box(0, height, 0, width)))
+    with torch.no_grad(), tracer.watch(model):
+        logits = function(Traced(tracer, shape, plane=Plane.of(image)))
+    tracer.path, tracer.operator = [], "logits"
+    expected = [[batch, levels, colours, height, width]] + ([[batch, levels, height, width]] if colours == 1 else [])
+    if not isinstance(logits, Traced):
+        raise NotTraceable(f"logits: expected a tensor computed from the image; got {type(logits).__name__}")
+    if list(logits.shape) not in expected:
+        forms = " or ".join("[N, " + ", ".join(map(str, form[1:])) + "]" for form in expected)
+        raise NotTraceable(f"logits: expected {forms}; got [N, {', '.join(map(str, logits.shape[1:]))}]")
+    index = logits.as_index().reshape(1, levels, colours, height, width).transpose(1, 2)
+    plane = tracer.numbering.plane(index, "logits")
+    head = PointNode("logits", colours * levels, plane.box, Function("copy"), [tracer.operand(plane)])
+    return Graph([*tracer.nodes, head], image, head, height, width, colours, levels)
