@@ -186,7 +186,10 @@ def _own_forward(name: str, module: nn.Module, report: Report, inputs: tuple[Any
     if not kept:
         return
     arguments = sum(node.op == "placeholder" for node in graph.nodes)
-    plan = graphs.GraphPlan(tuple(kept), arguments, graphs.settings_of(module))
+
+    def swapper(taken: nn.Module) -> None:
+        graphs.swap_forward(taken, tuple(kept), arguments)
+
     error: str | None = "give example= (an input of the model): what reaches it is not known"
     trials = [inputs] if inputs is not None else _guesses(module, graph)
     for trial in trials:
@@ -194,7 +197,7 @@ def _own_forward(name: str, module: nn.Module, report: Report, inputs: tuple[Any
             error = f"it is called with {len(trial)} of its {arguments} arguments"
             continue
         try:
-            prove(module, lambda copied: swap(copied, graphs.AcceleratedForward, copy.copy(plan)), trial)
+            prove(module, swapper, trial)
         except NotEqualError as reason:
             error = str(reason)
             if "could not be run" not in error:
@@ -206,7 +209,7 @@ def _own_forward(name: str, module: nn.Module, report: Report, inputs: tuple[Any
     for names in kept:
         _add(report, name, module, None if error else "conv_bn_act", error or f"{_describe(names)}: one operator")
     if error is None:
-        swap(module, graphs.AcceleratedForward, plan)
+        swapper(module)
 
 
 def _guesses(module: nn.Module, graph: Any) -> list[tuple[Tensor, ...]]:

@@ -18,7 +18,7 @@ from torch.fx.graph import Graph
 from torch.fx.node import Node
 
 from .blocks import ACTIVATIONS, CONVOLUTIONS, activation_of, run_block, why_not
-from .swap import Swapped, is_hooked, original_forward
+from .swap import Swapped, is_hooked, original_forward, swap
 
 _FUNCTIONS: dict[Any, str] = {
     F.relu: "relu", torch.relu: "relu", "relu": "relu",
@@ -31,7 +31,7 @@ _CALLS: dict[str, Callable[[Any], Any]] = {"relu": torch.relu, "tanh": torch.tan
 class GraphPlan:
     """The runs of a module's pass, by the names of their layers, and what has to stay for the trace to hold.
 
-    The traced function itself is made when it is first needed, and again in every copy.
+    The traced function itself is made with the swap, and again in every copy.
     """
 
     def __init__(self, runs: tuple[tuple[str, ...], ...], arguments: int, settings: dict[str, Any]) -> None:
@@ -155,6 +155,12 @@ def run_nodes(conv: Any, norm: Any, layer: Any, activation: str | None, slope: f
     return run_block(conv, norm, chosen, x, one_by_one, layer is not None and is_hooked(layer))
 
 
+def swap_forward(module: nn.Module, runs: tuple[tuple[str, ...], ...], arguments: int) -> None:
+    plan = GraphPlan(runs, arguments, settings_of(module))
+    plan.function = build(module, runs)
+    swap(module, AcceleratedForward, plan)
+
+
 def names_of(run: list[Node]) -> tuple[str, ...]:
     return tuple(node.name for node in run)
 
@@ -196,7 +202,10 @@ class AcceleratedForward(Swapped):
             if getattr(self, name) != value:
                 return super().forward(*args, **kwargs)  # type: ignore[misc]
         if plan.function is None:
-            plan.function = build(self, plan.runs)
-        if plan.function is None:
             return super().forward(*args, **kwargs)  # type: ignore[misc]
         return plan.function(self, *args)
+
+    def __setstate__(self: Any, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[misc]
+        if self._genkernels_plan is not None:
+            self._genkernels_plan.function = build(self, self._genkernels_plan.runs)

@@ -119,6 +119,8 @@ def is_candidate(module: nn.Module) -> bool:
         return False
     if type(module).__module__.startswith("genkernels.") or sum(1 for _ in module.modules()) > _MOST_PARTS:
         return False
+    if isinstance(module, nn.Conv2d) and why_weight_is_computed(module) is not None:
+        return True  # to be left with the reason
     parameters = [p for _, p in module.named_parameters() if p.dim() != 1]
     return sum(p.dim() == 4 for p in parameters) == 1 and bool(_extras(module) or type(module) is not nn.Sequential)
 

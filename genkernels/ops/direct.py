@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_PLAIN = frozenset({Tensor, nn.Parameter, type(None)})
+_PLAIN = frozenset({Tensor, nn.Parameter})
 _C: Any = torch._C
+_is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor  # some outlive their transform: func.vjp's
 _VMAP: Any = torch._C._parse_dispatch_key("VmapMode")
 
 
@@ -26,6 +27,7 @@ def is_open(x: Any) -> bool:
     return (
         type(x) in _PLAIN
         and x.is_cpu
+        and not _is_wrapped(x)
         and not torch.compiler.is_compiling()
         and not _C._len_torch_dispatch_stack()
         and not _C._len_torch_function_stack()
@@ -40,4 +42,4 @@ def is_open(x: Any) -> bool:
 
 def are_plain(*values: Any) -> bool:
     """Whether all are plain tensors (no subclass) or None."""
-    return all(type(value) in _PLAIN for value in values)
+    return all(value is None or (type(value) in _PLAIN and not _is_wrapped(value)) for value in values)
