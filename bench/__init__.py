@@ -3,7 +3,7 @@
 ::
 
     python -m bench.bench_masked_conv         one operation, timed in turn with its alternatives
-    python -m bench.bench_pixelcnn            a whole training step
+    python -m bench.bench_pixelcnn            a whole training step; bench.bench_dcgan: one of two networks
     pytest bench --benchmark-only             the same callables under pytest-benchmark
     python -m bench.report bench/results/...  the table of an earlier run
 

@@ -66,12 +66,13 @@ class Problem:
 def random_problem(
     spec: MaskSpec, batch: int, height: int, width: int,
     *, dilation: tuple[int, int] = (1, 1), activation: str | None = None, input_grad: bool = True,
+    device: str = "cpu", dtype: torch.dtype = torch.float32,
 ) -> Problem:  # fmt: skip
-    """A float32 problem in whole numbers -2 to 2: all sums are exact, so nothing wrong hides in rounding."""
+    """A problem in whole numbers -2 to 2: all sums are exact, so nothing wrong hides in rounding."""
     generator = torch.Generator().manual_seed(0)
 
     def whole(*shape: int) -> Tensor:
-        return torch.randint(-2, 3, shape, generator=generator).float()
+        return torch.randint(-2, 3, shape, generator=generator).to(device, dtype)
 
     return Problem(
         x=whole(batch, spec.in_channels, height, width),
@@ -304,7 +305,7 @@ def _prepare(
 
 def to_layout(t: Tensor, layout: Layout) -> Tensor:
     # empty + copy_, since .contiguous() leaves a tensor of one channel, which fits both layouts, as it is.
-    return torch.empty(t.shape, dtype=t.dtype, memory_format=layout).copy_(t)
+    return torch.empty(t.shape, dtype=t.dtype, device=t.device, memory_format=layout).copy_(t)
 
 
 def _activate(y: Tensor, activation: str | None) -> Tensor:

@@ -136,11 +136,10 @@ def row_loop(x: Tensor, weight: Tensor, bias: Tensor, state: Tensor) -> Tensor:
 
 def ours(front: str, checkpoint: bool) -> Layer:
     def layer(x: Tensor, weight: Tensor, bias: Tensor, state: Tensor) -> Tensor:
-        gates = ops.masked_conv2d(x, weight, bias, mask_type="B")
         taps = state.permute(2, 0, 1)  # [4h, h, k] -> [k, 4h, h]
         if front == "row":
-            return ops.row_lstm(gates, taps, checkpoint=checkpoint)
-        return ops.diagonal_lstm(gates, taps, taps=(-1, 0), checkpoint=checkpoint)
+            return ops.row_lstm_layer(x, weight, bias, taps, checkpoint=checkpoint)
+        return ops.diagonal_lstm_layer(x, weight, bias, taps, taps=(-1, 0), checkpoint=checkpoint)
 
     return layer
 

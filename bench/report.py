@@ -147,11 +147,15 @@ def full_table(report: Report, row: Row) -> tuple[list[str], list[list[str]]]:
 def setting(report: Report) -> str:
     """One line: on what, with what and when this was measured."""
     m, s, c = report.machine, report.software, report.ceilings
-    name = f"{m['cpu']} ({m['microarchitecture']})" if m["microarchitecture"] else m["cpu"]
+    if "gpu" in m:
+        where = f"{m['gpu']}, {c.isa}, CUDA {m['cuda']}"
+    else:
+        name = f"{m['cpu']} ({m['microarchitecture']})" if m["microarchitecture"] else m["cpu"]
+        where = f"{name}, {c.threads} threads, {c.isa}"
     commit = (s["commit"] or "unknown")[:10] + (" + changes" if s["dirty"] else "")
     quick = " **Quick run: too few repeats to quote.**" if report.settings.get("quick") else ""
     return (
-        f"{name}, {c.threads} threads, {c.isa}; measured peak {c.gflops:.0f} GFLOP/s, copy {c.gbs:.0f} GB/s; "
+        f"{where}; measured peak {c.gflops:.0f} GFLOP/s, copy {c.gbs:.0f} GB/s; "
         f"torch {s['torch']}, genkernels {s['genkernels']} at {commit}, {s['compiler']}; {s['date']}.{quick}"
     )
 

@@ -96,10 +96,10 @@ def wavefront_lstm_backward(
     gradients: list[_WalkGradients],
 ) -> bool: ...
 
-# Convolution + batch norm + activation. `sizes` are batch, channels, height, width of the small image; the last three of
-# the large one; kernel, stride and padding (h, w). A tensor comes with the strides of [N, C, H, W], a weight with those
-# of [small, large, kh, kw]; `coefficients` [7, C] are mean, rstd, gamma, beta, gamma * rstd, mean g, mean g zhat. False
-# where memory for scratch ran out.
+# Convolution + batch norm + activation. `sizes` are batch, channels, height, width of the small image; the last three
+# of the large one; kernel, stride and padding (h, w). A tensor comes with the strides of [N, C, H, W], a weight with
+# those of [small, large, kh, kw]; `coefficients` [7, C] are mean, rstd, gamma, beta, gamma * rstd, mean g, mean g zhat.
+# False where memory for scratch ran out.
 _ConvSizes = tuple[int, ...]
 _Operand = tuple[int, _Strides]
 _Activation = tuple[int, float]

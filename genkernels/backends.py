@@ -1,8 +1,8 @@
 """What can run on this machine, and the reason when something cannot.
 
 Four backends exist: `reference` (plain PyTorch, always there), `cpu` (the native extension), `triton` and
-`cuda` (a GPU). Before somebody asks, nothing is asked of a GPU and Triton is not imported. A native extension
-that is missing or broken is no error here: the import error is kept, `available_backends()` shows it, and
+`cuda` (a GPU). Before somebody asks or uses a GPU, nothing is asked of one and Triton is not imported. A native
+extension that is missing or broken is no error here: the import error is kept, `available_backends()` shows it, and
 `require_native()` raises it at the first explicit use.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib.util
 import platform
 from dataclasses import dataclass
+from functools import lru_cache
 from types import ModuleType
 from typing import Any
 
@@ -24,6 +25,9 @@ try:
     from genkernels import _C as _native
 except Exception as error:  # of any kind: a broken extension must not fail the import of the package
     _native_error = error
+
+
+_TRITON_IS_NOT_INSTALLED = "Triton is not installed (pip install genkernels[gpu])"
 
 
 @dataclass(frozen=True)
@@ -112,13 +116,32 @@ def _probe_gpu() -> str | None:
     return None
 
 
+@lru_cache
+def why_no_triton(device: torch.device) -> str | None:
+    """Why the Triton kernels cannot run on this GPU, or None where they can."""
+    if torch.version.cuda is None:
+        return "this PyTorch is built without CUDA"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < (8, 0):
+        found = f"{capability[0]}.{capability[1]}"
+        return f"this GPU has compute capability {found}, the Triton kernels need 8.0 (bfloat16 and TF32)"
+    if importlib.util.find_spec("triton") is None:
+        return _TRITON_IS_NOT_INSTALLED
+    try:
+        importlib.import_module("triton")
+    except Exception as error:  # of any kind: the reference runs, and this is what the user is told
+        return f"Triton cannot be imported ({type(error).__name__}: {error})"
+    return None
+
+
 def _probe_triton() -> tuple[bool, str]:
     if importlib.util.find_spec("triton") is None:
-        return False, "Triton is not installed (pip install genkernels[gpu])"
+        return False, _TRITON_IS_NOT_INSTALLED
     missing = _probe_gpu()
     if missing:
         return False, missing
-    return True, torch.cuda.get_device_name()
+    missing = why_no_triton(torch.device("cuda", torch.cuda.current_device()))
+    return missing is None, missing or torch.cuda.get_device_name()
 
 
 def _probe_cuda() -> tuple[bool, str]:

@@ -4,10 +4,12 @@ import contextlib
 import itertools
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from fresh_process import run_fresh
 from torch import Tensor
 
 from genkernels import backends
@@ -18,6 +20,9 @@ needs_native = pytest.mark.skipif(
     backends.native() is None,
     reason="tests the native kernels; " + backends.available_backends()["cpu"].reason,
 )
+
+
+ISAS = [] if backends.native() is None else backends.require_native().compiled_isas()
 
 
 def pairwise(axes: Mapping[str, Sequence[Any]], seed: int = 0) -> list[dict[str, Any]]:
@@ -138,3 +143,33 @@ def _worst(t: Tensor) -> float:
 
 def _rms(t: Tensor) -> float:
     return float(t.square().mean().sqrt())
+
+
+# --- instruction sets ---
+
+
+def check_cases_under(isa: str, module: str) -> None:
+    """Every third of a grid module's CASES passes its `check` in a process held to an instruction set.
+
+    Fresh memory is filled there, so that a kernel which reads its scratch before writing it shows.
+    """
+    native = backends.require_native()
+    if ISAS.index(isa) > ISAS.index(native.detected_isa()):
+        pytest.skip(f"this machine has {native.detected_isa()} only")
+    printed = run_fresh(
+        f"""
+        import sys
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        from {module} import CASES, check
+        from genkernels import _C
+        for case in CASES[::3]:
+            try:
+                check(case)
+            except Exception as error:
+                raise AssertionError(str(case)) from error
+        print(_C.active_isa())
+        """,
+        GENKERNELS_MAX_ISA=isa,
+        MALLOC_PERTURB_="1",  # glibc: fresh memory holds 0xfe, which is -1.7e38 as a float
+    )
+    assert printed == isa

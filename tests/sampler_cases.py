@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from genkernels.models import CausalAudioNet, GatedPixelCNN, PixelCNN, PixelRNN
 from genkernels.ops import sampler
 from genkernels.ops.sampler import torch_executor
-from genkernels.ops.sampler.executors import _walk
+from genkernels.ops.sampler.executors import walk_of
 from genkernels.ops.sampler.program import Program
 from genkernels.ops.sampler.request import Request
 
@@ -75,7 +75,7 @@ def random_images(n: int, size: tuple[int, int, int], levels: int, seed: int = 0
 def logits_from_poisoned_memory(program: Program, images: Tensor) -> Tensor:
     """As :func:`sampler.teacher_forced`, with NaN wherever a value is to be written: what is read too early shows."""
     request = Request(images.clone(), torch.ones_like(images, dtype=torch.bool), torch.zeros(images.shape), 1.0, None)
-    walk = _walk(request, slice(0, len(images)), lambda y: None)
+    walk = walk_of(request, slice(0, len(images)), lambda y: None)
     walk.free = torch.zeros_like(walk.free)
     walk.logits = program.table.new_zeros(len(images), program.levels, *images.shape[1:])
     execution = torch_executor._Execution(program, walk)

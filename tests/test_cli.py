@@ -20,15 +20,9 @@ import genkernels  # noqa: E402
 from genkernels.cli import main  # noqa: E402
 from genkernels.cli.app import app  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SMALL = ["--hidden-channels", "4", "--num-layers", "1", "--batch-size", "100"]
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -170,6 +164,62 @@ def test_evaluate_prints_nats_and_bits(command, trained):
     assert "nats per image" in out and "bits per sub-pixel" in out and "299" in out
 
 
+FAMILIES = {
+    "vae": (["--latent-dim", "2"], ["latent_grid.png", "reconstructions.png", "samples.png"]),
+    "autoencoder": (["--latent-dim", "4"], ["reconstructions.png"]),
+    "dcgan": (["--latent-dim", "4"], ["samples.png"]),
+}
+
+
+@pytest.fixture(scope="module")
+def families(tmp_path_factory):
+    """The folder of a run of each family, and what the command printed."""
+    top = tmp_path_factory.mktemp("families")
+    for name, (options, _) in FAMILIES.items():
+        words = ["train", name, "--out", str(top / name), "--steps", "3", "--samples", "4", "--hidden-channels", "4"]
+        assert main([*words, "--batch-size", "100", *options]) == 0
+    return top
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_trains_and_leaves_its_pictures(families, name):
+    pictures = [file.name for file in (families / name).iterdir() if file.suffix == ".png"]
+    assert sorted(pictures) == sorted([*FAMILIES[name][1], "curve.png"])
+    for file in pictures:
+        with Image.open(families / name / file) as picture:
+            assert picture.width > 300
+
+
+@pytest.mark.parametrize(
+    "words, code, said",
+    [
+        ("evaluate vae", 0, "nats per image (upper bound)"),
+        ("evaluate vae --importance-samples 5", 0, "nats per image (upper bound from 5 samples)"),
+        ("evaluate autoencoder", 0, "squared error per sub-pixel"),
+        ("evaluate dcgan", 1, "a GAN gives images no likelihood"),
+        ("evaluate autoencoder --importance-samples 5", 1, "importance_samples: an autoencoder takes none; got 5"),
+        ("sample vae -n 3", 0, "written to samples.png"),
+        ("sample dcgan -n 3", 0, "written to samples.png"),
+        ("sample autoencoder", 1, "an autoencoder has no distribution of codes to draw images from"),
+        ("sample vae --complete", 1, "--complete: only autoregressive models complete images; not a VAE"),
+        ("sample dcgan --temperature 0.5", 1, "temperature: a GAN takes none; got 0.5"),
+    ],
+)
+def test_every_family_samples_and_evaluates_or_says_why_not(command, families, words, code, said):
+    verb, name, *rest = words.split()
+    got, out, err = command(verb, families / name / "model.pt", *rest)
+    assert got == code, err
+    assert said in (err if code else out)
+    assert err == "" if code == 0 else is_one_sentence(err)
+
+
+def test_samples_of_a_gan_follow_from_the_seed(command, families):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        assert command("sample", families / "dcgan/model.pt", "--out", f"{name}.png", "--seed", seed)[0] == 0
+    a, b, c = (Path(f"{name}.png").read_bytes() for name in "abc")
+    assert a == b != c
+
+
 def test_demo_trains_draws_and_times_both_sides(command):
     code, out, err = command("demo", "--seconds", "1", "--out", "shown")
     assert (code, err) == (0, "")
@@ -198,6 +248,10 @@ def test_demo_trains_draws_and_times_both_sides(command):
         ("train pixelcnn --resume --overwrite", 2, "--resume and --overwrite exclude each other"),
         ("train pixelcnn --device gpu", 2, "--device gpu"),
         ("train pixelsnail", 1, "unknown model 'pixelsnail'; expected one of: pixelcnn"),
+        ("train vae --likelihood poisson", 1, "likelihood: expected one of 'bernoulli', 'categorical', 'gaussian'"),
+        ("train vae --beta -1", 2, "--beta"),
+        ("train dcgan --num-layers 3", 1, "num_layers: this model has no such option"),
+        ("evaluate nowhere.pt --importance-samples 0", 2, "--importance-samples"),
         ("train pixelrnn --recurrence up", 1, "recurrence: expected 'row' or 'diagonal'; got 'up'"),
         (
             "train pixelcnn --data imagenet",
@@ -242,6 +296,15 @@ def test_images_of_another_kind_than_the_model_takes_are_refused(command, traine
         code, _, err = command(*words, "--data", "folder:images")
         assert code == 1 and is_one_sentence(err)
         assert "the model takes 1 channels; folder has 3" in err
+
+
+def test_images_of_another_size_than_a_vae_takes_are_refused(command, families):
+    Path("images").mkdir()
+    for i in range(2):
+        Image.new("L", (8, 9), i).save(f"images/{i}.png")
+    code, _, err = command("evaluate", families / "vae/model.pt", "--data", "folder:images")
+    assert code == 1 and is_one_sentence(err)
+    assert "the model takes images of 8 x 8; those of folder are 9 x 8" in err
 
 
 def test_a_damaged_data_file_is_one_sentence(command):

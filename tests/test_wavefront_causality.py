@@ -19,13 +19,7 @@ from genkernels.models import PixelRNN
 from genkernels.nn import DiagonalBiLSTM, RowLSTM
 from genkernels.ops import diagonal_bilstm
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def up_to_itself(colours: int, height: int, width: int) -> Tensor:

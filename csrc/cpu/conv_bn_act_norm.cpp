@@ -1,8 +1,8 @@
 // The passes of batch norm over values: y = act(normalised z), and the two sums of its gradient.
 //
 // Planar images ([n][channel][pixel]) are walked plane by plane with the channel's coefficients spread over a block,
-// channels_last ones pixel by pixel with IO channels side by side. Sums run in float32 over at most SUM_RUN blocks and
-// continue in double. A channel (planar) or a fixed stretch of pixels (channels_last) belongs to one thread, so the
+// channels_last ones pixel by pixel with IO channels side by side. Sums run in float32 over SUM_RUN terms a lane (and
+// over so many of these, channels_last) and continue in double. A channel (planar) or a fixed stretch of pixels (channels_last) belongs to one thread, so the
 // result does not depend on how many there are.
 // Bound: memory; each tensor is read or written once.
 #include <omp.h>
@@ -14,8 +14,8 @@
 namespace gk::GK_ISA {
 namespace {
 
-constexpr int64_t SUM_RUN = 64;
-constexpr int64_t STRETCH = 256;  // pixels
+constexpr int64_t SUM_RUN = 16;
+constexpr int64_t STRETCH = 256;  // pixels, a multiple of SUM_RUN
 
 int useful_threads(const NormPass& args) {
   const int64_t work = args.batch * args.channels * args.pixels;
@@ -120,16 +120,22 @@ struct Sums {
       for (int64_t c = 0; c < C; c += IO) {
         NormBlock n{};
         if (NORM) n = norm_of_some(args.norm, c, C - c);
-        Block sum_g{}, sum_g_zhat{};
-        for (int64_t p = s * STRETCH; p < min64(P, (s + 1) * STRETCH); ++p) {
-          Block zhat{};
-          const Block g = through_activation<CURVE, NORM>(load_some(grad + p * C + c, C - c),
-                                                          load_some(other + p * C + c, C - c), n, below, &zhat);
-          sum_g += g;
-          sum_g_zhat += g * zhat;
+        Block total_g{}, total_g_zhat{};
+        const int64_t end = min64(P, (s + 1) * STRETCH);
+        for (int64_t run = s * STRETCH; run < end; run += SUM_RUN) {
+          Block sum_g{}, sum_g_zhat{};
+          for (int64_t p = run; p < min64(end, run + SUM_RUN); ++p) {
+            Block zhat{};
+            const Block g = through_activation<CURVE, NORM>(load_some(grad + p * C + c, C - c),
+                                                            load_some(other + p * C + c, C - c), n, below, &zhat);
+            sum_g += g;
+            sum_g_zhat += g * zhat;
+          }
+          total_g += sum_g;
+          total_g_zhat += sum_g_zhat;
         }
-        store_some(partial + s * 2 * C + c, sum_g, C - c);
-        store_some(partial + (s * 2 + 1) * C + c, sum_g_zhat, C - c);
+        store_some(partial + s * 2 * C + c, total_g, C - c);
+        store_some(partial + (s * 2 + 1) * C + c, total_g_zhat, C - c);
       }
     for (int64_t c = 0; c < 2 * C; ++c) {
       double total = 0;

@@ -60,9 +60,22 @@ struct ProductGeometry {
   static constexpr int64_t FEW_CHANNELS = 16;
 };
 
+// Rounds to what the storage type can hold; `count` is a whole number of blocks.
+template <class T>
+void round_values(float* values, int64_t count) {
+  T kept[IO];
+  for (int64_t i = 0; i < count; i += IO) {
+    store_block(kept, load_block(values + i));
+    store_block(values + i, load_block(kept));
+  }
+}
+template <>
+inline void round_values<float>(float*, int64_t) {}
+
 class Product {
  public:
-  static constexpr int64_t PIECE = 256;  // reduction steps: 16 KB of an AVX2 panel
+  static constexpr int64_t PIECE = 256;      // reduction steps: 16 KB of an AVX2 panel
+  static constexpr int64_t MOMENT_RUN = 32;  // rows added up before they join the others, so that rounding grows slowly
 
   Product(const Axis& rows, const Axis& cols, int64_t batch, const ColumnWeight& weight, const ImageView& out,
           const Epilogue& epilogue, bool wants_moments, int threads)
@@ -112,6 +125,8 @@ class Product {
       const int64_t y0 = block % line_blocks_ * lines_, y1 = min64(rows_.out, y0 + lines_);
       multiply(in, panel, packed, n0, n1 - n0, y0, y1, segments, staging);
       const int64_t count = (y1 - y0) * cols_.out * (n1 - n0);
+      // The statistics are those of z as it is kept: else what batch norm takes out of a gradient would not be all.
+      if (wants_moments_) GK_BY_STORAGE(out_.storage, round_values, staging, count * panel.width());
       if (wants_moments_) add_moments(staging, count, panel.width(), &moments);
       if (!epilogue_.changes_nothing()) finish(staging, count, panel);
       fill_table(table, n1 - n0, y1 - y0, panel.width());
@@ -207,16 +222,28 @@ class Product {
 
   static void add_moments(const float* staging, int64_t count, int64_t width, Moments* moments) {
     double mean[PANEL_MAX] = {}, squares[PANEL_MAX] = {};
+    const auto rows = [&](int64_t first, const auto& row) {
+      for (int64_t i = first; i < min64(count, first + MOMENT_RUN); ++i) row(i);
+    };
     for (int64_t j = 0; j < width; j += VL) {
       Vec sum{};
-      for (int64_t i = 0; i < count; ++i) sum += load(staging + i * width + j);
+      for (int64_t first = 0; first < count; first += MOMENT_RUN) {
+        Vec part{};
+        rows(first, [&](int64_t i) { part += load(staging + i * width + j); });
+        sum += part;
+      }
       const Vec centre = sum / static_cast<float>(count);
       // Around a value near the mean nothing cancels, and what the mean itself is off by is seen and put right.
       Vec rest{}, square{};
-      for (int64_t i = 0; i < count; ++i) {
-        const Vec d = load(staging + i * width + j) - centre;
-        rest += d;
-        square += d * d;
+      for (int64_t first = 0; first < count; first += MOMENT_RUN) {
+        Vec part{}, part_square{};
+        rows(first, [&](int64_t i) {
+          const Vec d = load(staging + i * width + j) - centre;
+          part += d;
+          part_square += d * d;
+        });
+        rest += part;
+        square += part_square;
       }
       for (int k = 0; k < VL; ++k) {
         const double off = static_cast<double>(rest[k]) / static_cast<double>(count);

@@ -69,7 +69,10 @@ class ScatterProduct {
               add_run(staging + (y * s_.small_w + x) * stride + ky * run_,
                       image + ((y0 + y) * s_.stride_h + ky) * pitch_ + x * s_.stride_w * s_.large_channels);
     }
-    if (statistics_) take_moments(n, image);
+    if (statistics_) {
+      GK_BY_STORAGE(out_.storage, round_values, image, Scratch::round(height_ * pitch_));
+      take_moments(n, image);
+    }
     GK_BY_STORAGE(out_.storage, store, image, n, staging);
   }
 

@@ -42,7 +42,7 @@ bool masked_conv_forward(const MaskedConvForward& args) {
   const int64_t bias_floats = Scratch::round(c.out_channels);
   const Scratch scratch(weight_floats + bias_floats + threads * thread_floats);
   if (!scratch.data()) return false;
-  want_huge_pages(args.y, c.batch * c.out_channels * c.height * c.width);
+  want_huge_pages(args.y, (c.batch - 1) * args.y.stride_n + c.out_channels * c.height * c.width);
   float* const weights = scratch.data();
   float* const bias = weights + weight_floats;
   if (args.bias) GK_BY_STORAGE(args.y.storage, read_channels, args.bias, c.out_order, c.out_channels, bias);

@@ -31,7 +31,7 @@ struct WavefrontWalk {
 
 struct WavefrontGradients {
   ImageView grad_hidden;
-  ImageView grad_gates;           // data nullptr: not wanted
+  ImageView grad_gates;           // data nullptr: not wanted; may be the gates themselves
   void *grad_weight, *grad_h0, *grad_c0;  // likewise
 };
 

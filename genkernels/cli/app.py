@@ -13,15 +13,15 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ..models import AutoregressiveModel
+from ..models import AutoregressiveModel, GenerativeModel
 from ..train.checkpoint import load_model
-from ..train.data import SPECS, open_dataset, quantise
+from ..train.data import SPECS, dequantise, open_dataset, quantise
 from ..train.errors import GenkernelsError
-from ..train.loop import CHECKPOINT, OPTIMIZERS, Limits, Trainer
-from ..train.metrics import evaluate as evaluate_model
+from ..train.loop import CHECKPOINT, Limits, Trainer
+from ..train.objectives import OPTIMIZERS
 from ..train.pictures import check_picture_path, save_curve, save_grids
-from ..train.recipes import RECIPES
-from ..train.run import resume_run, start_run
+from ..train.recipes import RECIPES, find_recipe
+from ..train.run import labels_for, resume_run, start_run
 from .demo import run_demo
 from .info import show_info
 from .progress import counted, progress
@@ -88,15 +88,24 @@ def _size(text: str | None) -> tuple[int, int] | None:
     return int(parts[0]), int(parts[-1])
 
 
-def _test_images(model: AutoregressiveModel, content: dict[str, Any], data: str | None) -> tuple[str, torch.Tensor]:
-    """The name and the test images, in levels, of ``data`` or of what the model was trained on."""
+def _test_images(
+    model: GenerativeModel, content: dict[str, Any], data: str | None
+) -> tuple[str, torch.Tensor, torch.Tensor | None]:
+    """The name, the test images, in levels, and their labels, where the model takes them.
+
+    Of ``data``, or of what the model was trained on.
+    """
     settings = content["settings"]
     dataset = open_dataset(data or settings["data"], None if data else settings["size"])
-    if dataset.test.shape[1] != model.in_channels:
-        raise GenkernelsError(
-            f"the model takes {model.in_channels} channels; {dataset.name} has {dataset.test.shape[1]}"
-        )
-    return data or settings["data"], quantise(dataset.test, model.levels)
+    channels, *size = dataset.test.shape[1:]
+    if channels != model.in_channels:
+        raise GenkernelsError(f"the model takes {model.in_channels} channels; {dataset.name} has {channels}")
+    if not isinstance(model, AutoregressiveModel) and tuple(size) != model.image_size:
+        expected, found = (f"{height} x {width}" for height, width in (model.image_size, size))
+        raise GenkernelsError(f"the model takes images of {expected}; those of {dataset.name} are {found}")
+    levels = find_recipe(content["recipe"]).objective.levels(model)
+    _, labels = labels_for(content["recipe"], model, dataset)
+    return data or settings["data"], quantise(dataset.test, levels), labels
 
 
 # --- the commands ---------------------------------------------------------------------------------------
@@ -137,6 +146,12 @@ def train(
     residual: Annotated[bool | None, typer.Option("--residual/--no-residual", help="Residual blocks.")] = None,
     head_channels: Annotated[int | None, typer.Option(min=1, help="Width of two more 1x1 layers.")] = None,
     recurrence: Annotated[str | None, typer.Option(help="Of a PixelRNN: diagonal or row.")] = None,
+    num_classes: Annotated[
+        int | None, typer.Option(min=1, help="Condition a gated PixelCNN on the labels: how many classes there are.")
+    ] = None,
+    latent_dim: Annotated[int | None, typer.Option(min=1, help="Numbers in a code or latent.")] = None,
+    likelihood: Annotated[str | None, typer.Option(help="Of a VAE: bernoulli, categorical or gaussian.")] = None,
+    beta: Annotated[float | None, typer.Option(min=0, help="Of a VAE: weight of the divergence.")] = None,
     size: Annotated[str | None, typer.Option(help="Resize a folder's images: 32 or 32x48.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, max=2**31 - 1, help="Equal seeds give equal runs.")] = None,
     samples: Annotated[int, typer.Option(min=0, help="Images to draw at the end.")] = 16,
@@ -144,7 +159,7 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in the folder.")] = False,
 ) -> None:
-    """Train a model. Writes model.pt, history.jsonl, curve.png and samples.png to the folder of the run."""
+    """Train a model. Writes model.pt, history.jsonl, curve.png and pictures of its images to the run's folder."""
     if resume and overwrite:
         raise typer.BadParameter("--resume and --overwrite exclude each other")
     settings = {
@@ -154,6 +169,7 @@ def train(
     options = {
         "levels": levels, "hidden_channels": hidden_channels, "num_layers": num_layers,
         "residual": residual, "head_channels": head_channels, "recurrence": recurrence,
+        "num_classes": num_classes, "latent_dim": latent_dim, "likelihood": likelihood, "beta": beta,
     }  # fmt: skip
     settings = {name: value for name, value in settings.items() if value is not None}
     options = {name: value for name, value in options.items() if value is not None}
@@ -176,7 +192,7 @@ def train(
         )
     console.print(
         f"{model}: {sum(p.numel() for p in trainer.model.parameters()):,} parameters, "
-        f"{len(dataset.train):,} images of {dataset.name}, {trainer.model.levels} levels, on {where}"
+        f"{len(dataset.train):,} images of {dataset.name}, {trainer.objective.levels(trainer.model)} levels, on {where}"
     )
     if not _train(console, trainer, limits):
         again = shlex.join(["genkernels", "train", model, "--out", str(place), "--resume"])
@@ -190,29 +206,28 @@ def _train(console: Console, trainer: Trainer, limits: Limits) -> bool:
 
         def on_step(done: float) -> None:
             parts = [f"step {trainer.step}"]
-            for key, name in (("train_nats", "train"), ("test_nats", "test")):
-                nats = trainer.latest(key)
-                parts += [] if nats is None else [f"{name} {nats:.2f} nats"]
+            for key, name in trainer.objective.curves.items():
+                value = trainer.latest(key)
+                parts += [] if value is None else [f"{name} {value:.4g}"]
             report(done, ", ".join(parts))
 
         return trainer.run(limits, on_step)
 
 
 def _show_results(console: Console, trainer: Trainer, samples: int) -> None:
-    folder, model = trainer.folder, trainer.model
-    save_curve(folder / "curve.png", trainer.history)
+    folder, model, objective = trainer.folder, trainer.model, trainer.objective
+    save_curve(folder / "curve.png", trainer.history, objective.curves, objective.unit)
     with counted(console, "evaluating") as step:
-        result = evaluate_model(model, trainer.test_images, progress=step)
-    console.print(
-        f"test: {result.nats:.2f} ± {result.standard_error:.2f} nats per image, "
-        f"{result.bits_per_dim:.3f} bits per sub-pixel, over {result.images:,} images"
-    )
+        measures = objective.evaluate(model, trainer.test_images, progress=step, labels=trainer.test_labels)
+    if measures:
+        figures = ", ".join(f"{measure} {measure.label}" for measure in measures)
+        console.print(f"test: {figures}, over {measures[0].images:,} images")
     if samples:
         generator = torch.Generator().manual_seed(trainer.settings.seed)
-        with counted(console, "sampling") as step:
-            drawn = model.sample(samples, generator=generator, progress=step).cpu()
-        grids = {"samples": drawn, "real": trainer.test_images[:samples]}
-        save_grids(folder / "samples.png", grids, model.levels)
+        with counted(console, "drawing") as step:
+            pictures = objective.pictures(model, trainer.test_images, samples, generator, step)
+        for name, grids in pictures.items():
+            save_grids(folder / f"{name}.png", grids, 256)
     console.print(f"written to {folder}")
 
 
@@ -222,16 +237,19 @@ def sample(
     out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("samples.png"),
     n: Annotated[int, typer.Option("-n", min=1, help="How many images.")] = 16,
     seed: Seed = 0,
-    temperature: Annotated[float, typer.Option(help="Below 1 plays safe.")] = 1.0,
+    temperature: Annotated[float | None, typer.Option(help="Below 1 plays safe; 1 by default.")] = None,
+    label: Annotated[int | None, typer.Option(min=0, help="The class to draw; all in turn by default.")] = None,
     complete: Annotated[
         bool, typer.Option("--complete", help="Give the upper half of real images; draw the rest.")
     ] = False,
     data: Data = None,
     device: Device = None,
 ) -> None:
-    """Draw images from a trained model, or complete real ones."""
-    if not temperature > 0:
+    """Draw images from a trained model, or complete real ones with an autoregressive one."""
+    if temperature is not None and not temperature > 0:
         raise typer.BadParameter(f"--temperature: expected a number above 0; got {temperature}")
+    if label is not None and complete:
+        raise typer.BadParameter("--label: images to complete have classes of their own")
     if data is not None and not complete:
         raise typer.BadParameter("--data: only --complete takes images from a data set")
     check_picture_path(out)
@@ -239,24 +257,48 @@ def sample(
     model, content = load_model(checkpoint)
     model.to(where)
     generator = torch.Generator().manual_seed(seed)
-    keywords: dict[str, Any] = {}
-    grids: dict[str, torch.Tensor] = {}
-    if complete:
-        _, images = _test_images(model, content, data)
-        if n > len(images):
-            raise GenkernelsError(f"-n {n}: there are only {len(images)} test images to complete")
-        given = images[:n]
-        known = torch.zeros(1, 1, *given.shape[2:], dtype=torch.bool)
-        known[:, :, : given.shape[2] // 2] = True
-        keywords = {"given": given, "known": known, "size": tuple(given.shape[2:])}
-        grids["given"] = given * known
     with counted(console, "sampling") as step:
-        drawn = model.sample(n, temperature=temperature, generator=generator, progress=step, **keywords).cpu()
-    grids["completed" if complete else "samples"] = drawn
-    if complete:
-        grids["real"] = keywords["given"]
-    save_grids(out, grids, model.levels)
+        if complete:
+            if not isinstance(model, AutoregressiveModel):
+                raise GenkernelsError(
+                    f"--complete: only autoregressive models complete images; not a {type(model).__name__}"
+                )
+            given, labels = _given_images(model, content, data, n)
+            grids = _complete(model, given, labels, generator, step, 1.0 if temperature is None else temperature)
+        else:
+            objective = find_recipe(content["recipe"]).objective
+            grids = {"samples": objective.sample(model, n, generator, step, temperature, label)}
+    save_grids(out, grids, 256)
     console.print(f"written to {out}")
+
+
+def _given_images(
+    model: GenerativeModel, content: dict[str, Any], data: str | None, n: int
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    _, images, labels = _test_images(model, content, data)
+    if n > len(images):
+        raise GenkernelsError(f"-n {n}: there are only {len(images)} test images to complete")
+    return images[:n], None if labels is None else labels[:n]
+
+
+def _complete(
+    model: AutoregressiveModel,
+    given: torch.Tensor,
+    labels: torch.Tensor | None,
+    generator: torch.Generator,
+    step: Any,
+    temperature: float,
+) -> dict[str, torch.Tensor]:
+    """Grids of images in 0 .. 255: their upper halves, those completed, and the real ones."""
+    known = torch.zeros(1, 1, *given.shape[2:], dtype=torch.bool)
+    known[:, :, : given.shape[2] // 2] = True
+    condition = None if labels is None else labels.to(next(model.parameters()).device)
+    drawn = model.sample(
+        len(given), condition=condition, given=given, known=known, size=tuple(given.shape[2:]),
+        temperature=temperature, generator=generator, progress=step,
+    )  # fmt: skip
+    grids = {"given": given * known, "completed": drawn.cpu(), "real": given}
+    return {title: dequantise(images, model.levels) for title, images in grids.items()}
 
 
 @app.command()
@@ -264,19 +306,20 @@ def evaluate(
     checkpoint: Checkpoint,
     data: Data = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 64,
+    importance_samples: Annotated[
+        int | None, typer.Option(min=1, help="Of a VAE: codes per image for a tighter bound.")
+    ] = None,
     device: Device = None,
 ) -> None:
-    """The likelihood of the test images of a data set: nats per image and bits per sub-pixel."""
+    """Figures of the test images of a data set: for a likelihood, nats per image and bits per sub-pixel."""
     where, console = _device(device), _console()
     model, content = load_model(checkpoint)
-    name, images = _test_images(model, content, data)
+    objective = find_recipe(content["recipe"]).objective
+    if objective.unmeasured is not None:
+        raise GenkernelsError(objective.unmeasured)
+    name, images, labels = _test_images(model, content, data)
     with counted(console, "evaluating") as step:
-        result = evaluate_model(model.to(where), images, batch_size, step)
-    table = Table("data", "images", "nats per image", "bits per sub-pixel", box=None, pad_edge=False)
-    table.add_row(
-        name,
-        f"{result.images:,}",
-        f"{result.nats:.3f} ± {result.standard_error:.3f}",
-        f"{result.bits_per_dim:.4f}",
-    )
+        measures = objective.evaluate(model.to(where), images, batch_size, step, importance_samples, labels)
+    table = Table("data", "images", *(measure.label for measure in measures), box=None, pad_edge=False)
+    table.add_row(name, f"{measures[0].images:,}", *map(str, measures))
     console.print(table)

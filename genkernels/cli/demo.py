@@ -52,7 +52,7 @@ def run_demo(console: Console, seconds: float, out: Path, seed: int, overwrite: 
     with counted(console, "sampling") as step:
         drawn = model.sample(64, generator=torch.Generator().manual_seed(seed), progress=step)
     save_grids(out / "samples.png", {"drawn by the model": drawn, "real": test[:64]}, dataset.levels)
-    save_curve(out / "curve.png", trainer.history)
+    save_curve(out / "curve.png", trainer.history, trainer.objective.curves, trainer.objective.unit)
     console.print(f"written to {out}: samples.png, curve.png, model.pt, history.jsonl\n")
     _show_timings(console, compare_with_plain(model, train[:BATCH_SIZE]))
 
@@ -67,6 +67,6 @@ def _show_timings(console: Console, rows: list[Comparison]) -> None:
     console.print(table)
     console.print(
         f"Medians of at least {rounds} interleaved rounds just now, on {threads} threads. "
-        "Both sides have the same weights and batch; their outputs and gradients were compared first. Both "
-        "sample with one full forward pass per pixel."
+        "Both sides have the same weights and batch; their outputs and gradients were compared first. Plain "
+        "PyTorch samples with one full forward pass per pixel, ours with what a whole image needs once."
     )

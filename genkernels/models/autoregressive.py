@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..ops import sampler
 from ..ops.sampler.drawing import draw  # noqa: F401  (the definition that `sample` follows)
 from ..ops.sampler.request import as_size, check_levels, check_request, check_whole
+from .base import GenerativeModel
 
 
 def bits_per_dim(nats: float, dims: int) -> float:
@@ -45,7 +45,7 @@ def log_likelihood(logits: Tensor, images: Tensor) -> Tensor:
     return -nats.view(batch, colours * height * width).sum(1)
 
 
-class AutoregressiveModel(nn.Module):
+class AutoregressiveModel(GenerativeModel):
     """Base class: a subclass defines :meth:`predict` and sets ``self.config``, its own constructor's
     arguments.
 
@@ -59,8 +59,6 @@ class AutoregressiveModel(nn.Module):
         image_size: height and width of sampled images, one number for squares.
         num_classes: where given, ``condition`` is the class of each image, int64 labels [N].
     """
-
-    config: dict[str, Any]
 
     def __init__(
         self, in_channels: int, levels: int, image_size: int | Sequence[int], num_classes: int | None = None

@@ -59,7 +59,7 @@ class PixelRNN(AutoregressiveModel):
         first_kernel_size: of the mask-A layer, odd.
         head_channels: width of the two 1x1 layers before the logits.
         learned_state: learn the LSTMs' states outside the image.
-        checkpoint: train in less memory and more time; see :func:`genkernels.ops.row_lstm`.
+        checkpoint: train in less memory and more time; see :func:`genkernels.ops.row_lstm_layer`.
         image_size: height and width of sampled images, one number for squares.
 
     Shape: [N, in_channels, H, W] levels, any real dtype -> logits [N, levels, in_channels, H, W].

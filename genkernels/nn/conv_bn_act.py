@@ -150,22 +150,23 @@ class ConvTransposeBnAct2d(_Block, nn.ConvTranspose2d):
         self._add(out_channels, batch_norm, activation, negative_slope, eps, momentum, sync, device, dtype)
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        padding: Any = self.padding
         output_padding: Any = self.output_padding
         if output_size is not None:
             output_padding = tuple(
                 self._output_padding(
-                    input, output_size, list(self.stride), list(self.padding), list(self.kernel_size), 2, [1, 1]
+                    input, output_size, list(self.stride), list(padding), list(self.kernel_size), 2, [1, 1]
                 )
             )
         if self._is_for_torch(input, transposed=True):
-            z = F.conv_transpose2d(input, self.weight, self.bias, self.stride, self.padding, output_padding)
+            z = F.conv_transpose2d(input, self.weight, self.bias, self.stride, padding, output_padding)
             return self._norm_and_act(z)
         return ops.conv_transpose2d_bn_act(
             input,
             self.weight,
             self.bias,
             stride=self.stride,
-            padding=self.padding,
+            padding=padding,
             output_padding=output_padding,
             **self._block_options(),
         )
@@ -208,10 +209,11 @@ class ConvBnAct2d(_Block, nn.Conv2d):
         self._add(out_channels, batch_norm, activation, negative_slope, eps, momentum, sync, device, dtype)
 
     def forward(self, input: Tensor) -> Tensor:
+        padding: Any = self.padding
         if self._is_for_torch(input, transposed=False):
-            return self._norm_and_act(F.conv2d(input, self.weight, self.bias, self.stride, self.padding))
+            return self._norm_and_act(F.conv2d(input, self.weight, self.bias, self.stride, padding))
         return ops.conv2d_bn_act(
-            input, self.weight, self.bias, stride=self.stride, padding=self.padding, **self._block_options()
+            input, self.weight, self.bias, stride=self.stride, padding=padding, **self._block_options()
         )
 
     def extra_repr(self) -> str:

@@ -36,11 +36,15 @@ class GateConv2d(MaskedConv2d):
         self.unit_groups = channel_groups
 
     def forward(self, input: Tensor) -> Tensor:
+        weight, mask_type = self.live_weight()
+        return ops.masked_conv2d(input, weight, self.bias, mask_type=mask_type)
+
+    def live_weight(self) -> tuple[Tensor, str]:
+        """The weight without what the colours hide, and the mask type for the rest."""
         if self.unit_groups == 1:
-            return super().forward(input)
-        weight = self.weight * self._colours(self.weight.device)
+            return self.weight, self.mask_type
         # Mask B lets all colours through at the centre; what A hides there is among the zeros.
-        return ops.masked_conv2d(input, weight, self.bias, mask_type="B")
+        return self.weight * self._colours(self.weight.device), "B"
 
     def _colours(self, device: torch.device) -> Tensor:
         """What the colours leave of the weight, bool [gates * h, in, kh, kw]: all but what the centre may not see."""

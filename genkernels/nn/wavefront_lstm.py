@@ -111,7 +111,7 @@ class RowLSTM(_Layer):
             rows it sees whole.
         mask_type: "B" shows the pixel itself to its unit, "A" hides it.
         learned_state: learn the state above the image (h0, c0), which is zero otherwise.
-        checkpoint: see :func:`genkernels.ops.row_lstm`.
+        checkpoint: see :func:`genkernels.ops.row_lstm_layer`.
 
     Shape: [N, in_channels, H, W] or [in_channels, H, W] -> the same with ``hidden_channels``. float64, float32,
     bfloat16, float16; contiguous and channels_last inputs give an output of their own layout.
@@ -145,8 +145,17 @@ class RowLSTM(_Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         walk = self.walk
-        gates = walk.input_to_state(x)
-        return ops.row_lstm(gates, walk.state_weight, walk.h0, walk.c0, checkpoint=self.checkpoint)
+        weight, mask_type = walk.input_to_state.live_weight()
+        return ops.row_lstm_layer(
+            x,
+            weight,
+            walk.input_to_state.bias,
+            walk.state_weight,
+            walk.h0,
+            walk.c0,
+            mask_type=mask_type,
+            checkpoint=self.checkpoint,
+        )
 
     @classmethod
     def from_conv1d_loop(
@@ -225,15 +234,21 @@ class DiagonalBiLSTM(_Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         left, right = self.left, self.right
-        return ops.diagonal_bilstm(
-            left.input_to_state(x),
-            right.input_to_state(x),
+        left_weight, mask_type = left.input_to_state.live_weight()
+        right_weight, _ = right.input_to_state.live_weight()
+        return ops.diagonal_bilstm_layer(
+            x,
+            left_weight,
+            right_weight,
+            left.input_to_state.bias,
+            right.input_to_state.bias,
             left.state_weight,
             right.state_weight,
             left.h0,
             left.c0,
             right.h0,
             right.c0,
+            mask_type=mask_type,
             checkpoint=self.checkpoint,
         )
 

@@ -2,13 +2,17 @@
 
 from .conv_bn_act.op import conv2d_bn_act, conv_transpose2d_bn_act
 from .masked_conv.op import masked_conv2d
+from .wavefront_layer.op import diagonal_bilstm_layer, diagonal_lstm_layer, row_lstm_layer
 from .wavefront_lstm.op import diagonal_bilstm, diagonal_lstm, row_lstm
 
 __all__ = [
     "conv2d_bn_act",
     "conv_transpose2d_bn_act",
     "diagonal_bilstm",
+    "diagonal_bilstm_layer",
     "diagonal_lstm",
+    "diagonal_lstm_layer",
     "masked_conv2d",
     "row_lstm",
+    "row_lstm_layer",
 ]

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ..models import AutoregressiveModel
+from ..models import GenerativeModel
 from .errors import CheckpointError, GenkernelsError
 from .files import write_atomically
 from .recipes import find_recipe
@@ -21,9 +21,7 @@ FORMAT = "genkernels-checkpoint-1"
 _NEEDED = {"recipe": str, "config": dict, "model": dict, "settings": dict}
 
 
-def save_checkpoint(
-    path: Path, recipe: str, model: AutoregressiveModel, settings: dict[str, Any], **training: Any
-) -> None:
+def save_checkpoint(path: Path, recipe: str, model: GenerativeModel, settings: dict[str, Any], **training: Any) -> None:
     """Write a checkpoint; the old file of that name stays whole until the new one is on disk.
 
     Args:
@@ -68,7 +66,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
-def model_from_checkpoint(content: dict[str, Any], name: Path) -> AutoregressiveModel:
+def model_from_checkpoint(content: dict[str, Any], name: Path) -> GenerativeModel:
     """The model of a checkpoint read by :func:`read_checkpoint`, in evaluation mode; ``name`` is for
     messages.
 
@@ -83,7 +81,7 @@ def model_from_checkpoint(content: dict[str, Any], name: Path) -> Autoregressive
     return model.eval()
 
 
-def load_model(path: Path) -> tuple[AutoregressiveModel, dict[str, Any]]:
+def load_model(path: Path) -> tuple[GenerativeModel, dict[str, Any]]:
     """The model in a checkpoint, in evaluation mode on the CPU, and the checkpoint's content.
 
     Raises:

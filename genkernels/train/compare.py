@@ -73,7 +73,7 @@ def compare_with_plain(
     Args:
         model: grey, without residual blocks, float32, on the CPU. Its weights stay as they are.
         images: one training batch of levels, uint8 [N, 1, H, W].
-        samples: images to draw, with one full forward pass per pixel on both sides.
+        samples: images to draw; plain PyTorch does it with one full forward pass per pixel.
         rounds, budget: see :func:`interleaved_medians`; for each piece of work.
 
     Raises:

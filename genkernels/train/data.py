@@ -94,6 +94,11 @@ def dequantise(images: Tensor, levels: int) -> Tensor:
     return (images.float() * (255 / (levels - 1))).round().to(torch.uint8)
 
 
+def as_picture(images: Tensor) -> Tensor:
+    """Real numbers 0 .. 1, on any device, to uint8 0 .. 255 on the CPU. Any shape; what lies outside is clipped."""
+    return (images.cpu().float() * 255).round().clamp(0, 255).to(torch.uint8)
+
+
 def _digits() -> Dataset:
     try:
         from sklearn.datasets import load_digits

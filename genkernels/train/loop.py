@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..models import AutoregressiveModel, bits_per_dim
+from ..models import GenerativeModel
 from .checkpoint import save_checkpoint
 from .errors import TrainingError
 from .files import write_atomically
 from .interrupt import InterruptRequest
-from .metrics import evaluate
+from .objectives import NotFiniteError
+from .recipes import find_recipe
 
 CHECKPOINT, HISTORY = "model.pt", "history.jsonl"
 
@@ -26,11 +27,6 @@ RECORD_STEPS = 10  # steps that one line of the history averages
 EVALUATION_IMAGES = 1000  # at most, of the test images, while training
 EVALUATION_STEPS = 100  # at least, between two evaluations; an epoch, where that is longer
 SAVE_SECONDS = 30.0
-
-OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "adam": torch.optim.Adam,
-    "rmsprop": torch.optim.RMSprop,
-}
 
 
 @dataclass(frozen=True)
@@ -40,8 +36,8 @@ class Settings:
     Attributes:
         data: specification of the data set; ``size`` as :func:`genkernels.train.data.open_dataset` takes it.
         batch_size: images per step; the last batch of an epoch may be smaller.
-        learning_rate, optimizer: "adam" or "rmsprop", their other constants as PyTorch has them.
-        clip: largest norm of the gradient of the loss in nats per sub-pixel; infinity for none.
+        learning_rate, optimizer: "adam" or "rmsprop", their other constants as the family's objective has them.
+        clip: largest norm of the gradient of the loss (of nats per sub-pixel, for a likelihood); infinity for none.
         seed: of the initial weights, the order of the images and everything else that is random.
     """
 
@@ -66,37 +62,45 @@ class Limits:
 class Trainer:
     """Trains a model and keeps ``model.pt`` and ``history.jsonl`` in a folder.
 
+    What a step is and what is measured is the business of the recipe's objective; everything else is the same for
+    all families.
+
     Args:
-        recipe: name of the model's recipe, for the checkpoint.
+        recipe: name of the model's recipe.
         model: moved to ``device``.
         train_images, test_images: levels, uint8 [N, C, H, W], on the CPU.
         settings: see :class:`Settings`.
         folder: exists already.
         device: where to train.
+        train_labels, test_labels: int64 [N], where the model takes them.
     """
 
     def __init__(
         self,
         recipe: str,
-        model: AutoregressiveModel,
+        model: GenerativeModel,
         train_images: Tensor,
         test_images: Tensor,
         settings: Settings,
         folder: Path,
         device: torch.device | str = "cpu",
+        train_labels: Tensor | None = None,
+        test_labels: Tensor | None = None,
     ) -> None:
         self.recipe, self.settings, self.folder = recipe, settings, folder
         self.device = torch.device(device)
         self.model = model.to(self.device)
         self.train_images, self.test_images = train_images, test_images
-        self.optimizer = OPTIMIZERS[settings.optimizer](model.parameters(), lr=settings.learning_rate)
+        self.train_labels, self.test_labels = train_labels, test_labels
+        self.objective = find_recipe(recipe).objective
+        self.optimizers = self.objective.optimizers(model, settings)
         self.epoch = 0
         self.batch = 0  # batches done in this epoch
         self.step = 0
         self.limits = Limits()  # the ones that it was last asked to keep
         self.seconds = 0.0  # of training so far, over all resumed parts
         self.history: list[dict[str, float]] = []
-        self._recent: list[float] = []  # nats per image of the steps since the last record
+        self._recent: list[dict[str, float]] = []  # what the steps since the last record gave
         self._order: tuple[int, Tensor] | None = None
         self._saved_step = -1
 
@@ -104,13 +108,8 @@ class Trainer:
     def steps_per_epoch(self) -> int:
         return math.ceil(len(self.train_images) / self.settings.batch_size)
 
-    @property
-    def dims(self) -> int:
-        """Sub-pixels of an image."""
-        return self.train_images[0].numel()
-
     def latest(self, key: str) -> float | None:
-        """The newest "train_nats", "test_nats" or "grad_norm" in the history; None before there is one."""
+        """The newest entry of that name in the history, such as "train_nats"; None before there is one."""
         return next((record[key] for record in reversed(self.history) if key in record), None)
 
     def done(self, limits: Limits, seconds: float = 0.0) -> float:
@@ -160,24 +159,22 @@ class Trainer:
         return not interrupt.requested
 
     def _one_step(self) -> None:
-        images = self.train_images[self._batch_indices()].to(self.device)
-        nats = -self.model.log_prob(images).mean()
-        loss = nats / self.dims
-        value = nats.item()
-        if not math.isfinite(value):
-            raise self._diverged("loss", value)
-        self.optimizer.zero_grad()
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip).item()
-        if not math.isfinite(norm):
-            raise self._diverged("gradient's norm", norm)
-        self.optimizer.step()
+        indices = self._batch_indices()
+        images = self.train_images[indices].to(self.device)
+        labels = None if self.train_labels is None else self.train_labels[indices].to(self.device)
+        try:
+            values = self.objective.step(self.model, images, self.optimizers, self.settings.clip, labels)
+        except NotFiniteError as error:
+            kept = "the last checkpoint" if self._saved_step < 0 else f"the checkpoint of step {self._saved_step}"
+            raise TrainingError(
+                f"training diverged: {error} at step {self.step + 1}; {kept} is kept in "
+                f"{self.folder / CHECKPOINT}; try a smaller learning rate"
+            ) from error
         self.step += 1
         self.batch += 1
         if self.batch == self.steps_per_epoch:
             self.epoch, self.batch = self.epoch + 1, 0
-        self._recent.append(value)
-        self._norm = norm
+        self._recent.append(values)
 
     def _batch_indices(self) -> Tensor:
         # The order of an epoch follows from the seed and the epoch alone: nothing of it needs to be saved.
@@ -187,35 +184,23 @@ class Trainer:
         size = self.settings.batch_size
         return self._order[1][self.batch * size : (self.batch + 1) * size]
 
-    def _diverged(self, what: str, value: float) -> TrainingError:
-        kept = "the last checkpoint" if self._saved_step < 0 else f"the checkpoint of step {self._saved_step}"
-        return TrainingError(
-            f"training diverged: the {what} became {value} at step {self.step + 1}; {kept} is kept in "
-            f"{self.folder / CHECKPOINT}; try a smaller learning rate"
-        )
-
     def _record(self) -> None:
-        record = {
-            "step": self.step,
-            "epoch": round(self.step / self.steps_per_epoch, 4),
-            "seconds": round(self.seconds, 3),
-            "train_nats": sum(self._recent) / len(self._recent),
-            "grad_norm": self._norm,
-        }
-        self.history.append(record)
+        means = {key: sum(step[key] for step in self._recent) / len(self._recent) for key in self._recent[0]}
+        self.history.append(self._now() | means)
         self._recent = []
 
     def _evaluate(self) -> None:
-        nats = evaluate(self.model, self.test_images[:EVALUATION_IMAGES]).nats
-        self.history.append(
-            {
-                "step": self.step,
-                "epoch": round(self.step / self.steps_per_epoch, 4),
-                "seconds": round(self.seconds, 3),
-                "test_nats": nats,
-                "test_bits_per_dim": bits_per_dim(nats, self.dims),
-            }
-        )
+        labels = None if self.test_labels is None else self.test_labels[:EVALUATION_IMAGES]
+        measures = self.objective.evaluate(self.model, self.test_images[:EVALUATION_IMAGES], labels=labels)
+        if measures:
+            self.history.append(self._now() | {f"test_{measure.key}": measure.mean for measure in measures})
+
+    def _now(self) -> dict[str, float]:
+        return {
+            "step": self.step,
+            "epoch": round(self.step / self.steps_per_epoch, 4),
+            "seconds": round(self.seconds, 3),
+        }
 
     def save(self) -> None:
         """Write the checkpoint and the history, each atomically."""
@@ -224,7 +209,7 @@ class Trainer:
             self.recipe,
             self.model,
             asdict(self.settings),
-            optimizer=self.optimizer.state_dict(),
+            optimizers={name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
             progress={"epoch": self.epoch, "batch": self.batch, "step": self.step, "seconds": self.seconds},
             limits=asdict(self.limits),
             history=self.history,
@@ -246,7 +231,8 @@ class Trainer:
         """
         try:
             progress, rng = content["progress"], content["rng"]
-            self.optimizer.load_state_dict(content["optimizer"])
+            for name, optimizer in self.optimizers.items():
+                optimizer.load_state_dict(content["optimizers"][name])
             self.history, self._recent = list(content["history"]), list(content["recent"])
             self.epoch, self.batch = progress["epoch"], progress["batch"]
             self.step, self.seconds = progress["step"], progress["seconds"]

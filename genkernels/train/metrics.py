@@ -1,15 +1,15 @@
-"""How good a model is: the likelihood of images that it was not trained on."""
+"""How good a model is: means over images that it was not trained on, the likelihood first of all."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..models import AutoregressiveModel, bits_per_dim
+from ..models import AutoregressiveModel, GenerativeModel, bits_per_dim
 
 
 @dataclass(frozen=True)
@@ -29,33 +29,78 @@ class Evaluation:
     bits_per_dim: float
 
 
+@dataclass(frozen=True)
+class Measure:
+    """The mean of one figure over a set of images.
+
+    Attributes:
+        key: its name in the history, after "test_".
+        label: what it is, for people: "nats per image".
+        mean, standard_error: of the figure, and of that mean; the error of one image is NaN.
+        images: how many.
+    """
+
+    key: str
+    label: str
+    mean: float
+    standard_error: float
+    images: int
+
+    def __str__(self) -> str:
+        digits = max(0, 4 - math.floor(math.log10(abs(self.mean)))) if self.mean and math.isfinite(self.mean) else 4
+        return f"{self.mean:.{digits}f} ± {self.standard_error:.{digits}f}"
+
+
 @torch.no_grad()
-def evaluate(
-    model: AutoregressiveModel,
+def mean_over(
+    model: GenerativeModel,
     images: Tensor,
+    score: Callable[[Tensor], Sequence[Tensor]],
     batch_size: int = 64,
     progress: Callable[[int, int], None] | None = None,
-) -> Evaluation:
-    """Mean negative log-likelihood of images under a model, which is put back into the mode that it was in.
+) -> list[tuple[float, float, int]]:
+    """Mean, its standard error and the number of images, for each of the figures that ``score`` returns.
 
     Args:
-        model: on any device.
-        images: levels, [N, C, H, W] with N at least 1.
-        batch_size: images per forward pass.
+        model: on any device; put back into the mode that it was in.
+        images: uint8 [N, C, H, W] with N at least 1.
+        score: of a batch on the model's device: figures [batch] with the model in evaluation mode.
+        batch_size: images at a time.
         progress: called as ``progress(done, total)`` after each batch.
     """
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
-    nats = []
+    done, parts = 0, []
     try:
         for batch in images.split(batch_size):
-            nats.append(-model.log_prob(batch.to(device)).double().cpu())
+            parts.append([figure.double().cpu() for figure in score(batch.to(device))])
+            done += len(batch)
             if progress is not None:
-                progress(sum(map(len, nats)), len(images))
+                progress(done, len(images))
     finally:
         model.train(was_training)
-    each = torch.cat(nats)
-    mean = each.mean().item()
-    error = each.std().item() / math.sqrt(len(each)) if len(each) > 1 else math.nan
-    return Evaluation(len(each), mean, error, bits_per_dim(mean, images[0].numel()))
+    each = [torch.cat(figures) for figures in zip(*parts, strict=True)]
+    errors = [x.std().item() / math.sqrt(len(x)) if len(x) > 1 else math.nan for x in each]
+    return [(x.mean().item(), error, len(x)) for x, error in zip(each, errors, strict=True)]
+
+
+def evaluate(
+    model: AutoregressiveModel,
+    images: Tensor,
+    batch_size: int = 64,
+    progress: Callable[[int, int], None] | None = None,
+    labels: Tensor | None = None,
+) -> Evaluation:
+    """Mean negative log-likelihood of levels [N, C, H, W] under an autoregressive model; see :func:`mean_over`.
+
+    ``labels``, int64 [N], are for a model with classes.
+    """
+    of_batches = None if labels is None else iter(labels.split(batch_size))
+
+    def score(x: Tensor) -> tuple[Tensor]:
+        condition = None if of_batches is None else next(of_batches).to(x.device)
+        return (-model.log_prob(x, condition),)
+
+    ((nats, error, count),) = mean_over(model, images, score, batch_size, progress)
+    return Evaluation(count, nats, error, bits_per_dim(nats, images[0].numel()))

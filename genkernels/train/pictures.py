@@ -59,16 +59,24 @@ def save_grids(path: Path, grids: Mapping[str, Tensor], levels: int, columns: in
     _save(figure, path)
 
 
-def save_curve(path: Path, history: Sequence[Mapping[str, float]]) -> None:
-    """Nats per image over the steps, on the training and, where there are any, the test images."""
+def save_curve(path: Path, history: Sequence[Mapping[str, float]], curves: Mapping[str, str], unit: str) -> None:
+    """Entries of the history over the steps.
+
+    Args:
+        path: the picture.
+        history: records with a "step" and any entries.
+        curves: which entries, and what they are called. Those that begin with "test_" are drawn as points.
+        unit: of all of them.
+    """
     figure = _figure(6.4, 4.0)
     axes = figure.subplots()
-    for key, label, style in (("train_nats", "training", "-"), ("test_nats", "test", "o-")):
+    for key, label in curves.items():
         records = [record for record in history if key in record]
+        style = "o-" if key.startswith("test_") else "-"
         if records:
             axes.plot([r["step"] for r in records], [r[key] for r in records], style, markersize=3, label=label)
     axes.set_xlabel("step")
-    axes.set_ylabel("nats per image")
+    axes.set_ylabel(unit)
     axes.grid(alpha=0.3)
     if axes.lines:
         axes.legend()

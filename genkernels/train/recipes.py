@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from ..models import AutoregressiveModel, GatedPixelCNN, PixelCNN, PixelRNN
+from ..models import DCGAN, VAE, Autoencoder, GatedPixelCNN, GenerativeModel, PixelCNN, PixelRNN
 from .errors import GenkernelsError
+from .objectives import (
+    AdversarialObjective,
+    LikelihoodObjective,
+    Objective,
+    ReconstructionObjective,
+    VariationalObjective,
+)
 
 
 @dataclass(frozen=True)
@@ -18,13 +26,14 @@ class Recipe:
     Attributes:
         model: its constructor.
         summary: one line for people.
+        objective: how a step is taken, what is measured and which pictures are made.
         batch_size, learning_rate, optimizer: the defaults of a run; "adam" or "rmsprop".
-        clip: the largest gradient norm of the loss in nats per sub-pixel; larger gradients are scaled down to
-            it.
+        clip: the largest gradient norm of the objective's loss; larger gradients are scaled down to it.
     """
 
-    model: Callable[..., AutoregressiveModel]
+    model: Callable[..., GenerativeModel]
     summary: str
+    objective: Objective[Any] = field(default_factory=LikelihoodObjective)
     batch_size: int = 16
     learning_rate: float = 1e-3
     optimizer: str = "adam"
@@ -34,7 +43,7 @@ class Recipe:
         """The names of the constructor's arguments."""
         return set(inspect.signature(self.model).parameters)
 
-    def build(self, **options: Any) -> AutoregressiveModel:
+    def build(self, **options: Any) -> GenerativeModel:
         """The model; options that the constructor does not have or refuses raise a GenkernelsError."""
         unknown = sorted(set(options) - self.options())
         if unknown:
@@ -52,6 +61,18 @@ RECIPES = {
     "gated-pixelcnn": Recipe(GatedPixelCNN, "two gated stacks, no blind spot (van den Oord et al. 2016b)"),
     "pixelrnn": Recipe(
         PixelRNN, "an LSTM that walks over diagonals or rows (van den Oord et al. 2016)", optimizer="rmsprop"
+    ),
+    "vae": Recipe(
+        VAE, "a convolutional VAE (Kingma & Welling 2014)", VariationalObjective(), batch_size=128, learning_rate=1e-3
+    ),
+    "autoencoder": Recipe(Autoencoder, "a convolutional autoencoder", ReconstructionObjective(), batch_size=128),
+    "dcgan": Recipe(
+        DCGAN,
+        "convolutional adversarial networks (Radford et al. 2016)",
+        AdversarialObjective(),
+        batch_size=128,
+        learning_rate=2e-4,
+        clip=math.inf,
     ),
 }
 

@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from ..models import GenerativeModel
 from .checkpoint import model_from_checkpoint, read_checkpoint
 from .data import Dataset, open_dataset, quantise
 from .errors import TrainingError
-from .loop import CHECKPOINT, OPTIMIZERS, Settings, Trainer
+from .loop import CHECKPOINT, Settings, Trainer
+from .objectives import OPTIMIZERS
 from .recipes import find_recipe
 
 
@@ -31,7 +34,7 @@ def start_run(
         folder: made when it is missing.
         settings: ``data`` and any other fields of :class:`Settings`; what is missing comes from the recipe.
         model_options: arguments of the model's constructor; the size and colours of the images come from the
-            data, and ``levels``, when missing, too.
+            data, and what else the objective takes from there, such as ``levels``, when missing, too.
         overwrite: whether a run that is there already may be replaced.
 
     Raises:
@@ -54,7 +57,7 @@ def start_run(
     dataset = open_dataset(chosen.data, chosen.size)
     _, channels, height, width = dataset.train.shape
     options = {
-        "levels": dataset.levels,
+        **plan.objective.model_options(dataset, model_options),
         **model_options,
         "in_channels": channels,
         "image_size": (height, width),
@@ -100,12 +103,31 @@ def resume_run(
 
 
 def _trainer(
-    recipe: str, model: Any, dataset: Dataset, settings: Settings, folder: Path, device: torch.device | str
+    recipe: str, model: GenerativeModel, dataset: Dataset, settings: Settings, folder: Path, device: torch.device | str
 ) -> Trainer:
-    train, test = quantise(dataset.train, model.levels), quantise(dataset.test, model.levels)
+    levels = find_recipe(recipe).objective.levels(model)
+    train, test = quantise(dataset.train, levels), quantise(dataset.test, levels)
     if train.shape[1] != model.in_channels:
         raise TrainingError(f"the model takes {model.in_channels} channels; {settings.data} has {train.shape[1]}")
-    return Trainer(recipe, model, train, test, settings, folder, device)
+    labels = labels_for(recipe, model, dataset)
+    return Trainer(recipe, model, train, test, settings, folder, device, *labels)
+
+
+def labels_for(recipe: str, model: GenerativeModel, dataset: Dataset) -> tuple[Tensor | None, Tensor | None]:
+    """The labels of the training and of the test images, for a model that takes them; else None twice.
+
+    Raises:
+        TrainingError: the data have none, or more classes than the model.
+    """
+    if not find_recipe(recipe).objective.takes_labels(model):
+        return None, None
+    classes = model.config["num_classes"]
+    if dataset.train_labels is None or dataset.test_labels is None:
+        raise TrainingError(f"num_classes: {dataset.name} has no labels to condition on")
+    found = int(max(dataset.train_labels.max(), dataset.test_labels.max())) + 1
+    if found > classes:
+        raise TrainingError(f"num_classes: expected at least {found}, the classes of {dataset.name}; got {classes}")
+    return dataset.train_labels, dataset.test_labels
 
 
 def _check(settings: Settings) -> None:

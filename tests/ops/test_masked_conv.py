@@ -22,14 +22,6 @@ def gradients(x: Tensor, weight: Tensor, bias: Tensor | None, grad_output: Tenso
     return y.detach(), *torch.autograd.grad(y, [t for t in inputs if t is not None], grad_output)
 
 
-@pytest.fixture
-def threads():
-    """Sets the number of threads, and sets it back."""
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
 # --- the sum itself ---
 
 

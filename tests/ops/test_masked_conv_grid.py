@@ -4,16 +4,23 @@ A failing case prints its options as the test's id; `check(Case(...))` runs it a
 """
 
 import dataclasses
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from fresh_process import run_fresh
-from grids import DTYPES, LAYOUTS, assert_as_exact, laid_out, nan_in_fresh_memory, pairwise, short
+from grids import (
+    DTYPES,
+    ISAS,
+    LAYOUTS,
+    assert_as_exact,
+    check_cases_under,
+    laid_out,
+    nan_in_fresh_memory,
+    pairwise,
+    short,
+)
 from torch import Tensor
 
-from genkernels import backends
 from genkernels.ops import masked_conv2d
 from genkernels.ops.masked_conv.mask import MaskSpec, mask_tensor
 
@@ -72,16 +79,15 @@ AXES = {
     "grad_layout": LAYOUTS,
 }
 CASES = [Case(**row) for row in pairwise(AXES)]
-ISAS = [] if backends.native() is None else backends.require_native().compiled_isas()
 
 
-def tensors(case: Case) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+def tensors(case: Case, device: str = "cpu") -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
     """x, weight, bias and grad_output, of a size that keeps all results near 1."""
     generator = torch.Generator().manual_seed(0)
     (inputs, outputs), (height, width) = case.channels, case.size
 
     def random(*shape: int, layout: str = "contiguous") -> Tensor:
-        values = torch.randn(shape, generator=generator).to(case.dtype)
+        values = torch.randn(shape, generator=generator).to(device, case.dtype)
         return laid_out(values, layout) if len(shape) == 4 else values
 
     x = random(case.batch, inputs, height, width, layout=case.x_layout)
@@ -102,15 +108,15 @@ def plain(case: Case, dtype: torch.dtype, inputs, grad_output: Tensor) -> tuple[
     padding = tuple(k // 2 * d for k, d in zip(case.kernel, case.dilation, strict=True))
 
     def conv(x, weight, bias=None):
-        return F.conv2d(x, weight * case.mask().to(dtype), bias, padding=padding, dilation=case.dilation)
+        return F.conv2d(x, weight * case.mask().to(weight), bias, padding=padding, dilation=case.dilation)
 
     inputs = [None if t is None else t.to(dtype, memory_format=torch.contiguous_format) for t in inputs]
     return conv_and_gradients(conv, inputs, grad_output.to(dtype))
 
 
-def check(case: Case) -> None:
+def check(case: Case, device: str = "cpu") -> None:
     """The operator's result and gradients are as exact as PyTorch's."""
-    *inputs, grad_output = tensors(case)
+    *inputs, grad_output = tensors(case, device)
 
     def conv(x, weight, bias=None):
         return masked_conv2d(
@@ -141,7 +147,7 @@ def check(case: Case) -> None:
     names = ("y", "grad_x", "grad_weight", "grad_bias")[: len(got)]
     for name, *results, size in zip(names, got, oracle, peer, typical, strict=True):
         assert_as_exact(name, results[0], oracle=results[1], peer=results[2], typical=size)
-    assert (got[2][case.mask().expand_as(got[2]) == 0] == 0).all(), "a masked tap has a gradient"
+    assert (got[2][case.mask().to(device) == 0] == 0).all(), "a masked tap has a gradient"
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -151,26 +157,7 @@ def test_result_and_gradients_are_as_exact_as_those_of_pytorch(case):
 
 @pytest.mark.parametrize("isa", ISAS)
 def test_every_instruction_set_is_as_exact_as_pytorch_and_reads_no_unwritten_scratch(isa):
-    native = backends.require_native()
-    if ISAS.index(isa) > ISAS.index(native.detected_isa()):
-        pytest.skip(f"this machine has {native.detected_isa()} only")
-    printed = run_fresh(
-        f"""
-        import sys
-        sys.path.insert(0, {str(Path(__file__).parents[1])!r})
-        from ops.test_masked_conv_grid import CASES, check
-        from genkernels import _C
-        for case in CASES[::3]:
-            try:
-                check(case)
-            except Exception as error:
-                raise AssertionError(str(case)) from error
-        print(_C.active_isa())
-        """,
-        GENKERNELS_MAX_ISA=isa,
-        MALLOC_PERTURB_="1",  # glibc: fresh memory holds 0xfe, which is -1.7e38 as a float
-    )
-    assert printed == isa
+    check_cases_under(isa, "ops.test_masked_conv_grid")
 
 
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=short)

@@ -74,6 +74,14 @@ def test_row_work_is_done_before_the_row_and_the_pixel_keeps_the_least():
     assert all({(tap.dy, tap.dx) for tap in i.taps} <= {(0, -3), (0, -2), (0, -1), (0, 0)} for i in steps)
 
 
+def test_a_condition_is_added_before_the_row_wherever_there_is_work_before_the_row():
+    program = program_of(CASES["gated colours classes"].model(), 2, (3, 5, 4), torch.tensor([0, 1]))
+    constants = {v.index for v in program.values if v.constant is not None}
+    phases = [i.phase for i in program.instructions() for read in reads_of(i) if read.value in constants]
+    # Two stacks of three layers; the vertical gate of the last one is needed by nobody.
+    assert len(constants) == len(phases) == 5 and set(phases) == {ROW}
+
+
 def test_a_walk_from_the_right_goes_along_the_row_above_before_the_row():
     program = program_of(CASES["diagonal lstm"].model(), 2, (1, 5, 6))
     scans = [i for i in program.row if isinstance(i, Scan)]
@@ -352,6 +360,11 @@ REFUSED = {
     "another dtype": (
         lambda self, x: head(self, self.conv(x).float()), {"conv": a_layer(), "out": one(6)},
         "layer '_to_copy': changes the dtype from torch.float64 to torch.float32",
+    ),
+    "noise": (
+        lambda self, x: head(self, self.conv(x) + torch.randn(6, 1, 1, dtype=x.dtype)),
+        {"conv": a_layer(), "out": one(6)},
+        "the model draws random numbers of its own",
     ),
     "a weight made of the image": (
         lambda self, x: head(self, F.conv2d(x, x[:, :, :1, :1])), {"out": one(6)}, "the weight depends on the image",

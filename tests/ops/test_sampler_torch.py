@@ -134,6 +134,17 @@ def test_nothing_is_computed_behind_the_last_open_sub_pixel(monkeypatch):
     assert torch.equal(drawn[known], given[known])
 
 
+@pytest.mark.parametrize("name", ["pixelcnn colours", "diagonal lstm"])
+def test_autocast_and_inference_mode_change_nothing(name):
+    case = CASES[name]
+    model, uniforms = case.model(torch.float32), torch.rand(2, *case.size)
+    expected = model.sample(2, uniforms=uniforms, size=case.size[1:], backend="torch")
+    for surroundings in (torch.autocast("cpu", torch.bfloat16), torch.inference_mode()):
+        with surroundings:
+            again = case.model(torch.float32)  # a program is kept with its model
+            assert torch.equal(again.sample(2, uniforms=uniforms, size=case.size[1:], backend="torch"), expected)
+
+
 def test_a_weight_changed_in_any_way_is_seen_by_the_next_sample():
     case = CASES["pixelcnn"]
     model = case.model()

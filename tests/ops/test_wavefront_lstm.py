@@ -1,25 +1,18 @@
-"""What the wavefront LSTM computes: the recurrence it promises, its memory, threads, and fallbacks."""
-
-import itertools
-from concurrent.futures import ThreadPoolExecutor
+"""What the wavefront LSTM computes: the recurrence it promises, and where a value goes."""
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from grids import DENSE, DTYPES, LAYOUTS, laid_out, nan_in_fresh_memory, needs_native, short
+from grids import DTYPES, LAYOUTS, laid_out, nan_in_fresh_memory, short
 from torch import Tensor
 
-from genkernels import backends
 from genkernels.ops import diagonal_bilstm, diagonal_lstm
-from genkernels.ops.wavefront_lstm import cpu, reference
-from genkernels.ops.wavefront_lstm.geometry import Geometry
 
 from .wavefront_walks import (
     DIAGONAL,
     MIRRORED,
     OTHER_TAPS,
-    ROW,
     SIZES,
     WALKS,
     bilstm_inputs,
@@ -31,17 +24,6 @@ from .wavefront_walks import (
 )
 
 ALL_DTYPES = (torch.float64, *DTYPES)
-
-
-@pytest.fixture
-def threads():
-    """Sets the number of threads, and sets it back."""
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
-# --- the recurrence itself ---
 
 
 @pytest.mark.parametrize("walk", [*WALKS, *OTHER_TAPS], ids=str)
@@ -180,234 +162,3 @@ def test_a_nan_gradient_reaches_the_pixels_that_its_own_sees_and_no_others(walk,
     assert grad_gates[0].isfinite().all()
     assert grad_gates[1].isnan().all(0).equal(seen)
     assert grad_gates[1].isnan().any(0).equal(seen)
-
-
-# --- memory ---
-
-
-def kept_bytes(function) -> int:
-    """Bytes that the graph of function() holds for its backward, each storage once."""
-    storages = {}
-
-    def pack(t: Tensor) -> Tensor:
-        storages[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
-        return t
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        y = function()
-    del y
-    return sum(storages.values())
-
-
-@pytest.mark.parametrize("dtype", ALL_DTYPES, ids=short)
-def test_checkpoint_keeps_the_inputs_alone(dtype):
-    units, pixels = 16, 2 * 9 * 8
-    inputs = [t.requires_grad_() for t in inputs_for((9, 8), ROW, units=units, dtype=dtype)]
-    own = sum(t.untyped_storage().nbytes() for t in inputs)
-    wide = 8 if dtype == torch.float64 else 4
-    assert kept_bytes(lambda: ROW(*inputs, checkpoint=True)) == own
-    assert kept_bytes(lambda: ROW(*inputs)) == own + pixels * units * 5 * wide
-
-
-@pytest.mark.parametrize("walk", WALKS, ids=str)
-@pytest.mark.parametrize("dtype", ALL_DTYPES, ids=short)
-def test_checkpoint_changes_neither_the_result_nor_the_gradients(walk, dtype):
-    inputs, grad = inputs_for((5, 6), walk, units=7, dtype=dtype), torch.randn(2, 7, 5, 6).to(dtype)
-    kept, again = (with_gradients(lambda *a, c=c: walk(*a, checkpoint=c), inputs, grad) for c in (False, True))
-    for one, other in zip(kept, again, strict=True):
-        torch.testing.assert_close(one, other)
-
-
-def test_checkpoint_in_both_directions():
-    inputs, grad = bilstm_inputs((5, 6), dtype=torch.float32), torch.randn(2, 3, 5, 6)
-    kept, again = (
-        with_gradients(lambda *a, c=c: diagonal_bilstm(*a, checkpoint=c), inputs, grad) for c in (False, True)
-    )
-    for one, other in zip(kept, again, strict=True):
-        torch.testing.assert_close(one, other)
-
-
-def test_nothing_is_kept_where_no_gradient_can_be_asked_for(monkeypatch):
-    asked = []
-    forward = backends.native() and cpu.forward
-    monkeypatch.setattr(
-        cpu, "forward", lambda walks, geometries, keep: asked.append(keep) or forward(walks, geometries, keep)
-    )
-    if forward is None:
-        pytest.skip("tests what the native kernel is asked for")
-    inputs = inputs_for((3, 4), ROW, dtype=torch.float32)
-    ROW(*inputs)
-    with torch.no_grad():
-        ROW(inputs[0].requires_grad_(), *inputs[1:])
-    ROW(*inputs)
-    assert asked == [False, False, True]
-
-
-def test_changing_what_backward_needs_is_refused():
-    for which in range(2):
-        inputs = [t.requires_grad_() for t in inputs_for((3, 4), ROW, dtype=torch.float32)]
-        y = ROW(*inputs)
-        with torch.no_grad():
-            inputs[which].add_(1)
-        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-            y.sum().backward()
-
-
-# --- which gradients are asked for ---
-
-
-@pytest.mark.parametrize("checkpoint", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("needs", [n for n in itertools.product((True, False), repeat=4) if any(n)])
-def test_each_gradient_is_the_same_whichever_others_are_asked_for(needs, dtype, checkpoint):
-    values, grad = inputs_for((4, 5), ROW, dtype=dtype), torch.randn(2, 3, 4, 5, dtype=dtype)
-    everything = with_gradients(ROW, values, grad)[1:]
-    inputs = [t.requires_grad_(need) for t, need in zip(values, needs, strict=True)]
-    with nan_in_fresh_memory():
-        ROW(*inputs, checkpoint=checkpoint).backward(grad)
-    for leaf, expected, need in zip(inputs, everything, needs, strict=True):
-        if need:
-            torch.testing.assert_close(leaf.grad, expected)
-        else:
-            assert leaf.grad is None
-
-
-def test_one_direction_alone_may_be_asked_for():
-    inputs, grad = bilstm_inputs((4, 5), dtype=torch.float32), torch.randn(2, 3, 4, 5)
-    everything = with_gradients(diagonal_bilstm, inputs, grad)[1:]
-    for chosen in ((0,), (3,), (1, 3, 6), (2, 4)):
-        leaves = [t.detach().requires_grad_(k in chosen) for k, t in enumerate(inputs)]
-        with nan_in_fresh_memory():
-            diagonal_bilstm(*leaves).backward(grad)
-        for k, leaf in enumerate(leaves):
-            if k in chosen:
-                torch.testing.assert_close(leaf.grad, everything[k])
-            else:
-                assert leaf.grad is None
-
-
-# --- threads ---
-
-
-@pytest.mark.parametrize("batch", [1, 3])
-@pytest.mark.parametrize("dtype", DTYPES, ids=short)
-@pytest.mark.parametrize("layout", DENSE)
-def test_the_same_number_of_threads_gives_the_same_bits(threads, layout, dtype, batch):
-    gates, *others = inputs_for((17, 14), DIAGONAL, batch=batch, units=24, dtype=dtype)
-    inputs, grad = [laid_out(gates, layout), *others], torch.randn(batch, 24, 17, 14).to(dtype)
-    for count in (1, 2, 3):
-        threads(count)
-        first, *rest = (with_gradients(DIAGONAL, inputs, grad) for _ in range(4))
-        for again in rest:
-            assert all(a.equal(b) for a, b in zip(first, again, strict=True))
-
-
-@pytest.mark.parametrize("walk", WALKS, ids=str)
-@pytest.mark.parametrize("batch", [1, 4, 5])
-def test_any_number_of_threads_gives_the_same_result_but_for_rounding(threads, batch, walk):
-    inputs, grad = (
-        inputs_for((16, 13), walk, batch=batch, units=24, dtype=torch.float32),
-        torch.randn(batch, 24, 16, 13),
-    )
-    threads(1)
-    one = with_gradients(walk, inputs, grad)
-    for count in (2, 3, 7):
-        threads(count)
-        for ours, theirs in zip(with_gradients(walk, inputs, grad), one, strict=True):
-            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=2e-5)
-
-
-def test_calls_from_several_python_threads_do_not_disturb_each_other(threads):
-    threads(2)
-    jobs = [
-        (walk, inputs_for((11, 12), walk, units=20, dtype=torch.float32), torch.randn(2, 20, 11, 12))
-        for walk in (*WALKS, OTHER_TAPS[2])
-    ]
-    alone = [with_gradients(*job) for job in jobs]
-
-    def often(job):
-        torch.set_num_threads(2)  # per thread in some builds of torch
-        return [with_gradients(*job) for _ in range(5)]
-
-    with ThreadPoolExecutor(len(jobs)) as pool:
-        for expected, rounds in zip(alone, pool.map(often, jobs), strict=True):
-            for got in rounds:
-                assert all(a.equal(b) for a, b in zip(got, expected, strict=True))
-
-
-# --- which implementation runs ---
-
-
-def refuse(*_args, **_options):
-    raise AssertionError("the wrong implementation was called")
-
-
-@needs_native
-@pytest.mark.parametrize("checkpoint", [False, True])
-@pytest.mark.parametrize("dtype", DTYPES, ids=short)
-def test_the_native_kernels_run_where_they_can(monkeypatch, dtype, checkpoint):
-    monkeypatch.setattr(reference, "forward", refuse)
-    monkeypatch.setattr(reference, "backward", refuse)
-    for walk in WALKS:
-        inputs = inputs_for((3, 4), walk, dtype=dtype)
-        with_gradients(lambda *a, w=walk: w(*a, checkpoint=checkpoint), inputs, torch.ones(2, 3, 3, 4, dtype=dtype))
-    with_gradients(diagonal_bilstm, bilstm_inputs((3, 4), dtype=dtype), torch.ones(2, 3, 3, 4, dtype=dtype))
-
-
-@pytest.mark.parametrize("dtype", ALL_DTYPES, ids=short)
-def test_without_the_native_extension_the_reference_runs(monkeypatch, dtype):
-    monkeypatch.setattr(backends, "native", lambda: None)
-    monkeypatch.setattr(backends, "require_native", refuse)
-    monkeypatch.setattr(cpu, "forward", refuse)
-    monkeypatch.setattr(cpu, "backward", refuse)
-    inputs, grad = inputs_for((4, 3), ROW, dtype=dtype), torch.randn(2, 3, 4, 3).to(dtype)
-    got = with_gradients(ROW, inputs, grad)
-    wide = [t.double() for t in inputs]
-    expected = with_gradients(lambda *a: plain_walk(*a, ROW), wide, grad.double())
-    for ours, theirs in zip(got, expected, strict=True):
-        torch.testing.assert_close(ours, theirs.to(dtype))
-
-
-# --- the geometry ---
-
-
-@pytest.mark.parametrize("walk", [*WALKS, *OTHER_TAPS], ids=str)
-def test_the_geometry_names_the_offsets_and_reads_only_the_front_before(walk):
-    geometry = Geometry(walk.front, walk.taps, walk.mirrored)
-    assert tuple(geometry.offsets()) == walk.offsets
-    assert geometry.cell_offset() == walk.cell
-    height, width = 5, 7
-    for y, x in walk.order(height, width):
-        for dy, dx in (*walk.offsets, walk.cell):
-            assert geometry.step(y + dy, x + dx, width) == geometry.step(y, x, width) - 1
-
-
-@pytest.mark.parametrize("size", [*SIZES, (7, 3), (0, 3), (3, 0)], ids=str)
-@pytest.mark.parametrize("walk", WALKS, ids=str)
-def test_the_fronts_hold_every_pixel_once(walk, size):
-    geometry = Geometry(walk.front, walk.taps, walk.mirrored)
-    fronts = [geometry.cells(step, *size) for step in range(geometry.steps(*size))]
-    assert all(fronts)
-    assert sorted(itertools.chain(*fronts)) == list(itertools.product(*map(range, size)))
-    for step, cells in enumerate(fronts):
-        assert all(geometry.step(*cell, size[1]) == step for cell in cells)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("column", (0,)), "front: expected 'row' or 'diagonal'; got 'column'"),
-        (("row", ()), "taps: expected one or more whole numbers, each once; got []"),
-        (("row", (0, 0)), "taps: expected one or more whole numbers, each once; got [0, 0]"),
-        (("row", (0.5,)), "taps: expected one or more whole numbers, each once; got [0.5]"),
-        (
-            ("diagonal", (0, 1)),
-            "taps: a diagonal front reads rows at most 0, those below hold future pixels; got [0, 1]",
-        ),
-        (("row", (0,), True), "mirrored: only a diagonal front has a mirror image; got front 'row'"),
-    ],
-)
-def test_a_geometry_that_makes_no_sense_is_refused(arguments, message):
-    with pytest.raises(ValueError) as caught:
-        Geometry(*arguments)
-    assert str(caught.value) == message

@@ -21,15 +21,9 @@ from .wavefront_walks import (
     plain_walk,
 )
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SIZE = (2, 3)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def small(walk=ROW, dtype=torch.float64, seed=0):

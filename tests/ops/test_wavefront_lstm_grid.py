@@ -4,15 +4,22 @@ A failing case prints its options as the test's id; `check(Case(...))` runs it a
 """
 
 import dataclasses
-from pathlib import Path
 
 import pytest
 import torch
-from fresh_process import run_fresh
-from grids import DTYPES, LAYOUTS, assert_as_exact, laid_out, nan_in_fresh_memory, pairwise, short
+from grids import (
+    DTYPES,
+    ISAS,
+    LAYOUTS,
+    assert_as_exact,
+    check_cases_under,
+    laid_out,
+    nan_in_fresh_memory,
+    pairwise,
+    short,
+)
 from torch import Tensor
 
-from genkernels import backends
 from genkernels.ops import diagonal_bilstm
 
 from .wavefront_walks import (
@@ -64,7 +71,6 @@ AXES = {
     "threads": (1, 2, 3),
 }
 CASES = [Case(**row) for row in pairwise(AXES)]
-ISAS = [] if backends.native() is None else backends.require_native().compiled_isas()
 
 
 def tensors(case: Case) -> tuple[list[Tensor | None], Tensor]:
@@ -128,26 +134,7 @@ def test_result_and_gradients_are_as_exact_as_those_of_pytorch(case):
 
 @pytest.mark.parametrize("isa", ISAS)
 def test_every_instruction_set_is_as_exact_as_pytorch_and_reads_no_unwritten_scratch(isa):
-    native = backends.require_native()
-    if ISAS.index(isa) > ISAS.index(native.detected_isa()):
-        pytest.skip(f"this machine has {native.detected_isa()} only")
-    printed = run_fresh(
-        f"""
-        import sys
-        sys.path.insert(0, {str(Path(__file__).parents[1])!r})
-        from ops.test_wavefront_lstm_grid import CASES, check
-        from genkernels import _C
-        for case in CASES[::3]:
-            try:
-                check(case)
-            except Exception as error:
-                raise AssertionError(str(case)) from error
-        print(_C.active_isa())
-        """,
-        GENKERNELS_MAX_ISA=isa,
-        MALLOC_PERTURB_="1",  # glibc: fresh memory holds 0xfe, which is -1.7e38 as a float
-    )
-    assert printed == isa
+    check_cases_under(isa, "ops.test_wavefront_lstm_grid")
 
 
 @pytest.mark.slow

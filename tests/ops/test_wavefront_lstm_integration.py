@@ -1,4 +1,4 @@
-"""The wavefront LSTM among PyTorch's machinery: layouts, opcheck, torch.compile, export, autocast."""
+"""The wavefront LSTM among PyTorch's machinery: layouts, opcheck, torch.compile, autocast."""
 
 import pytest
 import torch
@@ -6,7 +6,6 @@ from grids import DENSE, DTYPES, LAYOUTS, SLICED, laid_out, needs_native, short
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from genkernels import nn as gnn
 from genkernels.ops import diagonal_bilstm, row_lstm
 
 from .wavefront_walks import DIAGONAL, MIRRORED, ROW, bilstm_inputs, inputs_for
@@ -135,7 +134,7 @@ def test_opcheck_of_the_derivative_of_backward():
     torch.library.opcheck(backward_op, (*leaves, saved, *options(ROW), [True] * 4))
 
 
-# --- torch.compile and export ---
+# --- torch.compile ---
 
 
 @pytest.fixture(autouse=True)
@@ -176,21 +175,6 @@ def test_it_compiles_with_inductor_forward_and_backward(layout):
         return diagonal_bilstm(left * 2 + 1, right.sin(), *others).sigmoid() * 3
 
     assert_compiled_equals_eager(function, in_layout(bilstm_inputs(SIZE, dtype=torch.float32), layout))
-
-
-def test_a_compiled_layer_serves_other_batch_sizes_without_failing():
-    for layer in (gnn.RowLSTM(3, 6, channel_groups=3), gnn.DiagonalBiLSTM(3, 6, learned_state=True)):
-        compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
-        for batch in (4, 2, 1, 3):
-            x = torch.randn(batch, 3, 8, 5)
-            torch.testing.assert_close(compiled(x), layer(x))
-
-
-def test_export_keeps_the_operator_and_its_result():
-    layer, x = gnn.DiagonalBiLSTM(3, 6), torch.randn(2, 3, 8, 5)
-    program = torch.export.export(layer, (x,))
-    assert pair_op in [node.target for node in program.graph.nodes]
-    torch.testing.assert_close(program.module()(x), layer(x))
 
 
 # --- autocast ---

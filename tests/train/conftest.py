@@ -1,12 +1,8 @@
-"""The models here are tiny: a second thread costs more than it does, the more so on a busy machine."""
+"""All models here are tiny."""
 
 import pytest
-import torch
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def tiny(one_thread):
+    """Every test here runs on one thread."""

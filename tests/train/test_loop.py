@@ -30,9 +30,11 @@ def assert_same_state(a: Trainer, b: Trainer) -> None:
     assert (a.step, a.epoch, a.batch) == (b.step, b.epoch, b.batch)
     for name, value in a.model.state_dict().items():
         assert torch.equal(b.model.state_dict()[name], value), name
-    for left, right in zip(*(t.optimizer.state_dict()["state"].values() for t in (a, b)), strict=True):
-        for name, value in left.items():
-            assert torch.equal(right[name], value), name
+    assert a.optimizers.keys() == b.optimizers.keys()
+    for key in a.optimizers:
+        for left, right in zip(*(t.optimizers[key].state_dict()["state"].values() for t in (a, b)), strict=True):
+            for name, value in left.items():
+                assert torch.equal(right[name], value), name
 
 
 def without_time(history):

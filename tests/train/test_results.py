@@ -76,7 +76,7 @@ def test_pictures_of_grids_are_written_in_grey_and_colour(tmp_path, channels):
 
 @pytest.mark.parametrize("history", [[], [{"step": 10, "train_nats": 3.0}], [{"step": 10, "test_nats": 3.0}]])
 def test_a_curve_is_drawn_from_any_history(tmp_path, history):
-    save_curve(tmp_path / "curve.png", history)
+    save_curve(tmp_path / "curve.png", history, {"train_nats": "training", "test_nats": "test"}, "nats per image")
     assert (tmp_path / "curve.png").stat().st_size > 1000
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ... import backends
-from ..masked_conv.cpu import _STORAGE, _image_strides, _readable, why_not  # noqa: F401 - why_not is for kernels.py
+from ..masked_conv.cpu import _STORAGE, _image_strides, readable, why_not  # noqa: F401 - why_not is for kernels.py
 from ..masked_conv.layout import empty_grad_input, is_channels_last, output_format
 from .geometry import ACTIVATIONS, Geometry, empty_output
 
@@ -71,7 +71,7 @@ def _product(
     y = empty_output(x, weight, geometry)
     if y.numel() == 0:
         return y
-    x = _readable(x)
+    x = readable(x)
     _check(
         backends.require_native().conv_forward(
             _STORAGE[x.dtype],
@@ -166,7 +166,7 @@ def _gradients(
     grad_output = _as_laid_out(grad_output, other)
     grad_x = empty_grad_input(x) if needs[0] else None
     grad_weight = torch.empty_like(weight) if needs[1] else None
-    x = _readable(x)
+    x = readable(x)
     _check(
         backends.require_native().conv_backward(
             _STORAGE[x.dtype],

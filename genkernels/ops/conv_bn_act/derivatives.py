@@ -85,7 +85,7 @@ def _conv_act_jvp(
     return tangent if y is None else tangent * reference.slope_at(y, *ctx.options[-2:])
 
 
-def _bare(x: Tensor, weight: Tensor, options: Sequence[Any]) -> Tensor:
+def _bare(x: Any, weight: Any, options: Sequence[Any]) -> Tensor:
     """F(x, weight)."""
     return conv_act(x, weight, None, None, *options[:4], "none", 0.0)
 
@@ -96,7 +96,7 @@ def _bare_sum(
 ) -> Tensor | None:  # fmt: skip
     """F(first) + F(second) + shift, terms with a None left out; None where nothing is left."""
     terms: list[Tensor | None] = [
-        _bare(*pair, options) for pair in (first, second) if pair[0] is not None and pair[1] is not None
+        _bare(pair[0], pair[1], options) for pair in (first, second) if pair[0] is not None and pair[1] is not None
     ]
     if shift is not None:
         x, weight = second[0], first[1]
@@ -192,7 +192,8 @@ def _second(
         filled: list[Any] = [None] * 4
         for k, value in zip(present, values, strict=True):
             filled[k] = value
-        return reference.whole(*filled, geometry, activation, negative_slope, eps)
+        x, weight, bn_weight, bn_bias = filled
+        return reference.whole(x, weight, bn_weight, bn_bias, geometry, activation, negative_slope, eps)
 
     def first(grad: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
         grads = torch.func.vjp(output, *values)[1](grad)

@@ -10,11 +10,16 @@ import torch
 from torch import Tensor
 
 from ..masked_conv.layout import empty_grad_input, input_format, output_format
+from ..tile_conv import gpu
 from . import cpu, reference, schema, sync
 from .geometry import accumulator, empty_output, geometry_of
 
 
 def _backend(x: Tensor) -> ModuleType:
+    if x.device.type == "cuda" and gpu.why_not(x) is None:
+        from . import triton_kernels  # here, since it imports Triton
+
+        return triton_kernels
     return cpu if x.device.type == "cpu" and cpu.why_not(x) is None else reference
 
 

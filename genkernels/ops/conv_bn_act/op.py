@@ -185,7 +185,8 @@ def check_activation(activation: str | None, negative_slope: float) -> None:
 def _check_tensors(
     x: Tensor, weight: Tensor, bias: Tensor | None, norm: dict[str, Tensor | None], geometry: Geometry
 ) -> None:
-    for name, tensor in (("x", x), ("weight", weight)):
+    required: tuple[tuple[str, Any], ...] = (("x", x), ("weight", weight))
+    for name, tensor in required:
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name}: expected a torch.Tensor; got {type(tensor).__name__}")
     if x.dim() not in (3, 4):
@@ -200,7 +201,8 @@ def _check_tensors(
     if not x.dtype.is_floating_point:
         raise TypeError(f"x: expected a floating-point dtype; got {x.dtype}")
     autocast = torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type)
-    for name, tensor in (("weight", weight), ("bias", bias), *norm.items()):
+    named: list[tuple[str, Any]] = [("weight", weight), ("bias", bias), *norm.items()]
+    for name, tensor in named:
         if tensor is None:
             continue
         if not isinstance(tensor, Tensor):

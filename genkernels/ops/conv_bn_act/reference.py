@@ -167,4 +167,5 @@ def whole(
     """The training pass in differentiable operators, in one process: what derivatives of higher order are made of."""
     z = convolve(x, weight, geometry)
     weights = [None if v is None else v.to(z.dtype) for v in (bn_weight, bn_bias)]
-    return act(F.batch_norm(z, None, None, *weights, training=True, eps=eps), activation, negative_slope)
+    normed = F.batch_norm(z, None, None, weights[0], weights[1], training=True, eps=eps)
+    return act(normed, activation, negative_slope)

@@ -3,13 +3,13 @@
     genkernels::conv_act              y = act(scale * conv(x, weight) + shift)
     genkernels::conv_act_backward     grad_y, x, weight, y -> grad_x, grad_weight, grad_shift, for scale 1
     genkernels::conv_bn_act           z = conv(x, weight), y = act(normalised z), by the statistics of this batch
-    genkernels::conv_bn_act_backward  grad_y, x, weight, z, statistics -> grad_x, grad_weight, grad of bn_weight, bn_bias
+    genkernels::conv_bn_act_backward  grad_y, x, weight, z, statistics -> the gradients of the four inputs
 
 ``conv`` is a convolution, or with ``transposed`` a transposed one; weights are as in torch.nn. scale, shift,
 bn_weight and bn_bias are [out] in any floating dtype or None (1, 0).
 
-The operators change none of their arguments: ``statistics`` [3, out] (mean of z, its biased variance, and the number of
-values of a channel they were taken from; float64 for float64, else float32) tells the caller how to update running ones.
+The operators change none of their arguments. ``statistics`` [3, out] holds the mean of z, its biased variance and the
+number of values of a channel (float64 for float64, else float32): from it the caller updates running ones.
 
 ``output`` is y where the activation's slope is read off it, else None. ``needs`` says which gradients are wanted; the
 others come back empty. ``group`` is the name of the process group over which statistics are taken, "" for none.

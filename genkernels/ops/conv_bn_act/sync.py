@@ -1,4 +1,4 @@
-"""Batch statistics over the processes of a group: what is exchanged is three numbers a channel forward, two backward."""
+"""Batch statistics over the processes of a group: three numbers a channel are exchanged forward, two backward."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def group_name(sync: object) -> str:
 
 
 def _resolve(name: str) -> torch.distributed.ProcessGroup:
-    return torch._C._distributed_c10d._resolve_process_group(name)
+    return torch._C._distributed_c10d._resolve_process_group(name)  # type: ignore[arg-type]
 
 
 def combine_statistics(mean: Tensor, deviations: Tensor, count: int, group: str) -> Tensor:

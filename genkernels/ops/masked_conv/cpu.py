@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -49,7 +50,7 @@ def _plan(spec: MaskSpec, dilation: tuple[int, int]) -> Any:
     )
 
 
-def _readable(t: Tensor) -> Tensor:
+def readable(t: Tensor) -> Tensor:
     """t itself where the kernel can walk its strides (innermost W or C, pixels evenly spaced), else a copy."""
     strides = t.stride()
     return t if 1 in (strides[1], strides[3]) else t.contiguous()
@@ -76,9 +77,22 @@ def forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, spec: MaskSpec, dilation: tuple[int, int], activation: str
 ) -> Tensor:
     y = empty_output(x, weight)
-    if y.numel() == 0:
-        return y
-    x = _readable(x)
+    if y.numel() > 0:
+        forward_into(y, x, weight, bias, spec, dilation, activation)
+    return y
+
+
+def forward_into(
+    y: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    spec: MaskSpec,
+    dilation: tuple[int, int],
+    activation: str,
+) -> None:
+    """The result written to y, [N, O, H, W] with pixels, of any strides."""
+    x = readable(x)
     weight_strides = _weight_strides(weight)
     if weight_strides is None:
         weight = weight.contiguous()
@@ -99,7 +113,6 @@ def forward(
     )
     if not done:
         raise MemoryError("masked_conv2d: no memory for the kernel's scratch")
-    return y
 
 
 def backward(
@@ -117,19 +130,36 @@ def backward(
     grad_bias = x.new_empty(weight.shape[0]) if needs[2] else x.new_empty(0)
     if x.numel() == 0:
         return grad_x, grad_weight.zero_(), grad_bias.zero_()
-    x = _readable(x)
+    grads = [grad if need else None for grad, need in zip((grad_x, grad_weight, grad_bias), needs, strict=True)]
+    backward_into(grads, grad_output, x, weight, output, spec, dilation, activation)
+    return grad_x, grad_weight, grad_bias
+
+
+def backward_into(
+    grads: Sequence[Tensor | None],
+    grad_output: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    output: Tensor | None,
+    spec: MaskSpec,
+    dilation: tuple[int, int],
+    activation: str,
+) -> None:
+    """The gradients written to those of (grad_x, grad_weight, grad_bias) that are there; x has pixels."""
+    grad_x, grad_weight, grad_bias = grads
+    x = readable(x)
     if activation == "relu":
         assert output is not None
-        output = _readable(output)
-        grad_output = _like_layout(_readable(grad_output), output)
+        output = readable(output)
+        grad_output = _like_layout(readable(grad_output), output)
     else:
-        output, grad_output = None, _readable(grad_output)
+        output, grad_output = None, readable(grad_output)
     weight_strides = _weight_strides(weight)
     if weight_strides is None:
         weight = weight.contiguous()
         weight_strides = _weight_strides(weight)
     target = grad_weight
-    target_strides = _weight_strides(target) if needs[1] else (0, 0, 0)
+    target_strides = (0, 0, 0) if target is None else _weight_strides(target)
     if target_strides is None:
         target = torch.empty(weight.shape, dtype=weight.dtype)
         target_strides = _weight_strides(target)
@@ -145,17 +175,16 @@ def backward(
         _NO_STRIDES if output is None else _image_strides(output),
         weight.data_ptr(),
         weight_strides,
-        grad_x.data_ptr() if needs[0] else 0,
-        _image_strides(grad_x) if needs[0] else _NO_STRIDES,
-        target.data_ptr() if needs[1] else 0,
+        0 if grad_x is None else grad_x.data_ptr(),
+        _NO_STRIDES if grad_x is None else _image_strides(grad_x),
+        0 if target is None else target.data_ptr(),
         target_strides,
-        grad_bias.data_ptr() if needs[2] else 0,
+        0 if grad_bias is None else grad_bias.data_ptr(),
     )
     if not done:
         raise MemoryError("masked_conv2d: no memory for the backward kernel's scratch")
-    if target is not grad_weight:
+    if target is not None and grad_weight is not None and target is not grad_weight:
         grad_weight.copy_(target)
-    return grad_x, grad_weight, grad_bias
 
 
 def _like_layout(t: Tensor, other: Tensor) -> Tensor:

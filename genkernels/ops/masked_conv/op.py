@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..direct import are_plain, is_open
+from ..tile_conv import gpu
 from ..verbose import is_on, say
 from . import cpu, reference, schema
 from .derivatives import backward, forward
@@ -47,7 +48,9 @@ def masked_conv2d(
 
     Args:
         x: [N, C, H, W] or [C, H, W]; float64, float32, bfloat16 or float16 (16-bit types accumulate in float32).
-            Any strides; a tensor neither contiguous along W nor along C is copied once.
+            Any strides; a tensor neither contiguous along W nor along C is copied once, and on a GPU one of 16 channels
+            or more that is not contiguous along C. float32 is multiplied there as PyTorch's own convolutions do it,
+            in TF32 where ``torch.backends.cudnn`` allows it.
         weight: [O, C, kh, kw], kh and kw odd; the dtype and device of x.
         bias: [O] or None.
         mask_type: "A" hides the centre tap (the pixel itself), "B" shows it.
@@ -75,7 +78,7 @@ def masked_conv2d(
             return ready(x, weight, bias)
     check_options(mask_type, channel_groups, group_layout, activation)
     spread = check_dilation(dilation)
-    _check_tensors(x, weight, bias, channel_groups)
+    check_tensors(x, weight, bias, channel_groups)
     if key is not None and cpu.why_not(x) is None and worth_keeping(x, weight):
         if len(_ready) >= MOST_CALLS:
             _ready.clear()
@@ -108,27 +111,29 @@ def check_dilation(dilation: int | Sequence[int]) -> _Pair:
     return pair[0], pair[1]
 
 
-def _check_tensors(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> None:
-    named = [("x", x), ("weight", weight)] + ([] if bias is None else [("bias", bias)])
+def check_tensors(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int, prefix: str = "", end: str = "") -> None:
+    """Raise an error that says what does not fit; prefix and end make up the names of weight and bias."""
+    weight_name, bias_name = (f"{prefix}{name}{end}" for name in ("weight", "bias"))
+    named = [("x", x), (weight_name, weight)] + ([] if bias is None else [(bias_name, bias)])
     for name, tensor in named:
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name}: expected a torch.Tensor; got {type(tensor).__name__}")
     if x.dim() not in (3, 4):
         raise ValueError(f"x: expected [N, C, H, W] or [C, H, W]; got shape {list(x.shape)}")
     if weight.dim() != 4:
-        raise ValueError(f"weight: expected [out_channels, in_channels, kh, kw]; got shape {list(weight.shape)}")
+        raise ValueError(f"{weight_name}: expected [out_channels, in_channels, kh, kw]; got shape {list(weight.shape)}")
     out_channels, in_channels, height, width = weight.shape
     if height % 2 == 0 or width % 2 == 0:
-        raise ValueError(f"weight: expected an odd kernel, so that there is a centre tap; got {height}x{width}")
+        raise ValueError(f"{weight_name}: expected an odd kernel, so that there is a centre tap; got {height}x{width}")
     if x.shape[-3] != in_channels:
-        raise ValueError(f"x: expected {in_channels} channels, as weight has; got shape {list(x.shape)}")
+        raise ValueError(f"x: expected {in_channels} channels, as {weight_name} has; got shape {list(x.shape)}")
     if min(out_channels, in_channels) < groups:
         raise ValueError(
             f"channel_groups: expected at most min(out_channels, in_channels) = {min(out_channels, in_channels)}; "
             f"got {groups}"
         )
     if bias is not None and (bias.dim() != 1 or bias.shape[0] != out_channels):
-        raise ValueError(f"bias: expected shape [{out_channels}]; got {list(bias.shape)}")
+        raise ValueError(f"{bias_name}: expected shape [{out_channels}]; got {list(bias.shape)}")
     if not x.dtype.is_floating_point:
         raise TypeError(f"x: expected a floating-point dtype; got {x.dtype}")
     for name, tensor in named[1:]:
@@ -214,12 +219,36 @@ def _backward_cpu(
     return cpu.backward(grad_output, x, weight, output, spec, _dilation(dilation), activation, needs)
 
 
+def _forward_cuda(x: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
+    if gpu.why_not(x) is not None:
+        return _forward_reference(x, weight, bias, *options)
+    from . import triton_kernels  # here, since it imports Triton
+
+    mask_type, channel_groups, group_layout, dilation, activation = options
+    spec = _spec(weight, mask_type, channel_groups, group_layout)
+    return triton_kernels.forward(x, weight, bias, spec, _dilation(dilation), activation)
+
+
+def _backward_cuda(
+    grad_output: Tensor, x: Tensor, weight: Tensor, output: Tensor | None, *options: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    if gpu.why_not(x) is not None:
+        return _backward_reference(grad_output, x, weight, output, *options)
+    from . import triton_kernels
+
+    mask_type, channel_groups, group_layout, dilation, activation, needs = options
+    spec = _spec(weight, mask_type, channel_groups, group_layout)
+    return triton_kernels.backward(grad_output, x, weight, output, spec, _dilation(dilation), activation, needs)
+
+
 forward.use_directly(_forward_cpu, tensors=3)
 backward.use_directly(_backward_cpu, tensors=4)
 schema.library.impl("masked_conv2d", _forward_reference, "CompositeExplicitAutograd")
 schema.library.impl("masked_conv2d_backward", _backward_reference, "CompositeExplicitAutograd")
 schema.library.impl("masked_conv2d", _forward_cpu, "CPU")
 schema.library.impl("masked_conv2d_backward", _backward_cpu, "CPU")
+schema.library.impl("masked_conv2d", _forward_cuda, "CUDA")
+schema.library.impl("masked_conv2d_backward", _backward_cuda, "CUDA")
 
 
 @torch.library.register_fake("genkernels::masked_conv2d", lib=schema.library)

@@ -57,10 +57,11 @@ def compile_program(
     kept = _kept.get(model)
     if kept is not None and kept.structure == structure and _equal(kept.tensors, tensors):
         return kept.program
-    graph = trace(
-        lambda x: predict(x, condition), model, (n, *shape[1:]), len(table), table.dtype, table.device
-    )  # fmt: skip
-    with torch.no_grad():
+    # In inference mode operators arrive before PyTorch has taken them apart, under autocast with casts.
+    with torch.inference_mode(False), torch.no_grad(), torch.autocast(table.device.type, enabled=False):
+        graph = trace(
+            lambda x: predict(x, condition), model, (n, *shape[1:]), len(table), table.dtype, table.device
+        )  # fmt: skip
         program = lower(schedule(fold(graph)), table)
     _kept[model] = _Kept(structure, [tensor.detach().clone() for tensor in tensors], program)
     return program

@@ -76,12 +76,13 @@ def execute(program: Program, request: Request, progress: Progress | None = None
                     progress(before + sum(rows[: y + 1]), total)
 
             stop = min(part.stop, request.images.shape[0])
-            executor.run(program.for_images(part.start, stop), _walk(request, part, row_done))
+            with torch.autocast(request.images.device.type, enabled=False):  # a program has one dtype
+                executor.run(program.for_images(part.start, stop), walk_of(request, part, row_done))
         before += sum(rows)
     return request.images
 
 
-def _walk(request: Request, part: slice, row_done: Callable[[int], None]) -> Walk:
+def walk_of(request: Request, part: slice, row_done: Callable[[int], None]) -> Walk:
     free = request.free[part]
     row, column, colour = free.any(0).permute(1, 2, 0).nonzero()[-1].tolist()
     return Walk(

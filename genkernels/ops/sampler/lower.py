@@ -185,8 +185,13 @@ class _Builder:
         early = [c.part(c.when == ROW) for c in columns]
         begun = any(bool((c.weight[later] != 0).any()) for c in early)
         if begun:
-            self.emit(self._sum(name, value, ROW, later, early, bias, ()))
-            bias = None
+            # What is to be added and is there already, a condition say, need not wait for the pixels.
+            ready = [
+                t for t in terms if set(later) <= set(t.rows) and bool((self.plan.available(node, t) == ROW).all())
+            ]
+            ((spans, reads),) = self.aligned(node, later, [[term] for term in ready])
+            self.emit(replace(self._sum(name, value, ROW, later, early, bias, reads), channels=spans))
+            bias, terms = None, [t for t in terms if t not in ready]
             columns = [c.part(c.when > ROW) for c in columns]
         left = []
         for phase in sorted(set(labels.tolist()) - {ROW}):

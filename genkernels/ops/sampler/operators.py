@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..masked_conv.mask import MaskSpec, mask_tensor
+from ..wavefront_layer.schema import by_walk, geometries
 from ..wavefront_lstm.geometry import Geometry
 from .graph import AffineNode, Box, Link, LstmNode, NotTraceable, PointNode, Tap
 from .plane import Plane
@@ -268,3 +269,25 @@ def _lstm_pair(
 ) -> tuple[Traced, Traced, None]:  # fmt: skip
     first = _walk(tracer, gates_0, weight_0, h0_0, c0_0, Geometry.of(front, taps, mirrored[0]))
     return first, _walk(tracer, gates_1, weight_1, h0_1, c0_1, Geometry.of(front, taps, mirrored[1])), None
+
+
+def _layer_walk(tracer: Tracer, x: Traced, parameters: Sequence[Any], mask_type: str, geometry: Geometry) -> Traced:
+    input_weight, input_bias, weight, h0, c0 = parameters
+    gates = _masked_conv2d(tracer, x, input_weight, input_bias, mask_type, 1, "blocks", (1, 1), "none")
+    return _walk(tracer, gates, weight, h0, c0, geometry)
+
+
+@handles("genkernels::wavefront_layer")
+def _layer(tracer: Tracer, x: Traced, *arguments: Any) -> tuple[Traced, None]:
+    *parameters, mask_type, front, taps, _ = arguments
+    return _layer_walk(tracer, x, parameters, mask_type, Geometry.of(front, taps, False)), None
+
+
+@handles("genkernels::wavefront_layer_pair")
+def _layer_pair(tracer: Tracer, x: Traced, *arguments: Any) -> tuple[Tensor, None]:
+    *parameters, mask_type, front, taps, _ = arguments
+    left, right = (
+        _layer_walk(tracer, x, own, mask_type, geometry)
+        for own, geometry in zip(by_walk(parameters), geometries(2, front, taps), strict=True)
+    )
+    return left + torch.constant_pad_nd(right[..., :-1, :], [0, 0, 1, 0]), None

@@ -59,6 +59,24 @@ class Plane:
         every = list(range(node.channels))
         return cls(node.channels, bottom, right, [Piece(node, 0, 0, every, every, Box(0, bottom, 0, right))])
 
+    def padded(self, left: int, right: int, top: int = 0, bottom: int = 0) -> Plane:
+        """With rows and columns of zeros around it; negative numbers crop."""
+        box = Box(0, self.height + top + bottom, 0, self.width + left + right)
+        pieces = [
+            Piece(p.node, p.dy - top, p.dx - left, p.channels, p.places, p.window.moved(top, left) & box)
+            for p in self.pieces
+        ]
+        return Plane(self.channels, box.bottom, box.right, [p for p in pieces if not p.window.is_empty()])
+
+    def taken(self, start: int, stop: int) -> Plane:
+        """Channels [start, stop)."""
+        pieces = []
+        for p in self.pieces:
+            kept = [(c, place - start) for c, place in zip(p.channels, p.places, strict=True) if start <= place < stop]
+            if kept:
+                pieces.append(Piece(p.node, p.dy, p.dx, [c for c, _ in kept], [place for _, place in kept], p.window))
+        return Plane(stop - start, self.height, self.width, pieces)
+
 
 class Numbering:
     """Numbers for the elements of all nodes of a trace, from 1."""

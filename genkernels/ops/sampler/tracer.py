@@ -30,7 +30,7 @@ _REARRANGING = """
     swapaxes repeat lift_fresh view_as flatten
 """
 _SHAPE_ONLY = """
-    zeros_like ones_like full_like empty_like rand_like randn_like new_zeros new_ones new_full new_empty
+    zeros_like ones_like full_like empty_like new_zeros new_ones new_full new_empty
 """
 REARRANGING = {f"aten::{name}" for name in _REARRANGING.split()}
 SHAPE_ONLY = {f"aten::{name}" for name in _SHAPE_ONLY.split()}
@@ -131,7 +131,10 @@ class Tracer:
         if name in HANDLERS:
             return HANDLERS[name](self, *args, **kwargs)
         if name in REARRANGING:
-            return self._rearrange(func, args, kwargs)
+            planes = None if kwargs else self._quickly(name, *args)
+            if planes is None:
+                return self._rearrange(func, args, kwargs)
+            return planes
         if name == "aten::_to_copy":
             if kwargs.get("dtype") not in (None, self.dtype):
                 raise NotTraceable(f"layer {self.name()!r}: changes the dtype from {self.dtype} to {kwargs['dtype']}")
@@ -148,6 +151,34 @@ class Tracer:
         target._plane, target._index = result._plane, result._index
         return target
 
+    def _quickly(self, name: str, x: Any, *args: Any) -> Any:
+        """What is common, without indices, which are slow where images are large; None for all else."""
+        if not isinstance(x, Traced) or x.dim() != 4:
+            return None
+        batch, channels, height, width = x.shape
+        sizes = (batch, channels, height, width)
+        results: list[Plane] = []
+        if name == "aten::split" and len(args) == 2 and args[1] in (1, -3):
+            starts = range(0, channels, args[0])
+            results = [x.as_plane().taken(start, min(start + args[0], channels)) for start in starts]
+        elif name == "aten::constant_pad_nd" and len(args[0]) <= 4 and args[1:] in ((), (0,)):
+            results = [x.as_plane().padded(*args[0])]
+        elif name == "aten::slice" and len(args) == 3:
+            dim = args[0] % 4
+            start, stop, _ = slice(*args[1:]).indices(sizes[dim])
+            if dim == 1:
+                results = [x.as_plane().taken(start, stop)]
+            elif dim > 1:
+                crop = (-start, stop - sizes[dim])
+                results = [x.as_plane().padded(*(crop if dim == 3 else (0, 0, *crop)))]
+        if not results or any(min(p.channels, p.height, p.width) < 1 for p in results):
+            return None
+        made = [Traced(self, (batch, p.channels, p.height, p.width), plane=p) for p in results]
+        if name != "aten::constant_pad_nd":
+            for traced in (x, *made):
+                traced.shared = True
+        return made if name == "aten::split" else made[0]
+
     def _rearrange(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """Carries the operator out on the indices; the true shapes come from PyTorch's meta device."""
         shapes = func(*tree_map(_meta, args), **tree_map(_meta, kwargs))
@@ -158,7 +189,7 @@ class Tracer:
                 return a.as_index()
             if isinstance(a, Tensor) and a.dtype.is_floating_point:
                 return self.constant(a).as_index()
-            return a
+            return a.cpu() if isinstance(a, Tensor) else a
 
         several = not isinstance(shapes, Tensor)
         if any(shape.shape[:1] != (batch,) for shape in (shapes if several else [shapes])):
@@ -187,7 +218,7 @@ class Tracer:
 
     def constant(self, tensor: Tensor) -> Traced:
         """A map [n, C, H, W] (or [n, C, W]) that does not depend on the image."""
-        tensor = tensor.detach().to(self.dtype)
+        tensor = tensor.detach().to(self.device, self.dtype)
         if not bool(tensor.any()):
             index = torch.zeros(1, *tensor.shape[1:], dtype=torch.int64)
             return Traced(self, tensor.shape, index=index)
@@ -202,7 +233,8 @@ class Tracer:
         """Numbers [n or 1, C] that are the same at every pixel."""
         if values.shape[0] > 1 and bool((values == values[:1]).all()):
             values = values[:1]
-        return self.add(ConstantNode("constant", values.shape[1], Box(0, 1, 0, 1), values.detach().to(self.dtype)))
+        tensor = values.detach().to(self.device, self.dtype)
+        return self.add(ConstantNode("constant", values.shape[1], Box(0, 1, 0, 1), tensor))
 
     def clean(self, plane: Plane, reach: Box) -> list[Piece]:
         """The pieces of a plane, read within ``reach``: where a cropped one would show what was cropped, a copy."""
@@ -249,8 +281,11 @@ def trace(
     batch, colours, height, width = shape
     tracer = Tracer(dtype, device)
     image = tracer.add(ImageNode("image", colours, Box(0, height, 0, width)))
+    random = torch.get_rng_state()
     with torch.no_grad(), tracer.watch(model):
         logits = function(Traced(tracer, shape, plane=Plane.of(image)))
+    if not torch.equal(random, torch.get_rng_state()):
+        raise NotTraceable("the model draws random numbers of its own, which a program would draw once for all")
     tracer.path, tracer.operator = [], "logits"
     expected = [[batch, levels, colours, height, width]] + ([[batch, levels, height, width]] if colours == 1 else [])
     if not isinstance(logits, Traced):

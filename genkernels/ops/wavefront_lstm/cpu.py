@@ -31,8 +31,28 @@ def forward(walks: Sequence[Sequence[Tensor | None]], geometries: Sequence[Geome
     hidden = [empty_hidden(one) for one in gates]
     saved = empty_saved(gates, keep)
     if hidden[0].numel() > 0:
-        _run("forward", walks, hidden, saved, geometries)
+        forward_into(hidden, saved if keep else None, walks, geometries)
     return (*hidden, saved)
+
+
+def forward_into(
+    hidden: Sequence[Tensor],
+    saved: Tensor | None,
+    walks: Sequence[Sequence[Tensor | None]],
+    geometries: Sequence[Geometry],
+) -> None:
+    """h written to ``hidden`` of each walk, and what backward needs to ``saved`` [walks, N, H * W * 5h] if there.
+
+    The gates may be those of :func:`gates_within` saved: then they are overwritten in place.
+    """
+    _run("forward", walks, hidden, saved, geometries)
+
+
+def gates_within(saved: Tensor, units: int, size: Sequence[int]) -> Tensor:
+    """The part of ``saved`` [N, H * W * 5h] of one walk that holds the gates: [N, 4h, H, W], channels_last."""
+    height, width = size
+    shape, strides = (saved.shape[0], 4 * units, height, width), (saved.stride(0), 1, 4 * units * width, 4 * units)
+    return saved.as_strided(shape, strides)
 
 
 def backward(
@@ -45,9 +65,23 @@ def backward(
     wanted = [needs[4 * i : 4 * i + 4] for i in range(len(walks))]
     grads = [empty_grads(walk[1:], some) for walk, some in zip(walks, wanted, strict=True)]
     flat = tuple(grad for some in grads for grad in some)
-    grad_hidden = [_readable(_present(walk[0])) for walk in walks]
-    if grad_hidden[0].numel() == 0:
+    if _present(walks[0][0]).numel() == 0:
         return tuple(grad.zero_() for grad in flat)
+    backward_into(grads, walks, saved if saved.numel() else None, geometries)
+    return flat
+
+
+def backward_into(
+    grads: Sequence[Sequence[Tensor | None]],
+    walks: Sequence[Sequence[Tensor | None]],
+    saved: Tensor | None,
+    geometries: Sequence[Geometry],
+) -> None:
+    """The gradients of (gates, weight, h0, c0) written to ``grads`` of each walk; None or [0] is not wanted.
+
+    With ``saved`` the gates give their shape alone. Without it they are read, and their gradient may take their place.
+    """
+    grad_hidden = [_readable(_present(walk[0])) for walk in walks]
     _run(
         "backward",
         [walk[1:] for walk in walks],
@@ -59,14 +93,13 @@ def backward(
             for grad, (to_gates, to_weight, to_h0, to_c0) in zip(grad_hidden, grads, strict=True)
         ],
     )
-    return flat
 
 
 def _run(
     direction: str,
     walks: Sequence[Sequence[Tensor | None]],
     hidden: Sequence[Tensor | None],
-    saved: Tensor,
+    saved: Tensor | None,
     geometries: Sequence[Geometry],
     *gradients: Any,
 ) -> None:
@@ -83,7 +116,7 @@ def _run(
                 *_image(gates),
                 *map(_address, parameters),
                 *_image(own),
-                saved[index].data_ptr() if saved.numel() else 0,
+                0 if saved is None else saved[index].data_ptr(),
             )
         )
     batch, channels, height, width = _present(walks[0][0]).shape

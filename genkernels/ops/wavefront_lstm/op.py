@@ -62,7 +62,7 @@ def row_lstm(
 
     Source: van den Oord, Kalchbrenner, Kavukcuoglu 2016, "Pixel Recurrent Neural Networks", section 3.1.
     """
-    return _walk([(gates, weight, h0, c0)], [""], _geometry("row", taps), checkpoint)[0]
+    return _walk([(gates, weight, h0, c0)], [""], geometry_of("row", taps), checkpoint)[0]
 
 
 def diagonal_lstm(
@@ -92,7 +92,7 @@ def diagonal_lstm(
 
     Source: van den Oord, Kalchbrenner, Kavukcuoglu 2016, "Pixel Recurrent Neural Networks", section 3.2.
     """
-    return _walk([(gates, weight, h0, c0)], [""], _geometry("diagonal", taps), checkpoint, [mirrored])[0]
+    return _walk([(gates, weight, h0, c0)], [""], geometry_of("diagonal", taps), checkpoint, [mirrored])[0]
 
 
 def diagonal_bilstm(
@@ -130,7 +130,7 @@ def diagonal_bilstm(
     Source: van den Oord, Kalchbrenner, Kavukcuoglu 2016, "Pixel Recurrent Neural Networks", section 3.2.
     """
     inputs = [(gates_left, weight_left, h0_left, c0_left), (gates_right, weight_right, h0_right, c0_right)]
-    left, right = _walk(inputs, ["_left", "_right"], _geometry("diagonal", taps), checkpoint, [False, True])
+    left, right = _walk(inputs, ["_left", "_right"], geometry_of("diagonal", taps), checkpoint, [False, True])
     return left + F.pad(right[..., :-1, :], (0, 0, 1, 0)) if right.shape[-2] else left
 
 
@@ -142,65 +142,75 @@ def _walk(
     mirrored: Sequence[bool] = (False,),
 ) -> tuple[Tensor, ...]:
     """h of each walk, once the arguments are checked; ``names`` end the arguments' names."""
-    for walk, name in zip(inputs, names, strict=True):
-        _check_tensors(*walk, name, len(geometry.taps))
+    for (gates, *state), name in zip(inputs, names, strict=True):
+        _check_gates(gates, name)
+        check_state(gates.shape[-3], state, name, len(geometry.taps))
     shape = inputs[0][0].shape
     if inputs[-1][0].shape != shape:
         raise ValueError(
             f"gates{names[-1]}: expected the shape of gates{names[0]}, {list(shape)}; got {list(inputs[-1][0].shape)}"
         )
-    _check_together(inputs, names)
+    kinds = ("gates", "weight", "h0", "c0")
+    together: dict[str, Tensor | None] = {}
+    for walk, name in zip(inputs, names, strict=True):
+        together.update(zip((f"{kind}{name}" for kind in kinds), walk, strict=True))
+    check_together(together)
     flat: list[Tensor | None] = []
     for gates, *others in inputs:
         flat += [gates.unsqueeze(0) if len(shape) == 3 else gates, *others]
-    keep = not checkpoint and torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in flat)
+    keep = keeps(flat, checkpoint)
     *hidden, _ = walks[len(inputs)].forward(*flat, geometry.front, list(geometry.taps), list(mirrored), keep)
     return tuple(h.squeeze(0) for h in hidden) if len(shape) == 3 else tuple(hidden)
 
 
-def _geometry(front: str, taps: Sequence[int]) -> Geometry:
+def keeps(tensors: Sequence[Tensor | None], checkpoint: bool) -> bool:
+    """Whether backward may come, and shall find what it needs."""
+    return not checkpoint and torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def geometry_of(front: str, taps: Sequence[int]) -> Geometry:
     try:
         return Geometry(front, tuple(taps))
     except TypeError:
         raise ValueError(f"taps: expected whole numbers; got {taps!r}") from None
 
 
-def _check_tensors(gates: Tensor, weight: Tensor, h0: Tensor | None, c0: Tensor | None, name: str, taps: int) -> None:
-    for kind, value in (("gates", gates), ("weight", weight), ("h0", h0), ("c0", c0)):
-        if not isinstance(value, Tensor) and not (value is None and kind in ("h0", "c0")):
-            raise TypeError(f"{kind}{name}: expected a Tensor; got {type(value).__name__}")
+def _check_gates(gates: Tensor, name: str) -> None:
+    if not isinstance(gates, Tensor):
+        raise TypeError(f"gates{name}: expected a Tensor; got {type(gates).__name__}")
     if gates.dim() not in (3, 4):
         raise ValueError(f"gates{name}: expected [N, 4h, H, W] or [4h, H, W]; got shape {list(gates.shape)}")
-    channels = gates.shape[-3]
-    if channels == 0 or channels % 4:
+    if gates.shape[-3] == 0 or gates.shape[-3] % 4:
         raise ValueError(f"gates{name}: expected 4h channels, four gates of h; got shape {list(gates.shape)}")
+
+
+def check_state(channels: int, state: Sequence[Tensor | None], name: str, taps: int) -> None:
+    """Raise an error where (weight, h0, c0) do not fit 4h channels; ``name`` ends their names."""
+    for kind, value in zip(("weight", "h0", "c0"), state, strict=True):
+        if not isinstance(value, Tensor) and (value is not None or kind == "weight"):
+            raise TypeError(f"{kind}{name}: expected a Tensor; got {type(value).__name__}")
+    weight, h0, c0 = state
     wanted = [taps, channels, channels // 4]
-    if list(weight.shape) != wanted:
+    if weight is not None and list(weight.shape) != wanted:
         raise ValueError(f"weight{name}: expected [taps, 4h, h] = {wanted}; got shape {list(weight.shape)}")
     for kind, value in (("h0", h0), ("c0", c0)):
         if value is not None and list(value.shape) != [channels // 4]:
             raise ValueError(f"{kind}{name}: expected shape [{channels // 4}]; got {list(value.shape)}")
 
 
-def _check_together(
-    inputs: Sequence[tuple[Tensor, Tensor, Tensor | None, Tensor | None]], names: Sequence[str]
-) -> None:
-    """All on one device and, outside autocast, of one floating-point dtype."""
-    first = inputs[0][0]
+def check_together(named: dict[str, Tensor | None]) -> None:
+    """Raise an error unless all are on one device and, outside autocast, of one floating-point dtype."""
+    (leader, first), *others = named.items()
+    assert first is not None
     if not first.dtype.is_floating_point:
-        raise TypeError(f"gates{names[0]}: expected a floating-point dtype; got {first.dtype}")
-    for walk, name in zip(inputs, names, strict=True):
-        for kind, value in zip(("gates", "weight", "h0", "c0"), walk, strict=True):
-            if value is None:
-                continue
-            if value.device != first.device:
-                raise ValueError(
-                    f"{kind}{name}: expected the device of gates{names[0]}, {first.device}; got {value.device}"
-                )
-            if value.dtype != first.dtype and not torch.is_autocast_enabled(first.device.type):
-                raise TypeError(
-                    f"{kind}{name}: expected the dtype of gates{names[0]}, {first.dtype}; got {value.dtype}"
-                )
+        raise TypeError(f"{leader}: expected a floating-point dtype; got {first.dtype}")
+    for name, value in others:
+        if value is None:
+            continue
+        if value.device != first.device:
+            raise ValueError(f"{name}: expected the device of {leader}, {first.device}; got {value.device}")
+        if value.dtype != first.dtype and not torch.is_autocast_enabled(first.device.type):
+            raise TypeError(f"{name}: expected the dtype of {leader}, {first.dtype}; got {value.dtype}")
 
 
 # --- kernels ---------------------------------------------------------------------------------------------------
@@ -268,7 +278,7 @@ def _backward_fake(count: int, *arguments: Any) -> tuple[Tensor, ...]:
 # --- autocast --------------------------------------------------------------------------------------------------
 
 
-def _cast(value: Any, dtype: torch.dtype) -> Any:
+def cast(value: Any, dtype: torch.dtype) -> Any:
     """As autocast does it: float64 and what is no tensor stay."""
     if isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64:
         return value.to(dtype)
@@ -279,7 +289,7 @@ def _register_autocast(count: int, device_type: str, key: torch._C.DispatchKey) 
     def forward_autocast(*arguments: Any) -> tuple[Tensor, ...]:
         dtype = torch.get_autocast_dtype(device_type)
         with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(key)):
-            return walks[count].forward(*(_cast(value, dtype) for value in arguments))
+            return walks[count].forward(*(cast(value, dtype) for value in arguments))
 
     schema.library.impl(schema.NAMES[count], forward_autocast, key.name)
 

@@ -1,0 +1,305 @@
+"""Convolution + batch norm + activation: the blocks of the 64x64 DCGAN against every alternative a user has.
+
+    python -m bench.bench_conv_bn_act [--quick] [--seconds S] [--json DIR]
+
+times all alternatives in turn, prints the tables and the summary, and writes DIR/<machine>/conv_bn_act.json.
+
+    pytest bench/bench_conv_bn_act.py --benchmark-only [-k 'up_512 and eager']
+
+runs the same callables under pytest-benchmark; a speed-up to quote is taken from the first form.
+
+Every case is checked against float64 (output and all gradients) before it is timed. The gradient of the input is always
+owed: a generator is trained through its discriminator. In evaluation the alternatives also come with the batch norm
+folded into the weights by hand beforehand, which a user can do once training is over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bench.baselines import COMPILED, NCHW, NHWC, OURS, Layout, is_ours, to_layout
+from bench.machine import machine, software
+from bench.report import Claim, Report, Row, command_line
+from bench.roofline import Ceilings, Work, measure_ceilings
+from bench.timing import check_equal, geometric_mean, interleave
+from genkernels import ops
+
+EAGER = "three layers"
+FOLDED = "folded"
+TRAINING = "training, forward + backward"
+EVALUATION = "evaluation, forward"
+EPS = 1e-5
+OPTIONS = {"stride": 2, "padding": 1}
+KERNEL = 4
+
+
+@dataclass(frozen=True)
+class Shape:
+    transposed: bool
+    in_channels: int
+    out_channels: int
+    size: int
+    activation: str
+    batch_norm: bool
+    batch: int = 16
+
+    def __str__(self) -> str:
+        kind = "transposed" if self.transposed else "strided"
+        norm = "batch norm, " if self.batch_norm else ""
+        return f"{kind} {self.batch}×{self.in_channels}→{self.out_channels}, {self.size}², {norm}{self.activation}"
+
+    @property
+    def id(self) -> str:
+        """For ``pytest -k``, which takes no other characters."""
+        return f"{'up' if self.transposed else 'down'}_{self.in_channels}to{self.out_channels}"
+
+    @property
+    def small_pixels(self) -> int:
+        return (self.size if self.transposed else self.size // 2) ** 2
+
+    def work(self, backward: bool) -> Work:
+        """Every tap of every pixel of the small image, border included; y and the gradients once."""
+        flops = 2 * self.batch * self.small_pixels * self.in_channels * self.out_channels * KERNEL**2
+        ratio = 4 if self.transposed else 0.25
+        x = self.batch * self.in_channels * self.size**2
+        y = int(self.batch * self.out_channels * self.size**2 * ratio)
+        weight = self.in_channels * self.out_channels * KERNEL**2
+        forward = Work(flops, 4 * (x + y + weight))
+        return forward + Work(2 * flops, 4 * (2 * x + 2 * y + 2 * weight)) if backward else forward
+
+
+GENERATOR = (
+    Shape(True, 512, 256, 4, "relu", True),
+    Shape(True, 256, 128, 8, "relu", True),
+    Shape(True, 128, 64, 16, "relu", True),
+    Shape(True, 64, 3, 32, "tanh", False),
+)
+DISCRIMINATOR = (
+    Shape(False, 3, 64, 64, "leaky_relu", False),
+    Shape(False, 64, 128, 32, "leaky_relu", True),
+    Shape(False, 128, 256, 16, "leaky_relu", True),
+    Shape(False, 256, 512, 8, "leaky_relu", True),
+)
+SHAPES = GENERATOR + DISCRIMINATOR
+# name, shapes, group: the geometric mean over the three layers, and over each of the shapes
+TARGETS = (
+    ("generator", GENERATOR, TRAINING, 1.8, 1.0),
+    ("generator", GENERATOR, EVALUATION, 1.3, 1.0),
+    ("discriminator", DISCRIMINATOR, TRAINING, 1.3, 1.0),
+    ("discriminator", DISCRIMINATOR, EVALUATION, None, None),
+)
+TARGET_WIDEST = 3.0  # 512 -> 256, training
+
+
+class Problem:
+    """The tensors of one block, in float32 of a given layout or in float64."""
+
+    def __init__(self, shape: Shape, *, layout: Layout = NCHW, dtype: torch.dtype = torch.float32) -> None:
+        generator = torch.Generator().manual_seed(0)
+
+        def random(*size: int) -> Tensor:
+            values = torch.randn(size, generator=generator).to(dtype)
+            return to_layout(values, layout) if len(size) == 4 else values
+
+        s = shape
+        channels = (s.in_channels, s.out_channels) if s.transposed else (s.out_channels, s.in_channels)
+        out_size = s.size * 2 if s.transposed else s.size // 2
+        self.shape = s
+        self.x = random(s.batch, s.in_channels, s.size, s.size)
+        self.weight = random(*channels, KERNEL, KERNEL) * 0.02
+        self.grad = random(s.batch, s.out_channels, out_size, out_size)
+        self.per_channel = [random(s.out_channels) for _ in range(2 if s.batch_norm else 1)]
+        self.mean, self.variance = random(s.out_channels) * 0.1, random(s.out_channels).square() + 0.5
+
+    def norm(self, training: bool) -> dict[str, Any]:
+        if not self.shape.batch_norm:
+            return {}
+        return {"batch_norm": True, "training": training, "eps": EPS,
+                "running_mean": self.mean, "running_var": self.variance}  # fmt: skip
+
+
+def _activate(y: Tensor, activation: str) -> Tensor:
+    if activation == "leaky_relu":
+        return F.leaky_relu(y, 0.2, inplace=True)
+    return y.relu_() if activation == "relu" else y.tanh()
+
+
+def _conv(shape: Shape) -> Callable[..., Tensor]:
+    return F.conv_transpose2d if shape.transposed else F.conv2d
+
+
+def three_layers(p: Problem, training: bool) -> Callable[..., Tensor]:
+    conv, s = _conv(p.shape), p.shape
+
+    def apply(x: Tensor, weight: Tensor, first: Tensor, second: Tensor | None = None) -> Tensor:
+        if not s.batch_norm:
+            return _activate(conv(x, weight, first, **OPTIONS), s.activation)
+        y = F.batch_norm(conv(x, weight, None, **OPTIONS), p.mean, p.variance, first, second, training, 0.1, EPS)
+        return _activate(y, s.activation)
+
+    return apply
+
+
+def ours(p: Problem, training: bool) -> Callable[..., Tensor]:
+    function = ops.conv_transpose2d_bn_act if p.shape.transposed else ops.conv2d_bn_act
+    options = {**OPTIONS, "activation": p.shape.activation, "negative_slope": 0.2, **p.norm(training)}
+
+    def apply(x: Tensor, weight: Tensor, first: Tensor, second: Tensor | None = None) -> Tensor:
+        if not p.shape.batch_norm:
+            return function(x, weight, first, **options)
+        return function(x, weight, bn_weight=first, bn_bias=second, **options)
+
+    return apply
+
+
+def folded(p: Problem, training: bool) -> Callable[..., Tensor]:
+    """Evaluation with the batch norm multiplied into weights and bias beforehand."""
+    gamma, beta = p.per_channel
+    scale = gamma * (p.variance + EPS).rsqrt()
+    weight = p.weight * scale.view((1, -1, 1, 1) if p.shape.transposed else (-1, 1, 1, 1))
+    bias = beta - p.mean * scale
+
+    def apply(x: Tensor, *_: Tensor) -> Tensor:
+        return _activate(_conv(p.shape)(x, weight, bias, **OPTIONS), p.shape.activation)
+
+    return apply
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An alternative ready to run: the call to time, and what it computes (y, then the gradients in training)."""
+
+    call: Callable[[], object]
+    results: Callable[[], Sequence[Tensor]]
+
+
+def _prepare(p: Problem, build: Callable[..., Callable[..., Tensor]], training: bool, compiled: bool) -> Prepared:
+    apply = build(p, training)
+    if compiled:
+        apply = torch.compile(apply, dynamic=False, fullgraph=True)
+    inputs = [t.clone().requires_grad_(training) for t in (p.x, p.weight, *p.per_channel)]
+
+    def step() -> tuple[Tensor, ...]:
+        if not training:
+            with torch.inference_mode():
+                return (apply(*inputs),)
+        y = apply(*inputs)
+        return y, *torch.autograd.grad(y, inputs, p.grad)
+
+    return Prepared(step, step)
+
+
+def names_for(shape: Shape, training: bool) -> list[str]:
+    families = [OURS, EAGER, COMPILED] + ([FOLDED] if shape.batch_norm and not training else [])
+    return [name + suffix for name in families for suffix in ("", ", channels_last")]
+
+
+def prepare(shape: Shape, name: str, training: bool) -> Prepared:
+    family = name.removesuffix(", channels_last")
+    if family == COMPILED:
+        # Else every problem counts as a recompilation of the same function, and dynamo stops at the eighth.
+        torch.compiler.reset()
+    build = {OURS: ours, EAGER: three_layers, COMPILED: three_layers, FOLDED: folded}[family]
+    problem = Problem(shape, layout=NCHW if name == family else NHWC)
+    return _prepare(problem, build, training, compiled=family == COMPILED)
+
+
+def reference(shape: Shape, training: bool) -> Sequence[Tensor]:
+    """y and the gradients in float64."""
+    return _prepare(Problem(shape, dtype=torch.float64), three_layers, training, compiled=False).results()
+
+
+def measure(shape: Shape, seconds: float, min_rounds: int) -> list[Row]:
+    """Check, then time, every alternative for one shape, in training and in evaluation."""
+    rows = []
+    for group, training in ((TRAINING, True), (EVALUATION, False)):
+        prepared = {name: prepare(shape, name, training) for name in names_for(shape, training)}
+        # Statistics of random numbers are not exact: all alternatives round.
+        check_equal({n: each.results() for n, each in prepared.items()}, reference(shape, training), tolerance=1e-4)
+        rows.append(
+            Row(
+                group=group,
+                case=str(shape),
+                timings=interleave(
+                    {n: each.call for n, each in prepared.items()}, seconds=seconds, min_rounds=min_rounds
+                ),
+                ours=tuple(name for name in prepared if is_ours(name)),
+                baseline=EAGER,
+                work=shape.work(training),
+            )
+        )
+    return rows
+
+
+def summarise(measured: dict[Shape, list[Row]]) -> list[Claim]:
+    """Speed-ups over the three layers and over the best alternative, and the worst shapes."""
+    claims = []
+    for model, shapes, group, mean_target, worst_target in TARGETS:
+        rows = {s: next(r for r in measured[s] if r.group == group) for s in shapes}
+        eager = {s: row.speed_up(EAGER) for s, row in rows.items()}
+        best = {s: row.speed_up(row.best_other(), row.best_ours()) for s, row in rows.items()}
+        worst = min(eager, key=eager.__getitem__)
+        claims += [
+            Claim(f"{model}, {group}: over {EAGER}, geometric mean", geometric_mean(eager.values()), "×", mean_target),
+            Claim(f"{model}, {group}: over {EAGER}, worst ({worst})", eager[worst], "×", worst_target),
+            Claim(f"{model}, {group}: better layout over the best alternative", geometric_mean(best.values()), "×"),
+        ]
+    widest = next(row for row in measured[GENERATOR[0]] if row.group == TRAINING)
+    claims.append(Claim(f"{GENERATOR[0]}, {TRAINING}: over {EAGER}", widest.speed_up(EAGER), "×", TARGET_WIDEST))
+    return claims
+
+
+def run(quick: bool, seconds: float) -> Report:
+    """Measure everything; the ceilings before and after, of which the higher counts."""
+    seconds, min_rounds = (min(seconds, 0.5), 3) if quick else (seconds, 11)
+    ceilings: Ceilings = measure_ceilings()
+    measured = {}
+    for shape in SHAPES:
+        print(f"{shape} ...", flush=True)
+        measured[shape] = measure(shape, seconds, min_rounds)
+    ceilings = ceilings.highest(measure_ceilings())
+    return Report(
+        benchmark="conv_bn_act",
+        title="Blocks of the 64×64 DCGAN, float32",
+        ceilings=ceilings,
+        rows=tuple(row for rows in measured.values() for row in rows),
+        claims=tuple(summarise(measured)),
+        settings={"quick": quick, "seconds": seconds, "min_rounds": min_rounds},
+        machine=machine(),
+        software=software(),
+    )
+
+
+# --- pytest-benchmark ----
+
+
+def _cases(training: bool) -> list[Any]:
+    return [pytest.param(s, name, id=f"{s.id}-{name}") for s in SHAPES for name in names_for(s, training)]
+
+
+@pytest.mark.parametrize(("shape", "name"), _cases(True))
+def test_training(benchmark: Any, shape: Shape, name: str) -> None:
+    _bench(benchmark, shape, name, True)
+
+
+@pytest.mark.parametrize(("shape", "name"), _cases(False))
+def test_evaluation(benchmark: Any, shape: Shape, name: str) -> None:
+    _bench(benchmark, shape, name, False)
+
+
+def _bench(benchmark: Any, shape: Shape, name: str, training: bool) -> None:
+    prepared = prepare(shape, name, training)
+    check_equal({name: prepared.results()}, reference(shape, training), tolerance=1e-4)
+    benchmark.group = f"{shape}, {TRAINING if training else EVALUATION}"
+    benchmark(prepared.call)
+
+
+if __name__ == "__main__":
+    command_line(run, "bench.bench_conv_bn_act", seconds=4.0)

@@ -1,0 +1,138 @@
+"""Adversarial training: a generator and a discriminator, an optimiser for each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ...models import DCGAN
+from ...models.dcgan import discriminator_loss, generator_loss
+from ..data import as_picture
+from ..metrics import Measure
+from .base import OPTIMIZERS, Objective, Progress, descend, refuse
+
+if TYPE_CHECKING:
+    from ..loop import Settings
+
+BETAS = (0.5, 0.999)  # Radford et al. 2016, section 4: with the usual 0.9 training oscillates
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """Inside, gradients pass through the module and none is computed for its parameters."""
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+
+def adversarial_step(
+    generator: nn.Module,
+    discriminator: nn.Module,
+    real: Tensor,
+    latents: Tensor,
+    generator_optimizer: torch.optim.Optimizer,
+    discriminator_optimizer: torch.optim.Optimizer,
+    clip: float = float("inf"),
+) -> dict[str, float]:
+    """One step of the discriminator, then one of the generator against the discriminator just improved.
+
+    The real and the generated images pass through the discriminator as batches of their own, so that batch
+    normalisation does not mix their statistics. The images of both steps are the same.
+
+    Args:
+        generator: latents -> images.
+        discriminator: images -> logits of being real.
+        real: images scaled as the generator's.
+        latents: one for each image to generate.
+        generator_optimizer, discriminator_optimizer: each holds its own network's parameters alone.
+        clip: largest norm of the gradient of either.
+
+    Returns:
+        "discriminator_loss", "generator_loss"; "real_score" and "fake_score", the mean probabilities of being real
+        that the discriminator gave before its step.
+
+    Raises:
+        NotFiniteError: a loss or gradient is not finite; the network that it belongs to is as it was.
+    """
+    fake = generator(latents)
+    real_logits, fake_logits = discriminator(real), discriminator(fake.detach())
+    judged = discriminator_loss(real_logits, fake_logits)
+    descend(discriminator_optimizer, judged, clip, "discriminator's loss")
+    with frozen(discriminator):
+        deceived = generator_loss(discriminator(fake))
+        descend(generator_optimizer, deceived, clip, "generator's loss")
+    return {
+        "discriminator_loss": judged.item(),
+        "generator_loss": deceived.item(),
+        "real_score": real_logits.detach().sigmoid().mean().item(),
+        "fake_score": fake_logits.detach().sigmoid().mean().item(),
+    }
+
+
+class AdversarialObjective(Objective[DCGAN]):
+    """The non-saturating game, on images scaled to [-1, 1]."""
+
+    curves: ClassVar = {"discriminator_loss": "discriminator", "generator_loss": "generator"}
+    unit = "loss"
+    unmeasured = "a GAN gives images no likelihood, so test images give no figure; look at: genkernels sample"
+
+    def optimizers(self, model: DCGAN, settings: Settings) -> dict[str, torch.optim.Optimizer]:
+        options = {"betas": BETAS} if settings.optimizer == "adam" else {}
+
+        def build(network: nn.Module) -> torch.optim.Optimizer:
+            return OPTIMIZERS[settings.optimizer](network.parameters(), lr=settings.learning_rate, **options)
+
+        return {"generator": build(model.generator), "discriminator": build(model.discriminator)}
+
+    def step(
+        self,
+        model: DCGAN,
+        images: Tensor,
+        optimizers: Mapping[str, torch.optim.Optimizer],
+        clip: float,
+        labels: Tensor | None = None,
+    ) -> dict[str, float]:
+        real = images.float() / 127.5 - 1
+        latents = model.draw_latents(len(images))
+        return adversarial_step(
+            model.generator, model.discriminator, real, latents,
+            optimizers["generator"], optimizers["discriminator"], clip,
+        )  # fmt: skip
+
+    def evaluate(
+        self,
+        model: DCGAN,
+        images: Tensor,
+        batch_size: int = 64,
+        progress: Progress | None = None,
+        importance_samples: int | None = None,
+        labels: Tensor | None = None,
+    ) -> list[Measure]:
+        return []
+
+    def sample(
+        self,
+        model: DCGAN,
+        n: int,
+        generator: torch.Generator,
+        progress: Progress | None = None,
+        temperature: float | None = None,
+        label: int | None = None,
+    ) -> Tensor:
+        refuse("temperature", temperature, "a GAN")
+        refuse("label", label, "a GAN")
+        return as_picture((model.sample(n, generator=generator) + 1) / 2)
+
+    def pictures(
+        self, model: DCGAN, images: Tensor, n: int, generator: torch.Generator, progress: Progress | None = None
+    ) -> dict[str, dict[str, Tensor]]:
+        return {"samples": {"samples": self.sample(model, n, generator), "real": images[:n]}}

@@ -1,0 +1,100 @@
+"""Autoregressive models: the exact likelihood."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ...models import AutoregressiveModel
+from ..data import dequantise
+from ..errors import GenkernelsError
+from ..metrics import Measure, evaluate
+from .base import Objective, Progress, descend, refuse
+
+if TYPE_CHECKING:
+    from ..data import Dataset
+
+
+class LikelihoodObjective(Objective[AutoregressiveModel]):
+    """Minimises the negative log-likelihood; the gradient that is clipped is that of nats per sub-pixel."""
+
+    curves: ClassVar = {"train_nats": "training", "test_nats": "test"}
+    unit = "nats per image"
+
+    def levels(self, model: AutoregressiveModel) -> int:
+        return model.levels
+
+    def takes_labels(self, model: AutoregressiveModel) -> bool:
+        return model.num_classes is not None
+
+    def model_options(self, dataset: Dataset, given: Mapping[str, Any]) -> dict[str, Any]:
+        return {"levels": dataset.levels}
+
+    def step(
+        self,
+        model: AutoregressiveModel,
+        images: Tensor,
+        optimizers: Mapping[str, torch.optim.Optimizer],
+        clip: float,
+        labels: Tensor | None = None,
+    ) -> dict[str, float]:
+        nats = -model.log_prob(images, labels).mean()
+        norm = descend(optimizers["model"], nats / images[0].numel(), clip)
+        return {"train_nats": nats.item(), "grad_norm": norm}
+
+    def evaluate(
+        self,
+        model: AutoregressiveModel,
+        images: Tensor,
+        batch_size: int = 64,
+        progress: Progress | None = None,
+        importance_samples: int | None = None,
+        labels: Tensor | None = None,
+    ) -> list[Measure]:
+        refuse("importance_samples", importance_samples, "an exact likelihood")
+        found = evaluate(model, images, batch_size, progress, labels)
+        error = found.standard_error / (images[0].numel() * math.log(2))
+        return [
+            Measure("nats", self.unit, found.nats, found.standard_error, found.images),
+            Measure("bits_per_dim", "bits per sub-pixel", found.bits_per_dim, error, found.images),
+        ]
+
+    def sample(
+        self,
+        model: AutoregressiveModel,
+        n: int,
+        generator: torch.Generator,
+        progress: Progress | None = None,
+        temperature: float | None = None,
+        label: int | None = None,
+    ) -> Tensor:
+        temperature = 1.0 if temperature is None else temperature
+        condition = _classes_to_draw(model, n, label)
+        drawn = model.sample(n, temperature=temperature, generator=generator, progress=progress, condition=condition)
+        return dequantise(drawn.cpu(), model.levels)
+
+    def pictures(
+        self,
+        model: AutoregressiveModel,
+        images: Tensor,
+        n: int,
+        generator: torch.Generator,
+        progress: Progress | None = None,
+    ) -> dict[str, dict[str, Tensor]]:
+        real = dequantise(images[:n], model.levels)
+        return {"samples": {"samples": self.sample(model, n, generator, progress), "real": real}}
+
+
+def _classes_to_draw(model: AutoregressiveModel, n: int, label: int | None) -> Tensor | None:
+    """The class of each of n images: ``label``, or all classes in turn; None for a model without classes."""
+    if model.num_classes is None:
+        refuse("label", label, "a model without classes")
+        return None
+    if label is not None and not 0 <= label < model.num_classes:
+        raise GenkernelsError(f"label: expected one of the model's classes 0 .. {model.num_classes - 1}; got {label}")
+    device = next(model.parameters()).device
+    return torch.arange(n, device=device) % model.num_classes if label is None else torch.full((n,), label).to(device)

@@ -1,0 +1,78 @@
+"""Compiles the Triton kernels for an H100 without one: what the interpreter takes but the compiler refuses, shows.
+
+    python tests/compile_for_gpu.py
+
+A stand-in for the driver names the target, and every launch stops after compiling, so the operations' own host code
+decides what is compiled. Prints each kernel with what the machine code holds; used by test_interpreted.py.
+"""
+
+import torch
+import triton
+import triton.runtime.jit
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+
+PROCESSORS, SHARED_BYTES = 132, 232448
+
+
+class Driver:
+    """The part of Triton's driver that compiling asks."""
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", 90, 32)
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+def main() -> None:
+    driver.set_active(Driver())
+    run = triton.runtime.jit.JITFunction.run
+
+    def compile_only(self, *args, grid, warmup, **options):
+        compiled = run(self, *args, grid=grid, warmup=True, **options)
+        ptx = compiled.asm["ptx"]
+        facts = {
+            "shared": compiled.metadata.shared,
+            "wgmma": ptx.count("wgmma.mma_async"),
+            "cp.async": ptx.count("cp.async.c"),
+            "cubin": len(compiled.asm["cubin"]),
+        }
+        print(self.__name__, *(f"{name}={value}" for name, value in facts.items()), flush=True)
+        assert compiled.metadata.shared <= SHARED_BYTES
+
+    triton.runtime.jit.JITFunction.run = compile_only
+    from genkernels.ops.conv_bn_act import triton_kernels as conv_bn_act
+    from genkernels.ops.conv_bn_act.geometry import Geometry
+    from genkernels.ops.masked_conv import triton_kernels as masked_conv
+    from genkernels.ops.masked_conv.mask import MaskSpec
+    from genkernels.ops.tile_conv import launch, tuning
+
+    def tilings(t, rows, columns, depth, precision, *, split_depth=False):
+        return tuning.tilings(
+            rows, columns, depth, split_depth=split_depth, element_size=t.element_size(),
+            tensor_cores=True, processors=PROCESSORS, shared_bytes=SHARED_BYTES,
+        )  # fmt: skip
+
+    launch._tilings, launch._processors = tilings, lambda t: PROCESSORS
+
+    def images(*shape: int) -> torch.Tensor:
+        return torch.empty(shape, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
+
+    for channels, kernel in ((96, (3, 3)), (3, (7, 7))):
+        x, weight, y = images(64, channels, 32, 32), images(192, channels, *kernel), images(64, 192, 32, 32)
+        spec = MaskSpec(192, channels, kernel, "B", 3, "blocks")
+        masked_conv.forward(x, weight, y.new_empty(192), spec, (1, 1), "relu")
+        masked_conv.backward(y, x, weight, y, spec, (1, 1), "relu", (channels > 3, channels > 3, True))
+
+    z = conv_bn_act.statistics(images(128, 512, 8, 8), images(512, 256, 4, 4), Geometry(True, (2, 2), (1, 1), (0, 0)))[
+        0
+    ]
+    conv_bn_act.gradient_sums(z, z, *torch.ones(4, 256), "relu", 0.0)
+
+
+if __name__ == "__main__":
+    main()

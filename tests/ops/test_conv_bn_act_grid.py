@@ -1,0 +1,232 @@
+"""Every kernel of convolution + batch norm + activation against float64, over a grid in which every two options meet.
+
+A failing case prints its options as the test's id; `check(Case(...))` runs it alone.
+"""
+
+import dataclasses
+
+import pytest
+import torch
+import torch.nn.functional as F
+from grids import (
+    DTYPES,
+    ISAS,
+    LAYOUTS,
+    assert_as_exact,
+    check_cases_under,
+    laid_out,
+    nan_in_fresh_memory,
+    pairwise,
+    short,
+)
+from torch import Tensor
+
+from genkernels.ops import conv2d_bn_act, conv_transpose2d_bn_act
+
+EPS = 1e-5
+SLOPE = 0.2
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One call: everything that selects a path through the kernels."""
+
+    dtype: torch.dtype = torch.float32
+    transposed: bool = True
+    batch: int = 3
+    size: tuple[int, int] = (5, 7)
+    channels: tuple[int, int] = (6, 5)  # in, out
+    kernel: tuple[int, int] = (4, 4)
+    # stride, padding, output padding; cut down to what the kernel and the image allow
+    steps: tuple[tuple[int, int], tuple[int, int], tuple[int, int]] = ((2, 2), (1, 1), (0, 0))
+    norm: str = "training"
+    bias: bool = True
+    activation: str | None = "relu"
+    x_layout: str = "contiguous"
+    weight_layout: str = "contiguous"
+    grad_layout: str = "contiguous"
+
+    def __str__(self) -> str:
+        values = dataclasses.asdict(self) | {
+            "dtype": short(self.dtype),
+            "transposed": "up" if self.transposed else "down",
+        }
+        values["steps"] = "_".join("x".join(map(str, v)) for v in self.steps)
+        values["bias"] = "bias" if self.bias else "no_bias"
+        return "-".join("x".join(map(str, v)) if isinstance(v, tuple) else str(v) for v in values.values())
+
+    def options(self) -> dict:
+        """stride, padding and output_padding, as near to what was asked as gives a result of at least one pixel."""
+        stride, padding, extra = self.steps
+        padding = tuple(
+            min(p, (n - 1) * s + k - 1) // 2 if self.transposed and (n - 1) * s + k - 2 * p < 1 else p
+            for p, n, s, k in zip(padding, self.size, stride, self.kernel, strict=True)
+        )
+        if not self.transposed:
+            padding = tuple(max(p, (k - n + 1) // 2) for p, n, k in zip(padding, self.size, self.kernel, strict=True))
+            return {"stride": stride, "padding": padding}
+        return {"stride": stride, "padding": padding, "output_padding": extra}
+
+
+AXES = {
+    "dtype": DTYPES,
+    "transposed": (True, False),
+    "batch": (0, 1, 3, 9),
+    # Single pixels, rows and columns; lines shorter and longer than a register, and cut into blocks.
+    "size": ((1, 1), (1, 9), (11, 2), (4, 4), (5, 7), (8, 8), (17, 6), (3, 40), (2, 130)),
+    # One channel, fewer than a register, an image, exactly some, one more than a panel of any instruction set.
+    "channels": ((1, 1), (1, 64), (3, 5), (16, 3), (3, 16), (9, 33), (65, 7), (40, 17), (130, 8)),
+    "kernel": ((4, 4), (1, 1), (3, 3), (5, 5), (2, 3), (1, 4), (5, 2), (7, 7)),
+    "steps": (
+        ((2, 2), (1, 1), (0, 0)),
+        ((1, 1), (0, 0), (0, 0)),
+        ((2, 2), (2, 2), (1, 1)),
+        ((1, 1), (1, 1), (0, 0)),
+        ((2, 1), (0, 2), (1, 0)),
+        ((3, 3), (1, 0), (2, 0)),
+        ((3, 2), (3, 1), (0, 1)),
+    ),
+    "norm": ("none", "training", "evaluation"),
+    "bias": (True, False),
+    "activation": (None, "relu", "leaky_relu", "tanh", "sigmoid"),
+    "x_layout": LAYOUTS,
+    "weight_layout": LAYOUTS,
+    "grad_layout": LAYOUTS,
+}
+CASES = [Case(**row) for row in pairwise(AXES)]
+
+
+def tensors(case: Case) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The inputs that get gradients, and the running statistics."""
+    generator = torch.Generator().manual_seed(0)
+    inputs, outputs = case.channels
+
+    def random(*shape: int, layout: str = "contiguous") -> Tensor:
+        values = torch.randn(shape, generator=generator).to(case.dtype)
+        return laid_out(values, layout) if len(shape) == 4 else values
+
+    pair = (inputs, outputs) if case.transposed else (outputs, inputs)
+    weight = random(*pair, *case.kernel, layout=case.weight_layout)
+    if not case.weight_layout.startswith("expanded"):
+        weight = weight.mul_((inputs * case.kernel[0] * case.kernel[1]) ** -0.5)
+    found = {"x": random(case.batch, inputs, *case.size, layout=case.x_layout), "weight": weight}
+    if case.bias:
+        found["bias"] = random(outputs)
+    running = {}
+    if case.norm != "none":
+        # Parameters of a batch norm stay in float32.
+        found |= {"bn_weight": random(outputs).float(), "bn_bias": random(outputs).float()}
+        running = {"running_mean": random(outputs).float(), "running_var": random(outputs).float().square() + 0.5}
+    return found, running
+
+
+def plain_conv(case: Case, x: Tensor, weight: Tensor) -> Tensor:
+    return (F.conv_transpose2d if case.transposed else F.conv2d)(x, weight, None, **case.options())
+
+
+def plain(case: Case, inputs: dict[str, Tensor], running: dict[str, Tensor], y: Tensor | None = None) -> Tensor:
+    """conv (unless y is given), batch norm and activation of torch.nn.functional, in the dtype of the inputs."""
+    y = plain_conv(case, inputs["x"], inputs["weight"]) if y is None else y
+    if case.bias:
+        y = y + inputs["bias"].view(1, -1, 1, 1)
+    if case.norm != "none":
+        y = F.batch_norm(
+            y, running["running_mean"], running["running_var"], inputs["bn_weight"], inputs["bn_bias"],
+            case.norm == "training", 0.3, EPS,
+        )  # fmt: skip
+    if case.activation == "leaky_relu":
+        return F.leaky_relu(y, SLOPE)
+    return y if case.activation is None else getattr(torch, case.activation)(y)
+
+
+def results(function, inputs: dict[str, Tensor], running, grad_layout: str, seed: int) -> dict[str, Tensor]:
+    inputs = {name: t.detach().requires_grad_() for name, t in inputs.items()}
+    running = {name: t.clone() for name, t in running.items()}
+    y = function(inputs, running)
+    grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(seed)).to(inputs["x"].dtype)
+    grads = torch.autograd.grad(y, list(inputs.values()), laid_out(grad, grad_layout))
+    return {"y": y.detach(), **running, **{f"grad of {n}": g for n, g in zip(inputs, grads, strict=True)}}
+
+
+def check(case: Case) -> None:
+    """Result, gradients and running statistics are as exact as PyTorch's."""
+    inputs, running = tensors(case)
+    function = conv_transpose2d_bn_act if case.transposed else conv2d_bn_act
+
+    def ours(given, statistics):
+        return function(
+            **given, **statistics, **case.options(), batch_norm=case.norm != "none", training=case.norm == "training",
+            momentum=0.3, eps=EPS, activation=case.activation, negative_slope=SLOPE,
+        )  # fmt: skip
+
+    pixels = plain_conv(case, torch.zeros(1, case.channels[0], *case.size), inputs["weight"].float())[0, 0].numel()
+    if case.norm == "training" and case.batch * pixels == 1:
+        with pytest.raises(ValueError, match="more than one value per channel"):
+            ours(inputs, running)
+        return
+    with nan_in_fresh_memory():
+        got = results(ours, inputs, running, case.grad_layout, 1)
+    if case.batch == 0:
+        assert got["y"].shape[0] == 0
+        assert all(not g.any() for name, g in got.items() if name.startswith("grad"))
+        assert all(got[name].equal(running[name]) for name in running)
+        return
+
+    def as_dtype(dtype):
+        cast = {n: t.to(dtype, memory_format=torch.contiguous_format) for n, t in inputs.items()}
+        return results(
+            lambda i, r: plain(case, i, r), cast, {n: t.to(dtype) for n, t in running.items()}, case.grad_layout, 1
+        )
+
+    def in_storage(given, statistics):
+        """PyTorch's three layers in the dtype of x; its 16-bit convolutions take seconds and round float32."""
+        wide = given["x"].float(), given["weight"].float()
+        return plain(case, given, statistics, plain_conv(case, *wide).to(case.dtype))
+
+    oracle, peer = as_dtype(torch.float64), results(in_storage, inputs, running, case.grad_layout, 1)
+    assert got.keys() == oracle.keys()
+    if case.activation in ("relu", "leaky_relu") and _on_the_kink(case, got["y"], oracle["y"], peer["y"]):
+        return
+    grad = torch.randn(got["y"].shape, generator=torch.Generator().manual_seed(1))
+    for name, value in got.items():
+        if name == "grad of bias" and case.norm == "training":
+            assert not value.any(), "normalising takes the bias away"
+            continue
+        typical = oracle[name].clone()
+        if name in ("grad of bias", "grad of bn_weight", "grad of bn_bias"):
+            # The root of the sum of squares of the terms.
+            typical = torch.maximum(typical.abs(), laid_out(grad, case.grad_layout).square().sum((0, 2, 3)).sqrt())
+        elif case.norm == "training" and name.startswith("grad"):
+            # What batch norm takes away again may be most of a gradient: few values a channel, or one image. It is made
+            # of three numbers a channel, whose rounding adds up over all pixels.
+            typical = 2 * _before_norm(case, inputs, running, name)
+        if case.dtype != torch.float32 and case.norm != "none":
+            # z, or the scaled weight and its gradient, are kept in the storage type: two roundings to it.
+            typical *= torch.finfo(case.dtype).eps / (4 * torch.finfo(torch.float32).eps)
+        assert_as_exact(name, value, oracle=oracle[name], peer=peer[name], typical=typical)
+
+
+def _on_the_kink(case: Case, *ys: Tensor) -> bool:
+    """Whether rounding decides on which side of the kink some element is: its slope then is either."""
+    sides = [(y > 0) for y in ys]
+    return not (sides[0].equal(sides[1]) and sides[0].equal(sides[2]))
+
+
+def _before_norm(case: Case, inputs, running, name: str) -> Tensor:
+    """The gradient in float64 if the statistics were constants."""
+    wide = {n: t.double() for n, t in inputs.items()}
+    z = plain_conv(case, wide["x"], wide["weight"])
+    fixed = {"running_mean": z.mean((0, 2, 3)), "running_var": z.var((0, 2, 3), unbiased=False)}
+    frozen = dataclasses.replace(case, norm="evaluation", bias=False)
+    wide.pop("bias", None)
+    return results(lambda i, r: plain(frozen, i, r), wide, fixed, case.grad_layout, 1)[name]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_results_gradients_and_running_statistics_are_as_exact_as_those_of_pytorch(case):
+    check(case)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_every_instruction_set_is_as_exact_as_pytorch_and_reads_no_unwritten_scratch(isa):
+    check_cases_under(isa, "ops.test_conv_bn_act_grid")

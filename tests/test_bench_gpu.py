@@ -1,0 +1,99 @@
+"""The GPU benchmarks as far as a machine without a GPU can tell: what they compare, and the runner's bookkeeping."""
+
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench is no part of the installed package
+
+from bench import gpu, gpu_conv_bn_act, gpu_masked_conv, gpu_tools, report
+from bench.roofline import Ceilings
+from bench.timing import MismatchError, Timing
+from genkernels.ops.masked_conv.mask import MaskSpec
+
+ROOT = Path(gpu.__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def on_cpu(monkeypatch):
+    """The benchmarks on the CPU with made-up times: all but the timing itself runs."""
+
+    def run_once(calls, *, seconds):
+        for call in calls.values():
+            call()
+        return {name: Timing(1e-3 * (1 + index), 1e-3, 1e-2, 1, 1) for index, name in enumerate(calls)}
+
+    machine = {"slug": "some-gpu", "gpu": "Some GPU", "cuda": "13.0"}
+    for module in (gpu_masked_conv, gpu_conv_bn_act):
+        monkeypatch.setattr(module, "DEVICE", "cpu")
+        monkeypatch.setattr(module, "interleave_on_gpu", run_once)
+        monkeypatch.setattr(module, "measure_gpu_ceilings", lambda dtype: Ceilings("bfloat16", 132, 1e5, 1e3))
+        monkeypatch.setattr(module, "gpu_machine", lambda: machine)
+    # Compiling is slow and tested elsewhere.
+    monkeypatch.setattr(torch, "compile", lambda function, **_options: function)
+
+
+def test_all_alternatives_to_the_masked_convolution_agree_and_are_reported(monkeypatch, on_cpu):
+    monkeypatch.setattr(gpu_masked_conv, "CASES", {"small": (MaskSpec(6, 5, (3, 3), "B", 1, "blocks"), 2, 6)})
+    done = gpu_masked_conv.run(0.0)
+    assert not done.settings["left_out"]
+    assert [set(row.timings) for row in done.rows] == [set(gpu_masked_conv.NAMES)] * 2
+    text = report.markdown(done, full=True)
+    assert "Some GPU" in text
+    assert "over the best alternative" in text
+
+
+def test_all_alternatives_to_a_generator_block_are_compared_and_reported(monkeypatch, on_cpu):
+    blocks = (gpu_conv_bn_act.Block(6, 4, 3), gpu_conv_bn_act.Block(4, 3, 4, norm=False))
+    monkeypatch.setattr(gpu_conv_bn_act, "BLOCKS", blocks)
+    monkeypatch.setattr(gpu_conv_bn_act, "BATCH", 2)
+    done = gpu_conv_bn_act.run(0.0)
+    assert not done.settings["left_out"]
+    assert [len(row.timings) for row in done.rows] == [6, 6]
+    assert "Some GPU" in report.markdown(done)
+
+
+def test_a_result_further_from_float64_than_the_peer_is_refused():
+    exact = torch.randn(100, dtype=torch.float64)
+    near, far = exact.float() + 1e-3, exact.float() + 3e-3
+    gpu_tools.check_as_exact({"ours": [near], "peer": [near]}, [exact], peer="peer", ours=["ours"])
+    with pytest.raises(MismatchError, match="ours, result 0"):
+        gpu_tools.check_as_exact({"ours": [far], "peer": [near]}, [exact], peer="peer", ours=["ours"])
+    far[0] = torch.nan
+    with pytest.raises(MismatchError):
+        gpu_tools.check_as_exact({"ours": [far], "peer": [near]}, [exact], peer="peer", ours=["ours"])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+@pytest.mark.parametrize("module", ["gpu", "gpu_masked_conv"])
+def test_without_a_gpu_the_command_says_so_and_ends_with_2(module):
+    done = subprocess.run([sys.executable, "-m", f"bench.{module}"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "GPU" in done.stderr or "CUDA" in done.stderr
+
+
+def test_every_benchmark_that_the_runner_lists_exists_and_the_gpu_tests_are_found():
+    assert all((ROOT / "bench" / f"{name}.py").is_file() for name in gpu.BENCHMARKS)
+    names = {file.name for file in gpu.gpu_tests()}
+    assert {"test_masked_conv_triton.py", "test_conv_bn_act_triton.py"} <= names
+    assert "test_bench_gpu.py" not in names
+
+
+def test_a_step_that_fails_or_hangs_is_told_and_its_output_kept(tmp_path):
+    def python(code: str) -> list[str]:
+        return [sys.executable, "-c", code]
+
+    step = gpu.Step("good", [python("print('fine')"), python("print('fine too')")], 60)
+    assert gpu.run(step, tmp_path, time.monotonic() + 60).startswith("passed")
+    assert "fine too" in (tmp_path / "good_1.log").read_text()
+    bad = replace(step, name="bad", commands=[python("print('so far'); raise SystemExit(3)")])
+    assert gpu.run(bad, tmp_path, time.monotonic() + 60).startswith("FAILED with code 3")
+    assert "so far" in (tmp_path / "bad.log").read_text()
+    slow = replace(step, name="slow", commands=[python("import time; time.sleep(60)")], seconds=1)
+    assert gpu.run(slow, tmp_path, time.monotonic() + 60).startswith("FAILED: out of time")
+    assert gpu.run(step, tmp_path, time.monotonic() - 1).startswith("not run")

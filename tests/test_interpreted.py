@@ -1,0 +1,63 @@
+"""Runs the tests of the Triton kernels in Triton's interpreter, for machines without a GPU."""
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+FILES = ["ops/test_masked_conv_triton.py", "ops/test_conv_bn_act_triton.py"]
+
+PROBE = """
+import torch, triton, triton.language as tl
+
+@triton.jit
+def product(a, N: tl.constexpr):
+    at = a + tl.arange(0, N)[:, None] * N + tl.arange(0, N)[None, :]
+    tl.store(at, tl.dot(tl.load(at), tl.load(at)))
+
+a = torch.eye(16)
+product[(1,)](a, N=16)
+assert a.equal(torch.eye(16))
+"""
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory) -> dict[str, str]:
+    if importlib.util.find_spec("triton") is None:
+        pytest.skip("Triton is not installed")
+    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    probe = tmp_path_factory.mktemp("probe") / "probe.py"  # Triton reads a kernel's source from its file
+    probe.write_text(PROBE)
+    done = subprocess.run([sys.executable, probe], env=environment, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"this Triton's interpreter fails on a plain tl.dot: {done.stderr.strip().splitlines()[-1]}")
+    return environment
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_the_tests_of_the_triton_kernels_pass_in_the_interpreter(file, environment):
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / file)]
+    done = subprocess.run(command, cwd=HERE.parent, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout[-20000:] + done.stderr[-2000:]
+    assert re.search(r"\d+ passed", done.stdout), done.stdout
+
+
+def test_the_kernels_compile_for_a_gpu_that_is_not_here():
+    if importlib.util.find_spec("triton") is None:
+        pytest.skip("Triton is not installed")
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment |= {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, HERE / "compile_for_gpu.py"], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr[-5000:]
+    lines = [line for line in done.stdout.splitlines() if line.startswith(("conv_kernel", "weight_gradient_kernel"))]
+    assert len(lines) == 5
+    for line in lines:
+        assert "wgmma=0" not in line, "the tensor cores of an H100 are not used"
+        assert "cp.async=0" not in line, "loads do not overlap with products"

@@ -1,0 +1,34 @@
+"""Where the tests of the Triton kernels run: on a GPU, or, in a process of their own, in Triton's interpreter.
+
+A file of such tests says ``pytestmark = triton_tests``. ``test_interpreted.py`` runs these files again with
+``TRITON_INTERPRET=1``, which must be set before Triton is imported, on CPU tensors: the very same kernels, statement by
+statement in NumPy, about a thousand times slower than a CPU kernel. Shapes are small for that reason.
+"""
+
+import importlib.util
+import os
+
+import pytest
+import torch
+
+from genkernels.ops.conv_bn_act import kernels as conv_bn_act_kernels
+from genkernels.ops.masked_conv import cpu as masked_conv_cpu
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = "cpu" if INTERPRETED else "cuda"
+_RUNS = importlib.util.find_spec("triton") is not None and (INTERPRETED or torch.cuda.is_available())
+
+triton_tests = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not _RUNS, reason="no GPU with Triton here; test_interpreted.py runs this file without"),
+]
+
+if INTERPRETED:
+    # CPU tensors take the way of GPU tensors.
+    from genkernels.ops.conv_bn_act import triton_kernels as conv_bn_act_triton
+    from genkernels.ops.masked_conv import triton_kernels as masked_conv_triton
+
+    masked_conv_cpu.why_not = lambda x: None
+    masked_conv_cpu.forward = masked_conv_triton.forward
+    masked_conv_cpu.backward = masked_conv_triton.backward
+    conv_bn_act_kernels._backend = lambda x: conv_bn_act_triton
