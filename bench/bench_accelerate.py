@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -61,7 +62,7 @@ def plain_dcgan(width: int = 64, latent: int = 100) -> nn.ModuleList:
     """Generator and discriminator of 64 x 64 images, each one Sequential."""
     generator: list[nn.Module] = []
     sizes = [latent, width * 8, width * 4, width * 2, width]
-    for index, (inputs, outputs) in enumerate(zip(sizes, sizes[1:], strict=False)):
+    for index, (inputs, outputs) in enumerate(pairwise(sizes)):
         stride, padding = (2, 1) if index else (1, 0)
         generator += [nn.ConvTranspose2d(inputs, outputs, 4, stride, padding, bias=False)]
         generator += [nn.BatchNorm2d(outputs), nn.ReLU(True)]

@@ -39,7 +39,7 @@ def assert_same(got, expected, masks=()):
     assert got.keys() == expected.keys()
     for name, value in expected.items():
         mask = dict(masks).get(name, 1)
-        torch.testing.assert_close(got[name] * mask, value * mask, rtol=1e-3, atol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(got[name] * mask, value * mask, rtol=1e-3, atol=1e-3, msg=lambda m, n=name: n + m)
 
 
 def pair(make, *, swapped=1, example=None):
@@ -154,7 +154,9 @@ LEFT = {
     "padding mode": (lambda: sequential(padding=1, padding_mode="reflect"), "padding_mode is 'reflect'"),
     "padding word": (lambda: sequential(padding="same"), "padding is 'same'"),
     "momentum": (lambda: sequential(norm=nn.BatchNorm2d(4, momentum=None)), "momentum None"),
-    "hook": (lambda: sequential(hook=lambda m: m[1].register_forward_hook(lambda *_: None)), "hooks on its BatchNorm2d"),
+    "hook": (
+        lambda: sequential(hook=lambda m: m[1].register_forward_hook(lambda *_: None)), "hooks on its BatchNorm2d",
+    ),
     "weight norm": (
         lambda: sequential(hook=lambda m: nn.utils.parametrizations.weight_norm(m[0])), "parametrization computes",
     ),

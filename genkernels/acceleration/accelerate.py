@@ -244,5 +244,3 @@ def _inputs_of(model: nn.Module, example: Any) -> dict[int, tuple[Any, ...]]:
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         twin(*arguments)
     return seen
-
-

@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-
 from torch import Tensor, nn
 
 from .. import ops
@@ -162,7 +161,7 @@ def run_block(
 
 def trial_input_shape(conv: nn.Module) -> tuple[int, int, int, int]:
     assert isinstance(conv, CONVOLUTIONS)
-    sizes = [4 if isinstance(conv, nn.ConvTranspose2d) else k + 3 * s + 1 for k, s in zip(conv.kernel_size, conv.stride, strict=True)]
-    return 2, conv.in_channels, sizes[0], sizes[1] + 1
-
-
+    if isinstance(conv, nn.ConvTranspose2d):
+        return 2, conv.in_channels, 4, 5
+    height, width = (k + 3 * s + 1 for k, s in zip(conv.kernel_size, conv.stride, strict=True))
+    return 2, conv.in_channels, height, width + 1

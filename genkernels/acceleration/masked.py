@@ -156,7 +156,8 @@ def recognise(module: nn.Module) -> MaskPlan | str | None:
     biases = [(path, p) for path, p in named if p.dim() == 1]
     if len(weights) != 1 or len(biases) > 1 or len(named) != 1 + len(biases):
         return None
-    (path, weight), owner = weights[0], _get(module, weights[0][0][:-1])
+    path = weights[0][0]
+    owner = _get(module, path[:-1])
     for name, wanted in (("groups", 1), ("stride", (1, 1)), ("padding_mode", "zeros")):
         value = getattr(owner, name, wanted)
         if (value, value) == wanted or value == wanted:
@@ -175,7 +176,8 @@ def recognise(module: nn.Module) -> MaskPlan | str | None:
     if isinstance(response, str):
         return response
     mask, anchor = response
-    return _plan(path, biases[0][0] if biases else None, mask, anchor, pair, _extras(module), tuple(p for p, _ in inner))
+    bias, parts = biases[0][0] if biases else None, tuple(p for p, _ in inner)
+    return _plan(path, bias, mask, anchor, pair, _extras(module), parts)
 
 
 def _response(

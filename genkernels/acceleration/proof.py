@@ -26,9 +26,7 @@ class NotEqualError(Exception):
     """The reason why a swap is not made."""
 
 
-def prove(
-    module: nn.Module, swapper: Swapper, inputs: Sequence[Any], *, live: dict[str, Tensor] | None = None
-) -> None:
+def prove(module: nn.Module, swapper: Swapper, inputs: Sequence[Any], *, live: dict[str, Tensor] | None = None) -> None:
     """Raise a NotEqualError unless the swapped module computes what the module does.
 
     Args:

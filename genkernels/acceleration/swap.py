@@ -7,7 +7,7 @@ spot; pickle and deepcopy make it again from its two halves, which both can be i
 from __future__ import annotations
 
 import copyreg
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -35,7 +35,7 @@ def _again(kind: type[Swapped], original: type[nn.Module]) -> Any:
     return made.__new__(made)
 
 
-@lru_cache(maxsize=None)
+@cache
 def made_class(kind: type[Swapped], original: type[nn.Module]) -> type[Any]:
     names = {
         "_genkernels_kind": kind,

@@ -25,10 +25,10 @@ def is_open(x: Any) -> bool:
     Such a thing is a compiler, a transform, a mode (fake tensors, tracing, flop counting), autocast or the profiler.
     """
     return (
-        type(x) in _PLAIN
+        not torch.compiler.is_compiling()
+        and type(x) in _PLAIN
         and x.is_cpu
         and not _is_wrapped(x)
-        and not torch.compiler.is_compiling()
         and not _C._len_torch_dispatch_stack()
         and not _C._len_torch_function_stack()
         and not _C._are_functorch_transforms_active()
