@@ -132,7 +132,9 @@ def _describe(layers: Sequence[str]) -> str:
 
 
 def _sequential(name: str, module: nn.Module, report: Report) -> None:
-    layers = list(module._modules.values())  # type: ignore[arg-type]
+    layers = [part for part in module._modules.values() if part is not None]
+    if len(layers) < len(module._modules):
+        return
     names = list(module._modules)
     kept = []
     for run, reason in blocks.runs_of(layers):

@@ -69,7 +69,7 @@ def why_not(conv: nn.Module, norm: nn.Module | None) -> str | None:
 
 def runs_of(layers: Sequence[nn.Module]) -> list[tuple[Run, str | None]]:
     """The runs in a row of layers, each with the reason why it is left, or None."""
-    found = []
+    found: list[tuple[Run, str | None]] = []
     index = 0
     while index < len(layers):
         conv = layers[index]

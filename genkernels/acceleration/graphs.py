@@ -188,7 +188,7 @@ def build(module: nn.Module, runs: tuple[tuple[str, ...], ...]) -> Callable[...,
     code = graph.python_code("self")
     names_in_code: dict[str, Any] = dict(code.globals)
     exec(compile(code.src, "<genkernels.accelerate>", "exec"), names_in_code)
-    return names_in_code["forward"]  # type: ignore[no-any-return]
+    return names_in_code["forward"]
 
 
 class AcceleratedForward(Swapped):

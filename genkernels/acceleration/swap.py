@@ -24,19 +24,21 @@ class Swapped:
     _genkernels_plan: Any = None  # a Sequential's slices are built anew and have none
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        make, arguments, *rest = super().__reduce_ex__(protocol)  # type: ignore[misc]
+        reduced: Any = super().__reduce_ex__(protocol)
+        make, arguments, *rest = reduced
         if make is copyreg.__newobj__ and arguments == (type(self),):  # type: ignore[attr-defined]
             return (_again, (self._genkernels_kind, self._genkernels_original), *rest)
         return (make, arguments, *rest)
 
 
-def _again(kind: type[Swapped], original: type[nn.Module]) -> Any:
-    made = made_class(kind, original)
+def _again(kind: Any, original: Any) -> Any:
+    made: Any = made_class(kind, original)
     return made.__new__(made)
 
 
 @cache
-def made_class(kind: type[Swapped], original: type[nn.Module]) -> type[Any]:
+def made_class(kind: Any, original: Any) -> Any:
+    """The subclass that runs as ``kind`` says, one for each class."""
     names = {
         "_genkernels_kind": kind,
         "_genkernels_original": original,
@@ -58,14 +60,15 @@ def why_not(module: nn.Module) -> str | None:
     return None
 
 
-def swap(module: nn.Module, kind: type[Swapped], plan: Any) -> None:
-    module.__class__ = made_class(kind, type(module))
+def swap(module: nn.Module, kind: Any, plan: Any) -> None:
+    own: Any = type(module)
+    module.__class__ = made_class(kind, own)
     module.__dict__[PLAN] = plan
 
 
 def unswap(module: nn.Module) -> None:
     if isinstance(module, Swapped):
-        module.__class__ = module._genkernels_original
+        module.__class__ = module._genkernels_original  # type: ignore[assignment]
         for name in [name for name in module.__dict__ if name.startswith("_genkernels_")]:
             del module.__dict__[name]
 
@@ -74,7 +77,8 @@ def original_forward(module: nn.Module) -> nn.Module:
     """The module with its own class again, sharing its ``__dict__``: for looking at what it did."""
     if not isinstance(module, Swapped):
         return module
-    shadow = module._genkernels_original.__new__(module._genkernels_original)
+    original: Any = module._genkernels_original
+    shadow: nn.Module = original.__new__(original)
     object.__setattr__(shadow, "__dict__", module.__dict__)
     return shadow
 

@@ -76,7 +76,7 @@ class _Recorded(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor | None) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, grad_output: Tensor | None) -> Any:
         if grad_output is None:
             return None, None, None, None
         x, weight, *output = ctx.saved_tensors
