@@ -4,10 +4,19 @@ Importing this package never fails for want of a compiler, a GPU, Triton or the 
 `available_backends()` tells what can run here and why something cannot.
 """
 
+from .acceleration import accelerate, restore
 from .allocator import keep_freed_memory
 from .backends import available_backends, build_info
 from .sampling import fast_sampler
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "available_backends", "build_info", "fast_sampler", "keep_freed_memory"]
+__all__ = [
+    "__version__",
+    "accelerate",
+    "available_backends",
+    "build_info",
+    "fast_sampler",
+    "keep_freed_memory",
+    "restore",
+]

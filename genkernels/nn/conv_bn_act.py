@@ -4,12 +4,42 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops
+from ..ops.conv_bn_act.choice import prefers_torch
 from ..ops.conv_bn_act.op import check_activation
+from ..ops.conv_bn_act.reference import act
+from ..ops.direct import is_open
 
 _Size = int | tuple[int, int]
+
+
+def norm_options(bn: nn.BatchNorm2d | nn.SyncBatchNorm | None) -> dict[str, Any]:
+    """What a batch norm means to the operator in this call; counts the batch, as nn.BatchNorm2d does."""
+    if bn is None:
+        return {}
+    momentum = 0.0 if bn.momentum is None else bn.momentum
+    if bn.training and bn.track_running_stats and bn.num_batches_tracked is not None:
+        bn.num_batches_tracked.add_(1)
+        if bn.momentum is None:  # the average over all batches
+            momentum = 1.0 / bn.num_batches_tracked.item()
+    tracked = bn.running_mean is not None
+    update = not bn.training or bn.track_running_stats
+    options: dict[str, Any] = {
+        "batch_norm": True,
+        "bn_weight": bn.weight,
+        "bn_bias": bn.bias,
+        "running_mean": bn.running_mean if update else None,
+        "running_var": bn.running_var if update else None,
+        "training": bn.training or not tracked,
+        "momentum": momentum,
+        "eps": bn.eps,
+    }
+    if isinstance(bn, nn.SyncBatchNorm) and bn.training:
+        options["sync"] = True if bn.process_group is None else bn.process_group
+    return options
 
 
 class _Block:
@@ -36,31 +66,26 @@ class _Block:
             self.bn = nn.SyncBatchNorm(out_channels, process_group=group, **options)
 
     def _block_options(self) -> dict[str, Any]:
-        """The keyword arguments of the operator that this call takes; counts the batch, as nn.BatchNorm2d does."""
-        options: dict[str, Any] = {"activation": self.activation, "negative_slope": self.negative_slope}
-        bn = self.bn
-        if bn is None:
-            return options
-        momentum = 0.0 if bn.momentum is None else bn.momentum
-        if bn.training and bn.track_running_stats and bn.num_batches_tracked is not None:
-            bn.num_batches_tracked.add_(1)
-            if bn.momentum is None:  # the average over all batches
-                momentum = 1.0 / bn.num_batches_tracked.item()
-        tracked = bn.running_mean is not None
-        update = not bn.training or bn.track_running_stats
-        options |= {
-            "batch_norm": True,
-            "bn_weight": bn.weight,
-            "bn_bias": bn.bias,
-            "running_mean": bn.running_mean if update else None,
-            "running_var": bn.running_var if update else None,
-            "training": bn.training or not tracked,
-            "momentum": momentum,
-            "eps": bn.eps,
-        }
-        if isinstance(bn, nn.SyncBatchNorm) and bn.training:
-            options["sync"] = True if bn.process_group is None else bn.process_group
-        return options
+        """The keyword arguments of the operator that this call takes."""
+        return {"activation": self.activation, "negative_slope": self.negative_slope, **norm_options(self.bn)}
+
+    def _is_for_torch(self: Any, x: Tensor, transposed: bool) -> bool:
+        """Whether PyTorch's own operators are quicker, and nothing about the call needs this library's checks."""
+        weight = self.weight
+        return (
+            is_open(x)
+            and x.dim() == 4
+            and x.dtype == weight.dtype
+            and x.shape[1] == weight.shape[0 if transposed else 1]
+            and weight.is_cpu
+            and x.shape[0] > 0
+            and (self.bn is None or type(self.bn) is nn.BatchNorm2d)
+            and prefers_torch(x, weight, self.stride, transposed)
+        )
+
+    def _norm_and_act(self, z: Tensor) -> Tensor:
+        y = z if self.bn is None else self.bn.forward(z)
+        return act(y, self.activation or "none", self.negative_slope)
 
     def _repr_of_block(self) -> str:
         text = "" if self.activation is None else f", activation={self.activation!r}"
@@ -133,6 +158,9 @@ class ConvTransposeBnAct2d(_Block, nn.ConvTranspose2d):
                     input, output_size, list(self.stride), list(padding), list(self.kernel_size), 2, [1, 1]
                 )
             )
+        if self._is_for_torch(input, transposed=True):
+            z = F.conv_transpose2d(input, self.weight, self.bias, self.stride, padding, output_padding)
+            return self._norm_and_act(z)
         return ops.conv_transpose2d_bn_act(
             input,
             self.weight,
@@ -182,6 +210,8 @@ class ConvBnAct2d(_Block, nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         padding: Any = self.padding
+        if self._is_for_torch(input, transposed=False):
+            return self._norm_and_act(F.conv2d(input, self.weight, self.bias, self.stride, padding))
         return ops.conv2d_bn_act(
             input, self.weight, self.bias, stride=self.stride, padding=padding, **self._block_options()
         )

@@ -3,8 +3,9 @@
 ``torch.library.register_autograd`` gives backward alone: under nested ``torch.func`` transforms and in forward mode
 its operators raise or, worse, silently return zero. Here each operator has
 
-* a kernel of the Autograd key, the fast way, which eager backward and ``torch.compile`` take, and
-* an ``autograd.Function`` with a jvp and a vmap rule, which is taken while a transform or forward mode is active.
+* a kernel of the Autograd key, which ``torch.compile`` and everything that intercepts operators sees,
+* an ``autograd.Function`` with a jvp and a vmap rule, which is taken while a transform or forward mode is active, and
+* the CPU kernel itself, with the same backward, where nobody looks on (direct.py).
 
 The formulas call other :class:`DifferentiableOp` objects, so derivatives nest to any order in any mode.
 """
@@ -16,6 +17,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from .direct import are_plain, is_open
 
 _below_autograd = torch._C._after_autograd_keyset
 
@@ -74,6 +77,19 @@ class DifferentiableOp:
             def backward(ctx: Any, *grad_outputs: Any) -> Any:
                 return (None, *backward(ctx, ctx.needs_input_grad[1:], *grad_outputs))
 
+        class Direct(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx: Any, *inputs: Any) -> Any:
+                assert self._direct is not None
+                output = self._direct(*inputs)
+                ctx.set_materialize_grads(False)
+                ctx.save_for_backward(*setup_context(ctx, inputs, output))
+                return output
+
+            @staticmethod
+            def backward(ctx: Any, *grad_outputs: Any) -> Any:
+                return backward(ctx, ctx.needs_input_grad, *grad_outputs)
+
         class Transformed(torch.autograd.Function):
             @staticmethod
             def forward(*inputs: Any) -> Any:
@@ -117,12 +133,28 @@ class DifferentiableOp:
         self._op = op
         self._foldable = foldable
         self._transformed = Transformed
+        self._tensors = 0
+        self._direct: Callable[..., Any] | None = None
+        self._apply_direct = super(torch.autograd.Function, Direct).apply  # without looking for transforms again
+
+    def use_directly(self, kernel: Callable[..., Any], *, tensors: int) -> None:
+        """Let calls that nobody looks on go to the CPU kernel; the first ``tensors`` inputs are tensors or None."""
+        self._direct, self._tensors = kernel, tensors
 
     def __call__(self, *inputs: Any) -> Any:
+        if self._direct is not None and is_open(inputs[0]) and are_plain(*inputs[1 : self._tensors]):
+            return self.call_directly(*inputs)
         if not torch.compiler.is_compiling() and (torch._C._are_functorch_transforms_active() or _forward_mode_is_on()):
             _refuse_nested_forward_mode(self._op._schema.name)
             return self._transformed.apply(*inputs)
         return self._op(*inputs)
+
+    def call_directly(self, *inputs: Any) -> Any:
+        """On the CPU kernel; only after ``direct.is_open`` and ``direct.are_plain`` have said yes."""
+        if torch.is_grad_enabled() and torch._C._any_requires_grad(*inputs[: self._tensors]):
+            return self._apply_direct(*inputs)
+        assert self._direct is not None
+        return self._direct(*inputs)
 
     def _map(self, info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> Any:
         if self._foldable and in_dims[0] is not None and all(dim is None for dim in in_dims[1:]):

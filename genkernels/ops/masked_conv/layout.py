@@ -12,6 +12,8 @@ def is_channels_last(t: Tensor) -> bool:
     PyTorch's own rule (``suggest_memory_format``), which settles shapes that are dense in both layouts, one channel
     above all, by the strides of their single dimensions.
     """
+    if _plainly_contiguous(t):
+        return False
     least = 0
     for dim in (1, 3, 2, 0):
         size, stride = t.shape[dim], t.stride(dim)
@@ -19,6 +21,11 @@ def is_channels_last(t: Tensor) -> bool:
             return False
         least = stride * size if size > 1 else stride
     return True
+
+
+def _plainly_contiguous(t: Tensor) -> bool:
+    """The usual case, told at once: contiguous, with several channels and pixels, so in no other layout too."""
+    return t.is_contiguous() and t.shape[1] > 1 and t.shape[2] * t.shape[3] > 1
 
 
 def input_format(x: Tensor) -> torch.memory_format:

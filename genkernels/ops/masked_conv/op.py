@@ -8,11 +8,14 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from ..direct import are_plain, is_open
 from ..tile_conv import gpu
+from ..verbose import is_on, say
 from . import cpu, reference, schema
-from .derivatives import forward
+from .derivatives import backward, forward
 from .layout import empty_grad_input, empty_output, input_format, output_format
 from .mask import GROUP_LAYOUTS, MASK_TYPES, MaskSpec
+from .ready import MOST_CALLS, Key, Ready, key_of, worth_keeping
 
 _OPTIONS = "str mask_type, int channel_groups, str group_layout, int[2] dilation, str activation"
 
@@ -21,6 +24,8 @@ _Pair = tuple[int, int]
 
 
 # --- the public function ---------------------------------------------------------------------------------------
+
+_ready: dict[Key | None, Ready] = {}
 
 
 def masked_conv2d(
@@ -65,9 +70,22 @@ def masked_conv2d(
 
     Source: van den Oord, Kalchbrenner, Kavukcuoglu 2016, "Pixel Recurrent Neural Networks", section 3.4.
     """
+    key = None
+    if is_open(x) and are_plain(weight, bias) and type(dilation) in (int, tuple):
+        key = key_of(x, weight, bias, (mask_type, channel_groups, group_layout, dilation, activation))
+        ready = _ready.get(key)
+        if ready is not None:
+            return ready(x, weight, bias)
     check_options(mask_type, channel_groups, group_layout, activation)
     spread = check_dilation(dilation)
     check_tensors(x, weight, bias, channel_groups)
+    if key is not None and cpu.why_not(x) is None and worth_keeping(x, weight):
+        if len(_ready) >= MOST_CALLS:
+            _ready.clear()
+        spec = _spec(weight, mask_type, channel_groups, group_layout)
+        _ready[key] = Ready(x, weight, spec, spread, activation or "none")
+    if is_on() and not torch.compiler.is_compiling():
+        _say(x, weight, mask_type, channel_groups, group_layout, spread)
     batched = x if x.dim() == 4 else x.unsqueeze(0)
     y = forward(batched, weight, bias, mask_type, channel_groups, group_layout, spread, activation or "none")
     return y if x.dim() == 4 else y.squeeze(0)
@@ -134,6 +152,19 @@ def _refuse_dtype(name: str, tensor: Tensor, x: Tensor) -> NoReturn:
 
 
 # --- kernels ---------------------------------------------------------------------------------------------------
+
+
+def _say(
+    x: Tensor, weight: Tensor, mask_type: str, channel_groups: int, group_layout: str, dilation: _Pair
+) -> None:  # fmt: skip
+    reason = cpu.why_not(x) if x.is_cpu else f"the device is {x.device.type}"
+    say(
+        "masked_conv2d",
+        "the CPU kernel" if reason is None else "another implementation than the CPU kernel",
+        reason or "it is quicker at every size measured",
+        f"genkernels.ops.masked_conv2d(torch.randn({list(x.shape)}, dtype={x.dtype}), torch.randn("
+        f"{list(weight.shape)}, dtype={weight.dtype}), {mask_type=}, {channel_groups=}, {group_layout=}, {dilation=})",
+    )
 
 
 def _spec(weight: Tensor, mask_type: str, channel_groups: int, group_layout: str) -> MaskSpec:
@@ -210,6 +241,8 @@ def _backward_cuda(
     return triton_kernels.backward(grad_output, x, weight, output, spec, _dilation(dilation), activation, needs)
 
 
+forward.use_directly(_forward_cpu, tensors=3)
+backward.use_directly(_backward_cpu, tensors=4)
 schema.library.impl("masked_conv2d", _forward_reference, "CompositeExplicitAutograd")
 schema.library.impl("masked_conv2d_backward", _backward_reference, "CompositeExplicitAutograd")
 schema.library.impl("masked_conv2d", _forward_cpu, "CPU")

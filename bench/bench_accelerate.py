@@ -1,0 +1,246 @@
+"""What ``genkernels.accelerate`` gives a model that is written with plain torch layers, on the CPU.
+
+    python -m bench.bench_accelerate [--quick] [--seconds S] [--json DIR]
+    pytest bench/bench_accelerate.py --benchmark-only
+
+A training step of a 64 x 64 DCGAN (both networks, Adam included) and of a PixelCNN of eight 7 x 7 masked convolutions
+that write zeros into their weights, with batch norm between; and sampling from the latter. Losses over 20 steps and
+samples are compared before anything is timed.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import genkernels
+from bench.machine import machine, software
+from bench.report import Claim, Report, Row, command_line
+from bench.roofline import measure_ceilings
+from bench.timing import MismatchError, Timing, interleave
+
+PLAIN, OURS, COMPILED, OURS_COMPILED = "plain PyTorch", "accelerated", "torch.compile", "accelerated, torch.compile"
+STEPS, LOSS_TOLERANCE = 20, 1e-4
+DCGAN_BATCH, PIXELCNN_BATCH, SIZE, LEVELS = 16, 16, 28, 256
+
+
+class WritesItsWeight(nn.Conv2d):
+    """The usual public masked convolution."""
+
+    def __init__(self, kind: str, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        mask = torch.ones_like(self.weight)
+        centre = self.kernel_size[0] // 2
+        mask[:, :, centre, centre + (kind == "B") :] = 0
+        mask[:, :, centre + 1 :] = 0
+        self.register_buffer("mask", mask)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.weight.data *= self.mask
+        return super().forward(x)
+
+
+def plain_pixelcnn(channels: int = 64, layers: int = 8) -> nn.Sequential:
+    """Eight 7 x 7 masked convolutions with batch norm and ReLU, then 1 x 1 to the levels."""
+    parts: list[nn.Module] = []
+    for index in range(layers):
+        kind, inputs = ("B", channels) if index else ("A", 1)
+        conv = WritesItsWeight(kind, inputs, channels, 7, padding=3, bias=False)
+        parts += [conv, nn.BatchNorm2d(channels), nn.ReLU(True)]
+    return nn.Sequential(*parts, nn.Conv2d(channels, LEVELS, 1))
+
+
+def plain_dcgan(width: int = 64, latent: int = 100) -> nn.ModuleList:
+    """Generator and discriminator of 64 x 64 images, each one Sequential."""
+    generator: list[nn.Module] = []
+    sizes = [latent, width * 8, width * 4, width * 2, width]
+    for index, (inputs, outputs) in enumerate(pairwise(sizes)):
+        stride, padding = (2, 1) if index else (1, 0)
+        generator += [nn.ConvTranspose2d(inputs, outputs, 4, stride, padding, bias=False)]
+        generator += [nn.BatchNorm2d(outputs), nn.ReLU(True)]
+    generator += [nn.ConvTranspose2d(width, 3, 4, 2, 1, bias=False), nn.Tanh()]
+    critic: list[nn.Module] = [nn.Conv2d(3, width, 4, 2, 1, bias=False), nn.LeakyReLU(0.2, inplace=True)]
+    for inputs in (width, width * 2, width * 4):
+        critic += [nn.Conv2d(inputs, inputs * 2, 4, 2, 1, bias=False), nn.BatchNorm2d(inputs * 2)]
+        critic += [nn.LeakyReLU(0.2, inplace=True)]
+    critic += [nn.Conv2d(width * 8, 1, 4, 1, 0, bias=False)]
+    model = nn.ModuleList([nn.Sequential(*generator), nn.Sequential(*critic)])
+    for module in model.modules():
+        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+            nn.init.normal_(module.weight, 0.0, 0.02)
+    return model
+
+
+class GanTrainer:
+    """The non-saturating step: real and fake in separate batches, then the generator."""
+
+    def __init__(self, model: nn.ModuleList, compiled: bool) -> None:
+        self.networks = [torch.compile(network, dynamic=False) if compiled else network for network in model]
+        self.adams = [torch.optim.Adam(network.parameters(), 2e-4, (0.5, 0.999)) for network in model]
+        self.random = torch.Generator().manual_seed(0)
+        self.dtype = next(model.parameters()).dtype
+        self.images = (torch.rand(DCGAN_BATCH, 3, 64, 64, generator=self.random) * 2 - 1).to(self.dtype)
+
+    def step(self) -> float:
+        generator, critic = self.networks
+        ones, zeros = self.images.new_ones(DCGAN_BATCH), self.images.new_zeros(DCGAN_BATCH)
+        fake = generator(torch.randn(DCGAN_BATCH, 100, 1, 1, generator=self.random).to(self.dtype))
+        self.adams[1].zero_grad()
+        real_loss = F.binary_cross_entropy_with_logits(critic(self.images).flatten(), ones)
+        fake_loss = F.binary_cross_entropy_with_logits(critic(fake.detach()).flatten(), zeros)
+        (real_loss + fake_loss).backward()
+        self.adams[1].step()
+        self.adams[0].zero_grad()
+        loss = F.binary_cross_entropy_with_logits(critic(fake).flatten(), ones)
+        loss.backward()
+        self.adams[0].step()
+        return (real_loss + fake_loss + loss).item()
+
+
+class PixelTrainer:
+    def __init__(self, model: nn.Module, compiled: bool) -> None:
+        self.model = torch.compile(model, dynamic=False, fullgraph=True) if compiled else model
+        self.adam = torch.optim.Adam(model.parameters(), 1e-4)
+        random = torch.Generator().manual_seed(0)
+        self.levels = torch.randint(0, LEVELS, (PIXELCNN_BATCH, 1, SIZE, SIZE), generator=random)
+        self.images = self.levels.to(next(model.parameters()).dtype) / (LEVELS - 1)
+
+    def step(self) -> float:
+        self.adam.zero_grad()
+        loss = F.cross_entropy(self.model(self.images), self.levels[:, 0])
+        loss.backward()
+        self.adam.step()
+        return loss.item()
+
+
+CASES: dict[str, tuple[Callable[[], Any], Any, tuple[str, ...], float]] = {
+    f"DCGAN, 64x64, batch {DCGAN_BATCH}": (plain_dcgan, GanTrainer, (PLAIN, OURS, COMPILED, OURS_COMPILED), 1.5),
+    # Plain, it does not compile in one graph.
+    f"PixelCNN, eight 7x7, 64 channels, batch {PIXELCNN_BATCH}, {SIZE}²": (
+        plain_pixelcnn, PixelTrainer, (PLAIN, OURS, OURS_COMPILED), 1.7,
+    ),
+}  # fmt: skip
+
+
+def trainers(case: str) -> dict[str, Any]:
+    """The alternatives, from the same weights."""
+    make, trainer, names, _ = CASES[case]
+    torch.manual_seed(0)
+    model, built = make(), {}
+    for name in names:
+        own = copy.deepcopy(model)
+        if name.startswith(OURS):
+            genkernels.accelerate(own)
+        built[name] = trainer(own, COMPILED in name)
+    return built
+
+
+def check_losses(case: str, steps: int) -> str:
+    """Losses of all alternatives against the plain model's in float64; a MismatchError where they differ too much.
+
+    Training a GAN magnifies rounding, so what plain PyTorch itself differs by in float32 counts too, four times.
+    """
+    make, trainer, names, _ = CASES[case]
+    torch.manual_seed(0)
+    exact_trainer = trainer(make().double(), False)
+    exact = [exact_trainer.step() for _ in range(steps)]
+    worst: dict[str, float] = {}
+    for name, built in trainers(case).items():
+        losses = [built.step() for _ in range(steps)]
+        worst[name] = max(abs(a - b) / abs(b) for a, b in zip(losses, exact, strict=True))
+    allowed = max(LOSS_TOLERANCE, 4 * worst[PLAIN])
+    text = ", ".join(f"{name} {worst[name]:.1e}" for name in names)
+    if not max(worst.values()) <= allowed:
+        raise MismatchError(f"{case}: losses differ from float64 in {steps} steps by {text}")
+    return f"{case}: losses differ from float64 in {steps} steps by at most: {text}"
+
+
+def sampling(quick: bool) -> Row:
+    """One image batch by the model's own loop and by the sampler; the samples are compared."""
+    torch.manual_seed(0)
+    side = 6 if quick else SIZE
+    model = plain_pixelcnn().eval()
+    uniforms = torch.rand(PIXELCNN_BATCH, 1, side, side, dtype=torch.float64)
+
+    @torch.no_grad()
+    def loop() -> Tensor:
+        images = torch.zeros(PIXELCNN_BATCH, 1, side, side)
+        for row in range(side):
+            for column in range(side):
+                logits = model(images / (LEVELS - 1))[:, :, row, column]
+                cdf = logits.double().softmax(1).cumsum(1)
+                drawn = (cdf <= uniforms[:, 0, row, column, None]).sum(1).clamp(max=LEVELS - 1)
+                images[:, 0, row, column] = drawn.float()
+        return images
+
+    fast = copy.deepcopy(model)
+    genkernels.accelerate(fast)
+    sampler = genkernels.fast_sampler(fast, levels=LEVELS, in_channels=1)
+    start = time.perf_counter()
+    expected = loop()
+    plain_seconds = time.perf_counter() - start
+    got = sampler.sample(PIXELCNN_BATCH, side, uniforms=uniforms)
+    equal = (got == expected).double().mean().item()
+    if equal < 0.99:  # a uniform on the edge of two levels may fall either way, and what follows with it
+        raise MismatchError(f"only {equal:.1%} of the sampled levels are the loop's")
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        sampler.sample(PIXELCNN_BATCH, side, uniforms=uniforms)
+        times.append(time.perf_counter() - start)
+    times.sort()
+    timings = {
+        OURS: Timing(times[2], times[1], times[3], 5, 1),
+        PLAIN: Timing(plain_seconds, plain_seconds, plain_seconds, 1, 1),
+    }
+    return Row("sampling", f"PixelCNN, eight 7x7, batch {PIXELCNN_BATCH}, {side}²", timings, (OURS,), PLAIN)
+
+
+def run(quick: bool, seconds: float) -> Report:
+    """Compare, then time, both training steps and the sampling."""
+    torch.set_num_threads(2)
+    seconds, min_rounds, steps = (min(seconds, 1.0), 3, 2) if quick else (seconds, 9, STEPS)
+    ceilings = measure_ceilings()
+    rows, claims = [], []
+    for case, (_, _, names, target) in CASES.items():
+        print(check_losses(case, steps))
+        calls = {name: trainer.step for name, trainer in trainers(case).items()}
+        row = Row(
+            "training step, Adam included", case, interleave(calls, seconds=seconds, min_rounds=min_rounds),
+            tuple(name for name in names if name.startswith(OURS)), PLAIN,
+        )  # fmt: skip
+        rows.append(row)
+        claims.append(Claim(f"{case}: a training step, over {PLAIN}", row.speed_up(PLAIN), "×", target))
+    row = sampling(quick)
+    rows.append(row)
+    claims.append(Claim(f"{row.case}: sampling, over its own loop", row.speed_up(PLAIN), "×", 200.0))
+    return Report(
+        benchmark="accelerate",
+        title="genkernels.accelerate on models of plain torch layers, float32",
+        ceilings=ceilings.highest(measure_ceilings()),
+        rows=tuple(rows),
+        claims=tuple(claims),
+        settings={"quick": quick, "seconds": seconds, "min_rounds": min_rounds},
+        machine=machine(),
+        software=software(),
+    )
+
+
+@pytest.mark.parametrize("name", [PLAIN, OURS])
+@pytest.mark.parametrize("case", list(CASES))
+def test_training_step(benchmark: Any, case: str, name: str) -> None:
+    trainer = trainers(case)[name]
+    benchmark.group = case
+    benchmark.pedantic(trainer.step, rounds=3, warmup_rounds=1)
+
+
+if __name__ == "__main__":
+    command_line(run, "bench.bench_accelerate", seconds=20.0)

@@ -1,0 +1,248 @@
+"""``genkernels.accelerate`` and ``genkernels.restore``."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import blocks, graphs, masked, recurrent
+from .proof import NotEqualError, prove, random_input
+from .report import Entry, Report
+from .swap import Swapped, original_forward, swap, unswap, why_not
+
+_TRIAL_SIZES = (8, 16, 32, 64)
+
+
+def accelerate(model: nn.Module, *, example: Any = None) -> Report:
+    """Makes an existing model faster, in place, and changes nothing else about it.
+
+    Swapped are, each after a proof on random inputs (training and evaluation, outputs, gradients, running statistics):
+
+    * masked convolutions, however they are written: for :func:`genkernels.ops.masked_conv2d`;
+    * runs of ``ConvTranspose2d`` or ``Conv2d``, ``BatchNorm2d`` and ``ReLU``, ``LeakyReLU``, ``Tanh`` or ``Sigmoid``
+      (norm or activation may be missing), in an ``nn.Sequential`` or in a forward that torch.fx can follow: for
+      :func:`genkernels.ops.conv_transpose2d_bn_act` and :func:`genkernels.ops.conv2d_bn_act`, at sizes where these are
+      quicker;
+    * Row and Diagonal LSTM layers that loop in Python (:mod:`genkernels.acceleration.recurrent` says which).
+
+    Modules keep their parameters, buffers, names, hooks and their class, of which they become a subclass; so
+    checkpoints, optimisers, deepcopy, pickle, DistributedDataParallel and torch.compile work as before. Two things
+    are seen from outside: masked taps get a gradient of exactly zero, also where the original writes zeros into its
+    weight and leaves a gradient for them, and settings of a swapped layer (its stride, say) are not to be changed
+    afterwards: call :func:`restore` first.
+
+    Args:
+        model: any module; swapped again without harm.
+        example: an input of the model, a tensor or a tuple of them; it is run once, without gradients, to see what
+            reaches modules with a forward of their own. Needed only where the report says so.
+
+    Returns:
+        What was swapped and what was left, with the reasons; print it for a table.
+    """
+    report = Report()
+    inputs = {} if example is None else _inputs_of(model, example)
+    done: set[int] = set()
+    for name, module in list(model.named_modules()):
+        if id(module) in done or isinstance(module, Swapped):
+            continue
+        if _recurrence(name, module, report) or _masked(name, module, report):
+            done.update(id(part) for part in module.modules() if not _is_input_part(module, part))
+        elif type(module).forward is nn.Sequential.forward:
+            _sequential(name, module, report)
+        elif next(module.children(), None) is not None and not isinstance(module, _CONTAINERS):
+            _own_forward(name, module, report, inputs.get(id(module)))
+    return report
+
+
+def restore(model: nn.Module) -> None:
+    """Gives every module of a model its own forward pass back."""
+    for module in model.modules():
+        unswap(module)
+
+
+_CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
+
+
+def _add(report: Report, name: str, module: nn.Module, swapped: str | None, detail: str) -> bool:
+    kind = type(original_forward(module)).__name__
+    report.entries.append(Entry(name, kind, swapped, detail))
+    return swapped is not None
+
+
+# --- masked convolutions and recurrences -----------------------------------------------------------------------------
+
+
+def _masked(name: str, module: nn.Module, report: Report) -> bool:
+    if not masked.is_candidate(module):
+        return False
+    reason = why_not(module)
+    plan = reason if reason is not None else masked.recognise(module)
+    inner = (part for part in module.modules() if part is not module)
+    looks_masked = isinstance(module, nn.Conv2d) or not any(masked.is_candidate(part) for part in inner)
+    if plan is None or isinstance(plan, str):
+        if plan is not None and looks_masked:
+            _add(report, name, module, None, plan)
+            return "computes its weight" in plan
+        return False
+
+    def swapper(copied: nn.Module) -> None:
+        swap(copied, masked.AcceleratedMaskedConv2d, plan)
+
+    weight = ".".join(plan.weight)
+    height, width = (k * d for k, d in zip(plan.spec.kernel, plan.dilation, strict=True))
+    try:
+        for size in ((height + 1, width + 3), (height + 2, max(width // 2, 2))):
+            x = random_input(module, (2, plan.spec.in_channels, *size))
+            prove(module, swapper, [x], live={weight: plan.live()})
+    except NotEqualError as error:
+        return _add(report, name, module, None, str(error))
+    if masked.writes_its_weight(module, plan):
+        masked.zero_masked_taps(module, plan)
+    swapper(module)
+    return _add(report, name, module, "masked_conv2d", str(plan))
+
+
+def _recurrence(name: str, module: nn.Module, report: Report) -> bool:
+    plan = recurrent.recognise(module)
+    if plan is None:
+        return False
+    reason = why_not(module)
+    if isinstance(plan, str) or reason is not None:
+        _add(report, name, module, None, reason or str(plan))
+        return False
+    swap(module, recurrent.AcceleratedLoop, plan)
+    return _add(report, name, module, f"{plan.front}_lstm", str(plan))
+
+
+def _is_input_part(module: nn.Module, part: nn.Module) -> bool:
+    """The convolution inside a swapped recurrence, which goes on being called and may be masked."""
+    plan = getattr(module, "_genkernels_plan", None)
+    return isinstance(plan, recurrent.LoopPlan) and part is getattr(module, plan.input_part)
+
+
+# --- blocks ----------------------------------------------------------------------------------------------------------
+
+
+def _describe(layers: Sequence[str]) -> str:
+    return " + ".join(layers)
+
+
+def _sequential(name: str, module: nn.Module, report: Report) -> None:
+    layers = [part for part in module._modules.values() if part is not None]
+    if len(layers) < len(module._modules):
+        return
+    names = list(module._modules)
+    kept = []
+    for run, reason in blocks.runs_of(layers):
+        part = layers[run.start : run.stop]
+        where = f"{name}.{names[run.start]}" if name else names[run.start]
+        where = where if run.stop == run.start + 1 else f"{where}-{names[run.stop - 1]}"
+        kinds = _describe([type(layer).__name__ for layer in part])
+        if reason is None:
+            reason = why_not(module) or _prove_run(part)
+        if reason is None:
+            kept.append(run)
+            transposed = isinstance(part[0], nn.ConvTranspose2d)
+            report.entries.append(
+                Entry(where, kinds, "conv_transpose2d_bn_act" if transposed else "conv2d_bn_act", "one operator")
+            )
+        else:
+            report.entries.append(Entry(where, kinds, None, reason))
+    if kept:
+        plan = blocks.SequentialPlan(tuple(kept), tuple(type(layer) for layer in layers))
+        swap(module, blocks.AcceleratedSequential, plan)
+
+
+def _prove_run(layers: Sequence[nn.Module]) -> str | None:
+    alone = nn.Sequential(*layers)
+    plan = blocks.SequentialPlan((blocks.Run(0, len(layers)),), tuple(type(layer) for layer in layers))
+    x = random_input(alone, blocks.trial_input_shape(layers[0]))
+    try:
+        prove(alone, lambda copied: swap(copied, blocks.AcceleratedSequential, plan), [x])
+    except NotEqualError as error:
+        return str(error)
+    return None
+
+
+def _own_forward(name: str, module: nn.Module, report: Report, inputs: tuple[Any, ...] | None) -> None:
+    direct = [child for child in module.modules() if type(child) in blocks.CONVOLUTIONS]
+    if not direct or why_not(module) is not None:
+        return
+    graph = graphs.trace(module)
+    if isinstance(graph, str):
+        norms = any(type(child) is nn.BatchNorm2d for child in module.children())
+        if norms and any(type(child) in blocks.CONVOLUTIONS for child in module.children()):
+            _add(report, name, module, None, graph)
+        return
+    found = graphs.find_runs(module, graph)
+    kept = []
+    for run, reason in found:
+        if reason is None:
+            kept.append(graphs.names_of(run))
+        else:
+            _add(report, name, module, None, f"{_describe(graphs.names_of(run))}: {reason}")
+    if not kept:
+        return
+    arguments = sum(node.op == "placeholder" for node in graph.nodes)
+
+    def swapper(taken: nn.Module) -> None:
+        graphs.swap_forward(taken, tuple(kept), arguments)
+
+    error: str | None = "give example= (an input of the model): what reaches it is not known"
+    trials = [inputs] if inputs is not None else _guesses(module, graph)
+    for trial in trials:
+        if len(trial) != arguments:
+            error = f"it is called with {len(trial)} of its {arguments} arguments"
+            continue
+        try:
+            prove(module, swapper, trial)
+        except NotEqualError as reason:
+            error = str(reason)
+            if "could not be run" not in error:
+                break
+            error = "give example= (an input of the model): " + error
+        else:
+            error = None
+            break
+    for names in kept:
+        _add(report, name, module, None if error else "conv_bn_act", error or f"{_describe(names)}: one operator")
+    if error is None:
+        swapper(module)
+
+
+def _guesses(module: nn.Module, graph: Any) -> list[tuple[Tensor, ...]]:
+    """Inputs that a module with one argument may take, by the layer that reads it first."""
+    places = [node for node in graph.nodes if node.op == "placeholder"]
+    if len(places) != 1:
+        return []
+    for reader in places[0].users:
+        layer = module.get_submodule(str(reader.target)) if reader.op == "call_module" else None
+        while isinstance(layer, nn.Sequential) and len(layer):
+            layer = layer[0]
+        if isinstance(layer, nn.Linear):
+            return [(random_input(module, (2, layer.in_features)),)]
+        if isinstance(layer, blocks.CONVOLUTIONS):
+            small = [1, 4] if isinstance(layer, nn.ConvTranspose2d) else []
+            return [(random_input(module, (2, layer.in_channels, s, s)),) for s in (*small, *_TRIAL_SIZES)]
+    return []
+
+
+def _inputs_of(model: nn.Module, example: Any) -> dict[int, tuple[Any, ...]]:
+    """What each module is given first when the model runs on the example, of which nothing remains."""
+    arguments = example if isinstance(example, tuple) else (example,)
+    twin = copy.deepcopy(model)
+    pairs = list(zip(model.modules(), twin.modules(), strict=True))
+    seen: dict[int, tuple[Any, ...]] = {}
+    for own, copied in pairs:
+
+        def note(_: nn.Module, args: tuple[Any, ...], own: nn.Module = own) -> None:
+            seen.setdefault(id(own), args)
+
+        copied.register_forward_pre_hook(note)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        twin(*arguments)
+    return seen

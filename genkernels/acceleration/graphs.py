@@ -1,0 +1,211 @@
+"""Layers called one after the other in a forward of one's own, where ``torch.fx`` shows it.
+
+The forward pass of one module is traced with its children as black boxes. Where a convolution goes into a batch norm or
+an activation and nowhere else, the calls become one; the rest of the pass is what it was. The traced pass stands for
+the original only while everything that could steer it stays: the number of arguments, and the numbers, strings and
+switches among the module's attributes. Else the original runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+from torch.fx.graph import Graph
+from torch.fx.node import Node
+
+from .blocks import ACTIVATIONS, CONVOLUTIONS, activation_of, run_block, why_not
+from .swap import Swapped, is_hooked, original_forward, swap
+
+_FUNCTIONS: dict[Any, str] = {
+    F.relu: "relu", torch.relu: "relu", "relu": "relu",
+    torch.tanh: "tanh", "tanh": "tanh",
+    torch.sigmoid: "sigmoid", "sigmoid": "sigmoid",
+}  # fmt: skip
+_CALLS: dict[str, Callable[[Any], Any]] = {"relu": torch.relu, "tanh": torch.tanh, "sigmoid": torch.sigmoid}
+
+
+class GraphPlan:
+    """The runs of a module's pass, by the names of their layers, and what has to stay for the trace to hold.
+
+    The traced function itself is made with the swap, and again in every copy.
+    """
+
+    def __init__(self, runs: tuple[tuple[str, ...], ...], arguments: int, settings: dict[str, Any]) -> None:
+        self.runs, self.arguments, self.settings = runs, arguments, settings
+        self.function: Callable[..., Any] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "function": None}
+
+
+class _ChildrenAreBoxes(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return True
+
+
+def settings_of(module: nn.Module) -> dict[str, Any]:
+    """Attributes that may steer a pass; ``training`` apart, in which both ways are traced."""
+    simple = (bool, int, float, str, type(None))
+    return {
+        name: value
+        for name, value in module.__dict__.items()
+        if isinstance(value, simple) and name != "training" and not name.startswith("_")
+    }
+
+
+def trace(module: nn.Module) -> Graph | str:
+    """The pass of a module, the same in training and evaluation; or why there is none."""
+    shadow = original_forward(module)
+    training, settings = module.training, settings_of(module)
+    graphs = []
+    try:
+        for mode in (not training, training):
+            module.__dict__["training"] = mode
+            graphs.append(_ChildrenAreBoxes().trace(shadow))
+    except Exception as error:  # whatever a stranger's forward does with a proxy
+        text = str(error).splitlines()[0][:100] if str(error) else type(error).__name__
+        return f"torch.fx cannot follow its forward: {text}"
+    finally:
+        module.__dict__["training"] = training
+    if settings_of(module) != settings:
+        return "its forward changes its attributes"
+    if str(graphs[0]) != str(graphs[1]):
+        return "its forward does other things in training than in evaluation"
+    for node in graphs[0].nodes:
+        if node.op == "get_attr" and str(node.target).startswith("_tensor_constant"):
+            return "its forward makes tensors that do not depend on its input"
+    return graphs[1]
+
+
+def find_runs(module: nn.Module, graph: Graph) -> list[tuple[list[Node], str | None]]:
+    """Nodes that can become one call, each list with the reason why it is left, or None."""
+    found: list[tuple[list[Node], str | None]] = []
+    for node in graph.nodes:
+        conv = _module(module, node)
+        if conv is None or type(conv) not in CONVOLUTIONS or len(node.args) != 1 or node.kwargs:
+            continue
+        run, norm = [node], None
+        after = _only_reader(node)
+        if after is not None and type(_module(module, after)) is nn.BatchNorm2d:
+            run.append(after)
+            norm = _module(module, after)
+            after = _only_reader(after)
+        if after is not None and _activation(module, after) is not None:
+            run.append(after)
+        if len(run) == 1:
+            continue
+        last = _module(module, run[-1])
+        reason = why_not(conv, norm)
+        if reason is None and last is not None and is_hooked(last):
+            reason = f"hooks on its {type(last).__name__} would not be called"
+        found.append((run, reason))
+    return found
+
+
+def _module(root: nn.Module, node: Node) -> nn.Module | None:
+    return root.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+
+def _only_reader(node: Node) -> Node | None:
+    """The one node that reads this one, with it as the only argument."""
+    readers = list(node.users)
+    if len(readers) != 1:
+        return None
+    reader = readers[0]
+    alone = reader.args[:1] == (node,) and len(reader.all_input_nodes) == 1
+    return reader if alone and reader.op in ("call_module", "call_function", "call_method") else None
+
+
+def _activation(root: nn.Module, node: Node) -> tuple[str | None, float] | None:
+    if node.op == "call_module":
+        module = _module(root, node)
+        if type(module) in ACTIVATIONS and not getattr(module, "negative_slope", 0) < 0:
+            return activation_of(module)
+        return None
+    if len(node.args) == 1 and (not node.kwargs or set(node.kwargs) == {"inplace"}) and node.target in _FUNCTIONS:
+        return _FUNCTIONS[node.target], 0.01
+    slope = node.args[1] if len(node.args) > 1 else node.kwargs.get("negative_slope", 0.01)
+    if node.target is F.leaky_relu and isinstance(slope, (int, float)) and slope >= 0:
+        return "leaky_relu", float(slope)
+    return None
+
+
+def run_nodes(conv: Any, norm: Any, layer: Any, activation: str | None, slope: float, x: Any) -> Any:
+    """A run in the traced pass; ``layer`` is the activation where it is a module."""
+
+    def one_by_one() -> Any:
+        y = conv(x)
+        if norm is not None:
+            y = norm(y)
+        if layer is not None:
+            return layer(y)
+        if activation is None:
+            return y
+        return F.leaky_relu(y, slope) if activation == "leaky_relu" else _CALLS[activation](y)
+
+    still = type(conv) in CONVOLUTIONS and (norm is None or type(norm) is nn.BatchNorm2d)
+    still = still and (layer is None or type(layer) in ACTIVATIONS)
+    if not still:
+        return one_by_one()
+    chosen = (activation, slope) if layer is None else activation_of(layer)
+    return run_block(conv, norm, chosen, x, one_by_one, layer is not None and is_hooked(layer))
+
+
+def swap_forward(module: nn.Module, runs: tuple[tuple[str, ...], ...], arguments: int) -> None:
+    plan = GraphPlan(runs, arguments, settings_of(module))
+    plan.function = build(module, runs)
+    swap(module, AcceleratedForward, plan)
+
+
+def names_of(run: list[Node]) -> tuple[str, ...]:
+    return tuple(node.name for node in run)
+
+
+def build(module: nn.Module, runs: tuple[tuple[str, ...], ...]) -> Callable[..., Any] | None:
+    """The traced pass with its runs as single calls, a function of (module, *arguments)."""
+    graph = trace(module)
+    if isinstance(graph, str):
+        return None
+    by_name = {node.name: node for node in graph.nodes}
+    for names in runs:
+        if any(name not in by_name for name in names):
+            return None
+        nodes = [by_name[name] for name in names]
+        first, last = nodes[0], nodes[-1]
+        norm = next((n for n in nodes[1:] if type(_module(module, n)) is nn.BatchNorm2d), None)
+        activation = _activation(module, last) or (None, 0.01)
+        layer = last if last is not norm and last.op == "call_module" else None
+        with graph.inserting_before(first):
+            parts = [None if n is None else graph.get_attr(str(n.target)) for n in (first, norm, layer)]
+            call = graph.call_function(run_nodes, (*parts, *activation, first.args[0]))
+        last.replace_all_uses_with(call)
+        for node in reversed(nodes):
+            graph.erase_node(node)
+    code = graph.python_code("self")
+    names_in_code: dict[str, Any] = dict(code.globals)
+    exec(compile(code.src, "<genkernels.accelerate>", "exec"), names_in_code)
+    return names_in_code["forward"]
+
+
+class AcceleratedForward(Swapped):
+    """A module whose own forward calls its layers; some of these calls are one now."""
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        plan = self._genkernels_plan
+        if plan is None or kwargs or len(args) != plan.arguments:
+            return super().forward(*args, **kwargs)  # type: ignore[misc]
+        for name, value in plan.settings.items():
+            if getattr(self, name) != value:
+                return super().forward(*args, **kwargs)  # type: ignore[misc]
+        if plan.function is None:
+            return super().forward(*args, **kwargs)  # type: ignore[misc]
+        return plan.function(self, *args)
+
+    def __setstate__(self: Any, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[misc]
+        if self._genkernels_plan is not None:
+            self._genkernels_plan.function = build(self, self._genkernels_plan.runs)

@@ -1,0 +1,262 @@
+"""Other people's masked convolutions: recognised by what they compute, whatever way they are written in.
+
+A copy of the layer is asked for its response to a single lit pixel in each input channel. Compared with its weight,
+the response shows which taps are live and where the kernel stands, so a ``mask`` of any name and shape, a cropped
+kernel with padding on some sides, a wrapper with the convolution inside all look alike.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .. import ops
+from ..ops.masked_conv.mask import GROUP_LAYOUTS, MASK_TYPES, MaskSpec, mask_tensor
+from .swap import Swapped, is_hooked, why_weight_is_computed
+
+_MOST_PARTS = 6  # modules in a wrapper
+_MOST_GROUPS = 64
+
+Path = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class MaskPlan:
+    """How a recognised layer is run.
+
+    Attributes:
+        weight, bias: where they are, as paths of attributes.
+        spec: the mask, of the whole odd kernel.
+        crop: zeros to put around the weight, as ``F.pad`` takes them: (left, right, top, bottom).
+        masks: the tensors from which the layer makes its mask, by path, with their values: where these change, the
+            layer goes its own way again.
+        parts: paths of the modules inside.
+    """
+
+    weight: Path
+    bias: Path | None
+    spec: MaskSpec
+    dilation: tuple[int, int]
+    crop: tuple[int, int, int, int]
+    masks: tuple[tuple[Path, Tensor], ...]
+    parts: tuple[Path, ...]
+
+    def __str__(self) -> str:
+        kernel = "x".join(map(str, self.spec.kernel))
+        text = f"{kernel}, mask {self.spec.mask_type}"
+        if self.spec.channel_groups > 1:
+            text += f", {self.spec.channel_groups} colours in {self.spec.group_layout}"
+        return text + (", cropped kernel" if any(self.crop) else "")
+
+    def live(self) -> Tensor:
+        """[out, in, kh, kw] of the layer's own weight."""
+        left, right, top, bottom = self.crop
+        mask = mask_tensor(self.spec)
+        return mask[:, :, top : mask.shape[2] - bottom, left : mask.shape[3] - right]
+
+
+def _get(module: nn.Module, path: Path) -> Any:
+    value: Any = module
+    for name in path:
+        value = getattr(value, name)
+    return value
+
+
+class AcceleratedMaskedConv2d(Swapped):
+    """The forward pass of a recognised layer, on :func:`genkernels.ops.masked_conv2d`."""
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        plan = self._genkernels_plan
+        if len(args) != 1 or kwargs or plan is None or not _holds(self, plan):
+            return super().forward(*args, **kwargs)  # type: ignore[misc]
+        weight = _get(self, plan.weight)
+        return ops.masked_conv2d(
+            args[0],
+            F.pad(weight, plan.crop) if any(plan.crop) else weight,
+            None if plan.bias is None else _get(self, plan.bias),
+            mask_type=plan.spec.mask_type,
+            channel_groups=plan.spec.channel_groups,
+            group_layout=plan.spec.group_layout,
+            dilation=plan.dilation,
+        )
+
+
+def _holds(module: Any, plan: MaskPlan) -> bool:
+    """Whether the layer still is what was recognised."""
+    if any(is_hooked(_get(module, path)) for path in plan.parts):
+        return False
+    if torch.compiler.is_compiling() or not plan.masks:
+        return True
+    seen = [_stamp(_get(module, path)) for path, _ in plan.masks]
+    if module.__dict__.get("_genkernels_seen") == seen:
+        return True
+    same = all(_same(_get(module, path), value) for path, value in plan.masks)
+    if same:
+        module.__dict__["_genkernels_seen"] = seen
+    return same
+
+
+def _stamp(tensor: Tensor) -> tuple[int, int]:
+    return id(tensor), -1 if tensor.is_inference() else tensor._version
+
+
+def _same(tensor: Tensor, value: Tensor) -> bool:
+    return tensor.shape == value.shape and torch.equal(tensor.detach().cpu().to(value.dtype), value)
+
+
+# --- recognition -----------------------------------------------------------------------------------------------------
+
+
+def is_candidate(module: nn.Module) -> bool:
+    """Whether a module holds one convolution weight, perhaps a bias, and little else."""
+    if type(module).forward in (nn.Conv2d.forward, nn.ConvTranspose2d.forward) and not _extras(module):
+        return False
+    if type(module).__module__.startswith("genkernels.") or sum(1 for _ in module.modules()) > _MOST_PARTS:
+        return False
+    if isinstance(module, nn.Conv2d) and why_weight_is_computed(module) is not None:
+        return True  # to be left with the reason
+    parameters = [p for _, p in module.named_parameters() if p.dim() != 1]
+    return sum(p.dim() == 4 for p in parameters) == 1 and bool(_extras(module) or type(module) is not nn.Sequential)
+
+
+def _owners(module: nn.Module) -> Iterator[tuple[Path, nn.Module]]:
+    for name, part in module.named_modules():
+        yield tuple(name.split(".")) if name else (), part
+
+
+def _extras(module: nn.Module) -> list[tuple[Path, Tensor]]:
+    """Tensors that are no parameters: buffers and plain attributes."""
+    found = []
+    for path, part in _owners(module):
+        values = {**part.__dict__, **part._buffers}
+        found += [
+            ((*path, name), value)
+            for name, value in values.items()
+            if isinstance(value, Tensor) and not isinstance(value, nn.Parameter)
+        ]
+    return found
+
+
+def recognise(module: nn.Module) -> MaskPlan | str | None:
+    """A plan; the reason why there is none; or None for something that is no masked convolution at all.
+
+    Raises nothing: what cannot be looked at is left, with the reason.
+    """
+    computed = why_weight_is_computed(module)
+    if computed is not None:
+        return computed
+    named = [(tuple(name.split(".")), p) for name, p in module.named_parameters()]
+    weights = [(path, p) for path, p in named if p.dim() == 4]
+    biases = [(path, p) for path, p in named if p.dim() == 1]
+    if len(weights) != 1 or len(biases) > 1 or len(named) != 1 + len(biases):
+        return None
+    path = weights[0][0]
+    owner = _get(module, path[:-1])
+    for name, wanted in (("groups", 1), ("stride", (1, 1)), ("padding_mode", "zeros")):
+        value = getattr(owner, name, wanted)
+        if (value, value) == wanted or value == wanted:
+            continue
+        return f"{name} is {value!r}; the operator takes {wanted!r} only"
+    dilation = getattr(owner, "dilation", (1, 1))
+    pair = (dilation, dilation) if isinstance(dilation, int) else tuple(dilation)
+    inner = [(p, part) for p, part in _owners(module) if p]
+    for _, part in inner:
+        if is_hooked(part):
+            return "hooks on the module inside would not be called"
+    try:
+        response = _response(module, path, biases[0][0] if biases else None, pair)
+    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+        return f"it could not be tried: {str(error).splitlines()[0][:120] if str(error) else type(error).__name__}"
+    if isinstance(response, str):
+        return response
+    mask, anchor = response
+    bias, parts = biases[0][0] if biases else None, tuple(p for p, _ in inner)
+    return _plan(path, bias, mask, anchor, pair, _extras(module), parts)
+
+
+def _response(
+    module: nn.Module, path: Path, bias: Path | None, dilation: tuple[int, int]
+) -> tuple[Tensor, tuple[int, int]] | str:
+    """The mask of the layer's weight, and the kernel position that stands at the pixel itself."""
+    twin = copy.deepcopy(module).cpu().double().eval()
+    generator = torch.Generator().manual_seed(0)
+    weight = _get(twin, path)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        values = torch.rand(weight.shape, generator=generator, dtype=torch.float64) + 0.5
+        weight.data.copy_(values)
+        if bias is not None:
+            _get(twin, bias).data.copy_(torch.rand(weight.shape[0], generator=generator, dtype=torch.float64))
+        out, inputs, height, width = weight.shape
+        reach = max(height * dilation[0], width * dilation[1]) + 1
+        size = 2 * reach + 1
+        lit = torch.zeros(inputs + 1, inputs, size, size, dtype=torch.float64)
+        lit[torch.arange(inputs), torch.arange(inputs), reach, reach] = 1
+        answer = twin.forward(lit)
+        if not isinstance(answer, Tensor) or answer.shape != (inputs + 1, out, size, size):
+            return "it does not keep the size of the image, as a masked convolution does"
+        if bool((twin.forward(2 * lit) - answer[-1:] - 2 * (answer - answer[-1:])).abs().max() > 1e-9):
+            return "it is not linear: something other than a convolution happens in it"
+        # [out, in, dy, dx]: what a pixel sees at a distance; the answer shows where a pixel is seen from
+        seen = (answer[:-1] - answer[-1:]).transpose(0, 1).flip(2, 3)
+    for row in range(height + 1):
+        for column in range(width + 1):
+            rows = [reach + (r - row) * dilation[0] for r in range(height)]
+            columns = [reach + (c - column) * dilation[1] for c in range(width)]
+            taps = seen[:, :, rows][:, :, :, columns]
+            live = taps.abs() > 1e-9
+            if bool(live.any()) and _all_of_it(seen, taps) and bool((taps - values * live).abs().max() < 1e-9):
+                return live, (row, column)
+    return "its result is not a convolution with a part of its weight"
+
+
+def _all_of_it(seen: Tensor, taps: Tensor) -> bool:
+    return abs(float(seen.abs().sum() - taps.abs().sum())) < 1e-6
+
+
+def _plan(
+    weight: Path, bias: Path | None, mask: Tensor, anchor: tuple[int, int], dilation: tuple[int, int],
+    extras: list[tuple[Path, Tensor]], parts: tuple[Path, ...],
+) -> MaskPlan | str | None:  # fmt: skip
+    out, inputs, height, width = mask.shape
+    if bool(mask.all()):
+        if not extras:
+            return None if anchor == (height // 2, width // 2) else "all taps of its cropped kernel are live: no waste"
+        return "all its taps are live: there is nothing to skip"
+    half = [max(at, size - 1 - at) for at, size in zip(anchor, (height, width), strict=True)]
+    top, left = half[0] - anchor[0], half[1] - anchor[1]
+    crop = (left, 2 * half[1] + 1 - width - left, top, 2 * half[0] + 1 - height - top)
+    whole = F.pad(mask.float(), crop)
+    kernel = (2 * half[0] + 1, 2 * half[1] + 1)
+    for groups in range(1, min(out, inputs, _MOST_GROUPS) + 1):
+        for layout in GROUP_LAYOUTS if groups > 1 else GROUP_LAYOUTS[:1]:
+            for mask_type in MASK_TYPES:
+                spec = MaskSpec(out, inputs, kernel, mask_type, groups, layout)
+                if torch.equal(mask_tensor(spec), whole):
+                    masks = tuple((path, value.detach().cpu().clone()) for path, value in extras)
+                    return MaskPlan(weight, bias, spec, dilation, crop, masks, parts)
+    centre, row = half[1], half[0]
+    if bool(whole[:, :, row + 1 :].any()) or bool(whole[:, :, row, centre + 1 :].any()):
+        return "its mask shows pixels that come later: it is not causal"
+    return "its mask is none that the kernel knows"
+
+
+def zero_masked_taps(module: nn.Module, plan: MaskPlan) -> None:
+    """Once, for a layer that writes the zeros into its weight in every pass, as its own next pass would."""
+    weight = _get(module, plan.weight)
+    with torch.no_grad():
+        weight.mul_(plan.live().to(weight))
+
+
+def writes_its_weight(module: nn.Module, plan: MaskPlan) -> bool:
+    twin = copy.deepcopy(module)
+    weight = _get(twin, plan.weight)
+    with torch.no_grad():
+        weight.data.fill_(1)
+        twin.forward(torch.zeros(1, weight.shape[1], 4, 4).to(weight))
+        return bool((weight != 1).any())

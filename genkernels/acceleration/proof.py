@@ -1,0 +1,115 @@
+"""Equality before a swap: the module as it was and as it would be, side by side on random inputs.
+
+Both run on copies, in training and in evaluation mode, once in float64 (where rounding hides nothing) and once in the
+model's own dtype (where the kernels run). Outputs, the gradients of inputs and parameters, and the buffers afterwards
+are compared.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_map
+
+from ..ops.conv_bn_act.choice import always_kernel
+
+Swapper = Callable[[nn.Module], None]
+
+_TOLERANCE = {torch.float64: 1e-8, torch.float32: 2e-3, torch.float16: 3e-2, torch.bfloat16: 1e-1}
+
+
+class NotEqualError(Exception):
+    """The reason why a swap is not made."""
+
+
+def prove(module: nn.Module, swapper: Swapper, inputs: Sequence[Any], *, live: dict[str, Tensor] | None = None) -> None:
+    """Raise a NotEqualError unless the swapped module computes what the module does.
+
+    Args:
+        module: stays as it is.
+        swapper: swaps a copy of it.
+        inputs: positional arguments; their floating-point tensors take the dtype of the run.
+        live: by name of a parameter, where its gradient counts: 1, or 0 for a tap that is masked away.
+    """
+    own = next((p.dtype for p in module.parameters()), torch.float32)
+    for dtype in dict.fromkeys((torch.float64, own)):
+        for training in (True, False):
+            before = copy.deepcopy(module).to(dtype).train(training)
+            if not training:
+                before.eval()
+            after = copy.deepcopy(before)
+            swapper(after)
+            try:
+                expected = _results(before, inputs, dtype, live)
+            except (RuntimeError, TypeError, ValueError, NotImplementedError, IndexError) as error:
+                raise NotEqualError(f"it could not be run on a trial input: {_first_line(error)}") from error
+            try:
+                with always_kernel():
+                    got = _results(after, inputs, dtype, live)
+            except (RuntimeError, TypeError, ValueError, NotImplementedError, IndexError) as error:
+                raise NotEqualError(f"the operator does not take it: {_first_line(error)}") from error
+            _compare(got, expected, dtype, training)
+
+
+def random_input(module: nn.Module, shape: Sequence[int]) -> Tensor:
+    """The same numbers each time, on the module's device; the global generator is left alone."""
+    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0)).to(device)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+
+
+def _results(
+    module: nn.Module, inputs: Sequence[Any], dtype: torch.dtype, live: dict[str, Tensor] | None
+) -> dict[str, list[Tensor]]:
+    def own(value: Any) -> Any:
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            return value
+        return value.detach().to(dtype).clone().requires_grad_()
+
+    values = tree_map(own, tuple(inputs))
+    parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        torch.manual_seed(0)
+        outputs = [t for t in tree_flatten(module(*values))[0] if isinstance(t, Tensor) and t.is_floating_point()]
+        if not outputs:
+            raise ValueError("its result holds no tensor")
+        total = sum((t * torch.randn(t.shape).to(t)).sum() for t in outputs)
+    leaves = [t for t in tree_flatten(values)[0] if isinstance(t, Tensor) and t.requires_grad]
+    wanted = [*leaves, *parameters.values()]
+    grads: list[Tensor | None] = [None] * len(wanted)
+    if wanted and isinstance(total, Tensor) and total.requires_grad:
+        grads = list(torch.autograd.grad(total, wanted, allow_unused=True))
+    filled = [torch.zeros_like(t) if g is None else g for t, g in zip(wanted, grads, strict=True)]
+    for index, name in enumerate(parameters, len(leaves)):
+        if live is not None and name in live:
+            filled[index] = filled[index] * live[name].to(filled[index])
+    return {
+        "output": [t.detach() for t in outputs],
+        "gradient": filled,
+        "buffer": [b for b in module.buffers() if b.is_floating_point()],
+    }
+
+
+def _compare(
+    got: dict[str, list[Tensor]], expected: dict[str, list[Tensor]], dtype: torch.dtype, training: bool
+) -> None:
+    mode = "training" if training else "evaluation"
+    tolerance = _TOLERANCE.get(dtype, 0.0)
+    for what, tensors in expected.items():
+        # By norm, as a value near the kink of an activation may fall either way; zeros count by the largest.
+        size = max((float(t.double().norm()) for t in tensors), default=0.0)
+        if len(tensors) != len(got[what]):
+            raise NotEqualError(f"its {what}s differ in number in {mode} mode")
+        for a, b in zip(got[what], tensors, strict=True):
+            if a.shape != b.shape or a.dtype != b.dtype:
+                raise NotEqualError(f"its {what} differs in shape or dtype in {mode} mode")
+            difference = float((a.double() - b.double()).norm())
+            if not difference <= tolerance * max(size, 1e-12):
+                raise NotEqualError(f"its {what} differs by {difference:.2g} of {size:.2g} in {mode} mode")

@@ -1,0 +1,103 @@
+"""Swapping a module's forward pass and nothing else: its class becomes a subclass, its ``__dict__`` stays.
+
+So parameters, buffers, hooks, ``state_dict`` keys and ``isinstance`` are what they were. The subclass is made on the
+spot; pickle and deepcopy make it again from its two halves, which both can be imported.
+"""
+
+from __future__ import annotations
+
+import copyreg
+from functools import cache
+from typing import Any
+
+import torch
+from torch import nn
+
+PLAN = "_genkernels_plan"
+
+
+class Swapped:
+    """First base of every made class; the second is the module's own."""
+
+    _genkernels_kind: type[Swapped]
+    _genkernels_original: type[nn.Module]
+    _genkernels_plan: Any = None  # a Sequential's slices are built anew and have none
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        reduced: Any = super().__reduce_ex__(protocol)
+        make, arguments, *rest = reduced
+        if make is copyreg.__newobj__ and arguments == (type(self),):  # type: ignore[attr-defined]
+            return (_again, (self._genkernels_kind, self._genkernels_original), *rest)
+        return (make, arguments, *rest)
+
+
+def _again(kind: Any, original: Any) -> Any:
+    made: Any = made_class(kind, original)
+    return made.__new__(made)
+
+
+@cache
+def made_class(kind: Any, original: Any) -> Any:
+    """The subclass that runs as ``kind`` says, one for each class."""
+    names = {
+        "_genkernels_kind": kind,
+        "_genkernels_original": original,
+        "__module__": original.__module__,
+        "__qualname__": original.__qualname__,
+        "__doc__": original.__doc__,
+    }
+    return type(original)(original.__name__, (kind, original), names)
+
+
+def why_not(module: nn.Module) -> str | None:
+    """The reason why the class of a module cannot be swapped, or None."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return "it is a TorchScript module"
+    if "forward" in module.__dict__:
+        return "its forward is replaced on the instance"
+    if type(module).__reduce_ex__ is not object.__reduce_ex__ or type(module).__reduce__ is not object.__reduce__:
+        return "its class pickles in a way of its own"
+    return None
+
+
+def swap(module: nn.Module, kind: Any, plan: Any) -> None:
+    own: Any = type(module)
+    module.__class__ = made_class(kind, own)
+    module.__dict__[PLAN] = plan
+
+
+def unswap(module: nn.Module) -> None:
+    if isinstance(module, Swapped):
+        module.__class__ = module._genkernels_original  # type: ignore[assignment]
+        for name in [name for name in module.__dict__ if name.startswith("_genkernels_")]:
+            del module.__dict__[name]
+
+
+def original_forward(module: nn.Module) -> nn.Module:
+    """The module with its own class again, sharing its ``__dict__``: for looking at what it did."""
+    if not isinstance(module, Swapped):
+        return module
+    original: Any = module._genkernels_original
+    shadow: nn.Module = original.__new__(original)
+    object.__setattr__(shadow, "__dict__", module.__dict__)
+    return shadow
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Whether somebody wants to see this module's calls, which a fused pass does not make."""
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
+
+
+def why_weight_is_computed(module: nn.Module) -> str | None:
+    """Weight norm, spectral norm and their like, old and new: the reason, or None."""
+    for part in module.modules():
+        if nn.utils.parametrize.is_parametrized(part):
+            return "a parametrization computes its weight"
+        for name, _ in part.named_parameters(recurse=False):
+            if name in ("weight_g", "weight_v"):
+                return "weight norm computes its weight"
+            if name == "weight_orig":
+                return "spectral norm or pruning computes its weight"
+    return None

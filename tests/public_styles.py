@@ -1,0 +1,216 @@
+"""Small models in the ways in which people write them, for the tests of ``genkernels.accelerate``."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+# --- masked convolutions ---------------------------------------------------------------------------------------------
+
+
+def spatial_mask(kind: str, kernel: int) -> torch.Tensor:
+    mask = torch.ones(kernel, kernel)
+    centre = kernel // 2
+    mask[centre, centre + (kind == "B") :] = 0
+    mask[centre + 1 :] = 0
+    return mask
+
+
+class WritesItsWeight(nn.Conv2d):
+    """The commonest: a mask of the whole weight, multiplied onto ``.data`` in every pass."""
+
+    def __init__(self, kind, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.register_buffer("mask", torch.ones_like(self.weight) * spatial_mask(kind, self.kernel_size[0]))
+
+    def forward(self, x):
+        self.weight.data *= self.mask
+        return super().forward(x)
+
+
+class MultipliesItsWeight(nn.Conv2d):
+    """A mask of one kernel under another name, broadcast."""
+
+    def __init__(self, kind, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.register_buffer("visible", spatial_mask(kind, self.kernel_size[0])[None, None].bool())
+
+    def forward(self, x):
+        return F.conv2d(x, self.weight * self.visible, self.bias, padding=self.padding, dilation=self.dilation)
+
+
+class Wrapper(nn.Module):
+    """A convolution inside, and a mask that is a plain attribute."""
+
+    def __init__(self, kind, channels, out, kernel):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, out, kernel, padding="same", bias=False)
+        self.kept = spatial_mask(kind, kernel)
+
+    def forward(self, x):
+        return F.conv2d(x, self.conv.weight * self.kept.to(x), None, padding="same")
+
+
+class Colours(nn.Conv2d):
+    """Colour groups at the centre tap, in blocks or interleaved."""
+
+    def __init__(self, kind, layout, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        out, inputs, kernel, _ = self.weight.shape
+
+        def groups(n):
+            return torch.arange(n) % 3 if layout == "interleaved" else torch.arange(n) * 3 // n
+
+        mask = torch.ones(out, inputs, 1, 1) * spatial_mask("A", kernel)
+        before, same = groups(inputs)[None] < groups(out)[:, None], groups(inputs)[None] == groups(out)[:, None]
+        mask[:, :, kernel // 2, kernel // 2] = (before | same if kind == "B" else before).float()
+        self.register_buffer("mask", mask)
+
+    def forward(self, x):
+        return self._conv_forward(x, self.weight * self.mask, self.bias)
+
+
+class Cropped(nn.Module):
+    """(k // 2 + 1) x k: the rows below are not there, the pad is on top and at the sides."""
+
+    def __init__(self, kind, channels, out, kernel):
+        super().__init__()
+        self.pad = nn.ZeroPad2d((kernel // 2, kernel // 2, kernel // 2, 0))
+        self.conv = nn.Conv2d(channels, out, (kernel // 2 + 1, kernel))
+        self.register_buffer("row", spatial_mask(kind, kernel)[: kernel // 2 + 1])
+
+    def forward(self, x):
+        return F.conv2d(self.pad(x), self.conv.weight * self.row, self.conv.bias)
+
+
+class CroppedRow(nn.Module):
+    """1 x (k // 2 + 1): every tap is live, so there is nothing to gain."""
+
+    def __init__(self, channels, out, kernel):
+        super().__init__()
+        self.reach = kernel // 2
+        self.conv = nn.Conv2d(channels, out, (1, kernel // 2 + 1))
+        self.register_buffer("steps", torch.zeros(()))
+
+    def forward(self, x):
+        return self.conv(F.pad(x, (self.reach, 0, 0, 0)))
+
+
+MASKED = {
+    "data": lambda: WritesItsWeight("B", 4, 6, 3, padding=1),
+    "broadcast": lambda: MultipliesItsWeight("A", 4, 6, 5, padding=4, dilation=2),
+    "wrapper": lambda: Wrapper("B", 4, 6, 3),
+    "blocks": lambda: Colours("A", "blocks", 6, 8, 3, padding=1),
+    "interleaved": lambda: Colours("B", "interleaved", 6, 9, 5, padding=2),
+    "cropped": lambda: Cropped("B", 4, 6, 5),
+}
+
+
+def pixelcnn(levels=4, channels=8, layers=3, kernel=7):
+    """The tutorial's: the mask on ``.data``, batch norm and ReLU between."""
+    parts: list[nn.Module] = []
+    for index in range(layers):
+        conv = WritesItsWeight("B" if index else "A", channels if index else 1, channels, kernel, padding=kernel // 2)
+        parts += [conv, nn.BatchNorm2d(channels), nn.ReLU(True)]
+    return nn.Sequential(*parts, nn.Conv2d(channels, levels, 1))
+
+
+# --- generators and discriminators -----------------------------------------------------------------------------------
+
+
+def generator(z=8, width=4, channels=3, bias=False):
+    """One Sequential."""
+    return nn.Sequential(
+        nn.ConvTranspose2d(z, width * 4, 4, 1, 0, bias=bias), nn.BatchNorm2d(width * 4), nn.ReLU(True),
+        nn.ConvTranspose2d(width * 4, width * 2, 4, 2, 1, bias=bias), nn.BatchNorm2d(width * 2), nn.ReLU(True),
+        nn.ConvTranspose2d(width * 2, channels, 4, 2, 1, bias=bias), nn.Tanh(),
+    )  # fmt: skip
+
+
+def discriminator(width=4, channels=3, bias=False):
+    return nn.Sequential(
+        nn.Conv2d(channels, width, 4, 2, 1, bias=bias), nn.LeakyReLU(0.2, inplace=True),
+        nn.Conv2d(width, width * 2, 4, 2, 1, bias=bias), nn.BatchNorm2d(width * 2), nn.LeakyReLU(0.2, inplace=True),
+        nn.Conv2d(width * 2, 1, 4, 1, 0, bias=bias), nn.Sigmoid(),
+    )  # fmt: skip
+
+
+class AttributeGenerator(nn.Module):
+    """Layers as attributes, activations as functions."""
+
+    def __init__(self, z=8, width=4):
+        super().__init__()
+        self.fc = nn.Linear(z, width * 2 * 16)
+        self.up1 = nn.ConvTranspose2d(width * 2, width, 4, 2, 1)
+        self.norm1 = nn.BatchNorm2d(width)
+        self.act = nn.ReLU()
+        self.up2 = nn.ConvTranspose2d(width, 3, 4, 2, 1)
+
+    def forward(self, z):
+        x = F.leaky_relu(self.fc(z), 0.1).view(z.size(0), -1, 4, 4)
+        x = self.act(self.norm1(self.up1(x)))
+        return torch.tanh(self.up2(x))
+
+
+class VaeDecoder(nn.Module):
+    """A Sequential behind a linear layer and a reshape."""
+
+    def __init__(self, latent=5, width=4):
+        super().__init__()
+        self.fc = nn.Linear(latent, width * 2 * 16)
+        self.body = nn.Sequential(
+            nn.ConvTranspose2d(width * 2, width, 3, 2, 1, output_padding=1), nn.BatchNorm2d(width), nn.LeakyReLU(),
+            nn.Conv2d(width, 1, 3, padding=1), nn.Sigmoid(),
+        )  # fmt: skip
+
+    def forward(self, z):
+        return self.body(self.fc(z).unflatten(1, (-1, 4, 4)))
+
+
+class Residual(nn.Module):
+    """What a convolution gives is read twice: by the norm, and by the sum."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.conv1, self.norm1 = nn.Conv2d(channels, channels, 3, padding=1), nn.BatchNorm2d(channels)
+        self.conv2, self.norm2 = nn.Conv2d(channels, channels, 3, padding=1), nn.BatchNorm2d(channels)
+
+    def forward(self, x):
+        y = self.conv1(x)
+        return y + self.norm2(self.conv2(F.relu(self.norm1(y)))) + x
+
+
+class ResNetGenerator(nn.Module):
+    def __init__(self, z=6, width=4):
+        super().__init__()
+        self.first = nn.ConvTranspose2d(z, width, 4)
+        self.blocks = nn.Sequential(Residual(width), nn.Upsample(scale_factor=2), Residual(width))
+        self.last = nn.Conv2d(width, 3, 3, padding=1)
+
+    def forward(self, z):
+        return torch.tanh(self.last(F.relu(self.blocks(self.first(z)))))
+
+
+# --- recurrences -----------------------------------------------------------------------------------------------------
+
+
+class RowLoop(nn.Module):
+    """A Row LSTM that loops over rows, its gates in the order o, f, i, g."""
+
+    def __init__(self, channels=3, hidden=4):
+        super().__init__()
+        self.hidden = hidden
+        self.from_input = MultipliesItsWeight.__new__(MultipliesItsWeight)
+        nn.Conv2d.__init__(self.from_input, channels, 4 * hidden, (1, 3), padding=(0, 1))
+        self.from_input.register_buffer("visible", torch.tensor([1.0, 1.0, 0.0])[None, None, None])
+        self.from_state = nn.Conv1d(hidden, 4 * hidden, 3, padding=1)
+
+    def forward(self, x):
+        gates = self.from_input(x)
+        h = c = x.new_zeros(x.shape[0], self.hidden, x.shape[3])
+        rows = []
+        for row in gates.unbind(2):
+            o, f, i, g = (row + self.from_state(h)).chunk(4, 1)
+            c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+            h = o.sigmoid() * c.tanh()
+            rows.append(h)
+        return torch.stack(rows, 2)
