@@ -27,6 +27,7 @@ TOTAL_SECONDS = 460
 BENCHMARKS: dict[str, int] = {
     "gpu_masked_conv": 110,
     "gpu_conv_bn_act": 150,
+    "gpu_wavefront_lstm": 60,
 }
 TEST_SECONDS = 200
 BUILD_SECONDS = 240

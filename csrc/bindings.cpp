@@ -22,7 +22,9 @@
 #include "cpu/masked_conv.h"
 #include "cpu/peak.h"
 #include "cpu/wavefront_lstm.h"
+#include "sampler_bindings.h"
 #if GK_WITH_CUDA
+#include "cuda/bindings.h"
 #include "cuda/build_info.h"
 #endif
 
@@ -140,12 +142,19 @@ py::dict cuda_device_status() {
   result["compute_capabilities"] = capabilities;
   return result;
 }
+
+std::tuple<int, int, int> cuda_device_limits(int device) {
+  const gk::cuda::DeviceLimits limits = gk::cuda::device_limits(device);
+  check(limits.multiprocessors > 0, "device", "the number of a CUDA device", device);
+  return {limits.multiprocessors, limits.shared_bytes, limits.cluster};
+}
 #endif
 
 void bind_build(py::module_& m) {
   m.def("build_info", &build_info);
 #if GK_WITH_CUDA
   m.def("cuda_device_status", &cuda_device_status);
+  m.def("cuda_device_limits", &cuda_device_limits, py::arg("device"));
 #endif
 }
 
@@ -433,4 +442,8 @@ PYBIND11_MODULE(_C, m, py::multiple_interpreters::not_supported()) {
   bind_masked_conv(m);
   bind_wavefront_lstm(m);
   bind_conv_bn_act(m);
+  bind_sampler(m);
+#if GK_WITH_CUDA
+  gk::cuda::bind_kernels(m);
+#endif
 }

@@ -1,4 +1,5 @@
 # The native core. Private: use genkernels.ops and genkernels.nn. Kept equal to csrc/bindings.cpp by a test.
+from collections.abc import Callable
 from typing import Any, TypedDict
 
 class DeviceStatus(TypedDict):
@@ -19,9 +20,11 @@ def copy_bandwidth_gbs(threads: int, seconds: float, bytes: int) -> float: ...
 def openmp_max_threads() -> int: ...
 def openmp_team_size(threads: int) -> int: ...
 
-# What was built. cuda_device_status exists only where the CUDA part was compiled.
+# What was built. The functions on CUDA devices are there only where the CUDA part was compiled. A device's limits are
+# multiprocessors, bytes of shared memory that a block can have, and blocks of a cluster.
 def build_info() -> dict[str, Any]: ...
 def cuda_device_status() -> DeviceStatus: ...
+def cuda_device_limits(device: int) -> tuple[int, int, int]: ...
 
 # Masked convolution. Tensors are addresses with the strides of [N, C, H, W], weights with those of (out, in, tap);
 # 0 stands for a tensor that is not there. `image` is N, H, W. False where memory for scratch ran out.
@@ -152,3 +155,67 @@ def norm_gradient_sums(
     activation: _Activation,
     sums: int,
 ) -> bool: ...
+
+# Sampling programs. Records of whole numbers are those of csrc/cpu/sampler.h; constants are (address, stride from image
+# to image, offset, length). `levels`, `free` (bytes) and `uniforms` (float64) are [images, C, H, W], `logits` float32
+# [images, levels, C, H, W] or 0. False where memory for the values ran out. sampler_panel: (columns, lanes).
+_Records = list[list[int]]
+_Constant = tuple[int, int, int, int]
+
+def sampler_panel() -> tuple[int, int]: ...
+
+class SamplerPlan:
+    def __init__(
+        self,
+        sizes: list[int],
+        floats: int,
+        float_count: int,
+        buffers: _Records,
+        places: _Records,
+        instructions: _Records,
+        groups: _Records,
+        runs: _Records,
+        phases: _Records,
+    ) -> None: ...
+    def run(
+        self,
+        threads: int,
+        images: int,
+        levels: int,
+        free: int,
+        uniforms: int,
+        logits: int,
+        temperature: float,
+        top_k: int,
+        last: tuple[int, int, int],
+        maps: list[_Constant],
+        vectors: list[_Constant],
+        row_done: Callable[[int], None],
+    ) -> bool: ...
+
+# The same on a CUDA device; there only where the CUDA part was compiled. `sizes` are N, h, H, W; `exact`: float32
+# products, not TF32; `limits` are multiprocessors, bytes of shared memory of a block, blocks of a cluster. Channels are
+# next to each other, so strides are those of [N, H, W]. A walk forward is (mirrored, gates, strides, hidden, strides,
+# weight, h0, c0, packed), backward (mirrored, grad_hidden, strides, weight, h0, c0, packed, grad_gates, gathered,
+# grad_c0); `packed` is scratch of as many bytes as the division says. A launch that fails raises RuntimeError.
+_Strides3 = tuple[int, int, int]
+_CudaWalk = tuple[bool, int, _Strides3, int, _Strides3, int, int, int, int]
+_CudaWalkBackward = tuple[bool, int, _Strides3, int, int, int, int, int, int, int]
+
+class CudaWavefrontPlan:
+    def __init__(
+        self,
+        storage: int,
+        exact: bool,
+        sizes: tuple[int, int, int, int],
+        walks: int,
+        diagonal: bool,
+        taps: list[int],
+        limits: tuple[int, int, int],
+    ) -> None: ...
+    def fits(self) -> bool: ...
+    def needed_bytes(self) -> int: ...
+    def forward_division(self) -> dict[str, int]: ...
+    def backward_division(self) -> dict[str, int]: ...
+    def forward(self, device: int, stream: int, walks: list[_CudaWalk], saved: int) -> None: ...
+    def backward(self, device: int, stream: int, walks: list[_CudaWalkBackward], saved: int) -> None: ...

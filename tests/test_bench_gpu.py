@@ -11,9 +11,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench is no part of the installed package
 
-from bench import gpu, gpu_conv_bn_act, gpu_masked_conv, gpu_tools, report
+from bench import gpu, gpu_conv_bn_act, gpu_masked_conv, gpu_tools, gpu_wavefront_lstm, report
 from bench.roofline import Ceilings
-from bench.timing import MismatchError, Timing
+from bench.timing import MismatchError, Timing, check_equal
 from genkernels.ops.masked_conv.mask import MaskSpec
 
 ROOT = Path(gpu.__file__).resolve().parents[1]
@@ -34,6 +34,12 @@ def on_cpu(monkeypatch):
         monkeypatch.setattr(module, "interleave_on_gpu", run_once)
         monkeypatch.setattr(module, "measure_gpu_ceilings", lambda dtype: Ceilings("bfloat16", 132, 1e5, 1e3))
         monkeypatch.setattr(module, "gpu_machine", lambda: machine)
+    walks = gpu_wavefront_lstm
+    monkeypatch.setattr(walks, "DEVICE", "cpu")
+    monkeypatch.setattr(walks, "captured", lambda call: call)
+    monkeypatch.setattr(walks, "timed", lambda calls, seconds: run_once(calls, seconds=seconds))
+    monkeypatch.setattr(walks, "measure_gpu_ceilings", lambda dtype: Ceilings("bfloat16", 132, 1e5, 1e3))
+    monkeypatch.setattr(walks, "gpu_machine", lambda: machine)
     # Compiling is slow and tested elsewhere.
     monkeypatch.setattr(torch, "compile", lambda function, **_options: function)
 
@@ -56,6 +62,25 @@ def test_all_alternatives_to_a_generator_block_are_compared_and_reported(monkeyp
     assert not done.settings["left_out"]
     assert [len(row.timings) for row in done.rows] == [6, 6]
     assert "Some GPU" in report.markdown(done)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_all_alternatives_to_the_diagonal_walks_agree_and_are_reported(monkeypatch, on_cpu, compiled):
+    case = gpu_wavefront_lstm.Case(2, 3, 4)
+    monkeypatch.setattr(gpu_wavefront_lstm, "CASES", (case,))
+    monkeypatch.setattr(gpu_wavefront_lstm, "COMPILED_CASE", case)
+    done = gpu_wavefront_lstm.run(0.0, compiled)
+    assert [len(row.timings) for row in done.rows] == [8 if compiled else 6] * 2
+    text = report.markdown(done, full=True)
+    assert "Some GPU" in text
+    assert "per step of the walk" in text
+
+
+@pytest.mark.parametrize("name", gpu_wavefront_lstm.WALKS)
+def test_the_diagonal_walks_that_are_timed_are_the_same_walk(on_cpu, name):
+    problem = gpu_wavefront_lstm.Problem(gpu_wavefront_lstm.Case(2, 3, 4), torch.float32)
+    _, step = problem.calls(gpu_wavefront_lstm.WALKS[name])
+    check_equal({name: step()}, problem.reference(), tolerance=1e-5)
 
 
 def test_a_result_further_from_float64_than_the_peer_is_refused():

@@ -37,4 +37,14 @@ int compute_capability(int device) {
   return 10 * major + minor;
 }
 
+DeviceLimits device_limits(int device) {
+  DeviceLimits limits = {0, 0, compute_capability(device) >= 90 ? 8 : 1};
+  if (cudaDeviceGetAttribute(&limits.multiprocessors, cudaDevAttrMultiProcessorCount, device) != cudaSuccess ||
+      cudaDeviceGetAttribute(&limits.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) != cudaSuccess) {
+    cudaGetLastError();
+    return {0, 0, 0};
+  }
+  return limits;
+}
+
 }  // namespace gk::cuda

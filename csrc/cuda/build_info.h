@@ -19,4 +19,12 @@ DeviceStatus device_status();
 // Compute capability of a device as 90 for 9.0; 0 when it cannot be read.
 int compute_capability(int device);
 
+// What a division of work has to know of a device; all 0 when it cannot be read.
+struct DeviceLimits {
+  int multiprocessors;
+  int shared_bytes;  // of memory that one block can have
+  int cluster;       // blocks of the largest cluster that every device of its kind takes
+};
+DeviceLimits device_limits(int device);
+
 }  // namespace gk::cuda

@@ -185,8 +185,8 @@ def check(case: Case) -> None:
 
     oracle, peer = as_dtype(torch.float64), results(in_storage, inputs, running, case.grad_layout, 1)
     assert got.keys() == oracle.keys()
-    if case.activation in ("relu", "leaky_relu") and _on_the_kink(case, got["y"], oracle["y"], peer["y"]):
-        return
+    if case.activation in ("relu", "leaky_relu") and _on_the_kink(got["y"], oracle["y"], peer["y"]):
+        got = {name: value for name, value in got.items() if not name.startswith("grad")}
     grad = torch.randn(got["y"].shape, generator=torch.Generator().manual_seed(1))
     for name, value in got.items():
         if name == "grad of bias" and case.norm == "training":
@@ -206,8 +206,8 @@ def check(case: Case) -> None:
         assert_as_exact(name, value, oracle=oracle[name], peer=peer[name], typical=typical)
 
 
-def _on_the_kink(case: Case, *ys: Tensor) -> bool:
-    """Whether rounding decides on which side of the kink some element is: its slope then is either."""
+def _on_the_kink(*ys: Tensor) -> bool:
+    """Whether rounding decides on which side of the kink some element is: the gradients then are either's."""
     sides = [(y > 0) for y in ys]
     return not (sides[0].equal(sides[1]) and sides[0].equal(sides[2]))
 

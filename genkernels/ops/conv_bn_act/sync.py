@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -25,8 +27,8 @@ def group_name(sync: object) -> str:
     return name if torch.distributed.get_world_size(group) > 1 else ""  # type: ignore[arg-type]
 
 
-def _resolve(name: str) -> torch.distributed.ProcessGroup:
-    return torch._C._distributed_c10d._resolve_process_group(name)  # type: ignore[arg-type]
+def _resolve(name: Any) -> torch.distributed.ProcessGroup:
+    return torch._C._distributed_c10d._resolve_process_group(name)
 
 
 def combine_statistics(mean: Tensor, deviations: Tensor, count: int, group: str) -> Tensor:

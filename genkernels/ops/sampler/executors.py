@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from . import torch_executor
+from . import cpu, torch_executor
 from .program import Program
 from .request import Progress, Request
 from .walk import Walk
@@ -34,9 +34,10 @@ class Executor:
 
 
 EXECUTORS: list[Executor] = [
-    Executor("torch", lambda program: None, torch_executor.run, torch_executor.bytes_per_image)
+    Executor("cpu", cpu.why_not, cpu.run, cpu.bytes_per_image),
+    Executor("torch", lambda program: None, torch_executor.run, torch_executor.bytes_per_image),
 ]
-"""The first that does not refuse is taken; a native executor puts itself in front."""
+"""The first that does not refuse is taken: the native ones, then PyTorch."""
 
 
 def choose(program: Program, backend: str | None = None) -> Executor:

@@ -259,7 +259,8 @@ class Program:
         values: by index; value 0 is the image.
         row: instructions of the row phase.
         steps: for each step 0 .. colours, its instructions; those before the last end with their Draw.
-        cache: what an executor wants to keep with the program (packed weights, say), under its own name.
+        cache: what an executor wants to keep with the program (packed weights, say), under its own name; shared by the
+            programs for parts of the batch, so nothing of the constants' content.
     """
 
     height: int
@@ -298,7 +299,7 @@ class Program:
             v if v.constant is None or v.constant.shape[0] == 1 else replace(v, constant=v.constant[start:stop])
             for v in self.values
         )
-        return replace(self, values=values, cache={})
+        return replace(self, values=values)
 
     def multiplications(self) -> int:
         """Multiply-adds of the affine instructions for one image, edges counted as inner pixels."""

@@ -16,7 +16,7 @@ _STORAGE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _NO_STRIDES = (0, 0, 0, 0)
 
 
-def why_not(gates: Tensor) -> str | None:
+def why_not(gates: Tensor, geometries: Sequence[Geometry]) -> str | None:
     """The reason why the native kernel cannot take gates, or None where it can."""
     if backends.native() is None:
         return "the native extension is not loaded"

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import cpu, reference, schema
+from . import cpu, cuda, reference, schema
 from .derivatives import geometries, walks, walks_of
 from .geometry import Geometry
 
@@ -247,18 +249,31 @@ def _backward_reference(count: int, *arguments: Any) -> tuple[Tensor, ...]:
     return tuple(results)
 
 
-def _forward_cpu(count: int, *arguments: Any) -> tuple[Tensor, ...]:
-    if cpu.why_not(arguments[0]) is not None:
-        return _forward_reference(count, *arguments)
+KERNELS: dict[str, ModuleType] = {"CPU": cpu, "CUDA": cuda}  # by dispatch key
+
+
+def _forward_native(key: str, count: int, *arguments: Any) -> tuple[Tensor, ...]:
     *tensors, front, taps, mirrored, keep = arguments
-    return cpu.forward(walks_of(tensors, count), geometries(front, taps, mirrored), keep)
+    walked = geometries(front, taps, mirrored)
+    if not _can_run(key, tensors[0], walked):
+        return _forward_reference(count, *arguments)
+    return KERNELS[key].forward(walks_of(tensors, count), walked, keep)
 
 
-def _backward_cpu(count: int, *arguments: Any) -> tuple[Tensor, ...]:
-    if cpu.why_not(arguments[0]) is not None:
-        return _backward_reference(count, *arguments)
+def _backward_native(key: str, count: int, *arguments: Any) -> tuple[Tensor, ...]:
     *tensors, saved, front, taps, mirrored, needs = arguments
-    return cpu.backward(walks_of(tensors, count), saved, geometries(front, taps, mirrored), needs)
+    walked = geometries(front, taps, mirrored)
+    if not _can_run(key, tensors[1], walked):
+        return _backward_reference(count, *arguments)
+    return KERNELS[key].backward(walks_of(tensors, count), saved, walked, needs)
+
+
+def _can_run(key: str, gates: Tensor, walked: list[Geometry]) -> bool:
+    """Whether the native kernels take the walk. Where a GPU is left to the slow way, a warning says why."""
+    reason = KERNELS[key].why_not(gates, walked)
+    if reason and key == "CUDA" and gates.dtype != torch.float64:
+        warnings.warn(f"wavefront LSTM front by front in plain PyTorch: {reason}", RuntimeWarning, stacklevel=2)
+    return reason is None
 
 
 def _forward_fake(count: int, *arguments: Any) -> tuple[Tensor, ...]:
@@ -295,19 +310,18 @@ def _register_autocast(count: int, device_type: str, key: torch._C.DispatchKey) 
 
 
 def _register(count: int) -> None:
-    def bound(kernel: Any) -> Any:
+    def bound(kernel: Any, *first: Any) -> Any:
         def call(*arguments: Any) -> tuple[Tensor, ...]:
-            return kernel(count, *arguments)
+            return kernel(*first, count, *arguments)
 
         return call
 
     name = schema.NAMES[count]
-    for key, forward, backward in (
-        ("CompositeExplicitAutograd", _forward_reference, _backward_reference),
-        ("CPU", _forward_cpu, _backward_cpu),
-    ):
-        schema.library.impl(name, bound(forward), key)
-        schema.library.impl(f"{name}_backward", bound(backward), key)
+    schema.library.impl(name, bound(_forward_reference), "CompositeExplicitAutograd")
+    schema.library.impl(f"{name}_backward", bound(_backward_reference), "CompositeExplicitAutograd")
+    for key in KERNELS:
+        schema.library.impl(name, bound(_forward_native, key), key)
+        schema.library.impl(f"{name}_backward", bound(_backward_native, key), key)
     torch.library.register_fake(f"genkernels::{name}", bound(_forward_fake), lib=schema.library)
     torch.library.register_fake(f"genkernels::{name}_backward", bound(_backward_fake), lib=schema.library)
     _register_autocast(count, "cpu", torch._C.DispatchKey.AutocastCPU)

@@ -1,0 +1,15 @@
+// The Python module of the tests: the same kernels and bindings as genkernels._C, and kernels with planted faults.
+#include <pybind11/pybind11.h>
+
+#include "cuda/bindings.h"
+
+namespace gk::emulator {
+
+void bind_faults(pybind11::module_& m);
+
+}  // namespace gk::emulator
+
+PYBIND11_MODULE(genkernels_emulated, m) {
+  gk::cuda::bind_kernels(m);
+  gk::emulator::bind_faults(m);
+}

@@ -1,0 +1,100 @@
+"""The native CPU executor of sampling programs: layout and arguments around ``_C.SamplerPlan``."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ... import backends
+from .cpu_plan import Layout, Plan, build, layout
+from .program import Program
+from .walk import Walk
+
+_PADDING = 64  # floats behind a constant: loads of whole vectors may reach beyond it
+
+
+def why_not(program: Program) -> str | None:
+    """The reason why the native executor cannot run a program, or None where it can."""
+    if backends.native() is None:
+        return "the native extension is not loaded"
+    if program.table.device.type != "cpu":
+        return f"the program is on {program.table.device}"
+    if program.table.dtype != torch.float32:
+        return f"no native sampler for {program.table.dtype}"
+    return None
+
+
+def bytes_per_image(program: Program) -> int:
+    return 4 * layout(program).floats
+
+
+def run(program: Program, walk: Walk) -> None:
+    """Draws the open sub-pixels of ``walk.images`` in place.
+
+    Raises:
+        MemoryError: there is none for the values' caches.
+    """
+    plan = program.cache.get("cpu")
+    if plan is None:
+        plan = program.cache["cpu"] = build(program)
+    constants = _Constants(program, plan.layout)
+    levels, free = walk.images.contiguous(), walk.free.contiguous()
+    uniforms = walk.uniforms.to(torch.float64).contiguous()
+    logits = None if walk.logits is None else walk.logits.contiguous()
+    _run(plan, walk, levels, free, uniforms, logits, constants)
+    if levels is not walk.images:
+        walk.images.copy_(levels)
+    if logits is not None and logits is not walk.logits:
+        assert walk.logits is not None
+        walk.logits.copy_(logits)
+
+
+def _run(
+    plan: Plan, walk: Walk, levels: Tensor, free: Tensor, uniforms: Tensor, logits: Tensor | None, constants: _Constants
+) -> None:
+    done = plan.native.run(
+        threads=torch.get_num_threads(),
+        images=levels.shape[0],
+        levels=levels.data_ptr(),
+        free=free.data_ptr(),
+        uniforms=uniforms.data_ptr(),
+        logits=0 if logits is None else logits.data_ptr(),
+        temperature=float(walk.temperature),
+        top_k=walk.top_k or 0,
+        last=walk.last,
+        maps=constants.maps,
+        vectors=constants.vectors,
+        row_done=walk.row_done,
+    )
+    if not done:
+        raise MemoryError("sample: no memory for the values of the images that are drawn at once")
+
+
+class _Constants:
+    """The constants of a program as (address, stride from image to image, offset, length), kept alive."""
+
+    def __init__(self, program: Program, where: Layout) -> None:
+        self.tensors: list[Tensor] = []
+        self.vectors = [self._vector(program, k, where.buffers[k].offset) for k in where.vectors]
+        self.maps = [self._map(program, k, where) for k in where.maps]
+
+    def _vector(self, program: Program, k: int, offset: int) -> tuple[int, int, int, int]:
+        constant = program.values[k].constant
+        assert constant is not None
+        return self._keep(constant.contiguous(), constant[0].numel(), offset)
+
+    def _map(self, program: Program, k: int, where: Layout) -> tuple[int, int, int, int]:
+        """Rows [height + those above, which read as zero and stand at the end], columns, channels."""
+        constant, buffer = program.values[k].constant, where.buffers[k]
+        assert constant is not None
+        n, channels, height, width = constant.shape
+        image = buffer.rows * buffer.row_stride
+        flat = constant.new_zeros(n * image + _PADDING)
+        whole = flat[: n * image].view(n, buffer.rows, buffer.columns, channels)
+        whole[:, :height, -buffer.first_column : width - buffer.first_column] = constant.permute(0, 2, 3, 1)
+        return self._keep(flat, image, 0, n)
+
+    def _keep(self, tensor: Tensor, length: int, offset: int, n: int | None = None) -> tuple[int, int, int, int]:
+        self.tensors.append(tensor)
+        n = tensor.shape[0] if n is None else n
+        return tensor.data_ptr(), 0 if n == 1 else length, offset, length
