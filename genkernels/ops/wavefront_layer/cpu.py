@@ -23,7 +23,11 @@ from ..wavefront_lstm import cpu as lstm
 from ..wavefront_lstm.geometry import Geometry
 from .schema import by_walk, empty_grads, empty_hidden, empty_saved
 
-why_not = lstm.why_not
+
+def why_not(x: Tensor) -> str | None:
+    """The reason why the native kernels cannot take x, or None where they can."""
+    return lstm.why_not(x, ())
+
 
 _ROWS = 32  # cells of a product that make good use of the weights, as in csrc/cpu/wavefront_lstm_plan.h
 # Gates of a round, at least. Every round packs all weights and sets up its scratch, some 0.5 ms at h = 64: rounds of
