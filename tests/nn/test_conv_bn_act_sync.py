@@ -84,4 +84,4 @@ def test_a_single_process_needs_no_exchange():
     other = ConvBnAct2d(3, 4, 3)
     other.load_state_dict(layer.state_dict())
     x = torch.randn(2, 3, 5, 5)
-    assert layer(x).equal(other(x))
+    torch.testing.assert_close(layer(x), other(x))  # small: without sync PyTorch's own operators run
