@@ -161,7 +161,7 @@ def _say(
     say(
         "masked_conv2d",
         "the CPU kernel" if reason is None else "another implementation than the CPU kernel",
-        reason or "it is quicker at every size measured",
+        reason or "it skips what is masked",
         f"genkernels.ops.masked_conv2d(torch.randn({list(x.shape)}, dtype={x.dtype}), torch.randn("
         f"{list(weight.shape)}, dtype={weight.dtype}), {mask_type=}, {channel_groups=}, {group_layout=}, {dilation=})",
     )
