@@ -1,4 +1,4 @@
-# The native core. Private: use genkernels.ops and genkernels.nn. Kept equal to csrc/bindings.cpp by a test.
+# The native core. Private: use genkernels.ops and genkernels.nn. Kept equal to csrc/bindings/ by a test.
 from collections.abc import Callable
 from typing import Any, TypedDict
 

@@ -1,4 +1,4 @@
-// Names, checks of sizes and errors of the CUDA kernels, as bindings.cpp has them for the CPU: addresses of device
+// Names, checks of sizes and errors of the CUDA kernels, as csrc/bindings/ has them for the CPU: addresses of device
 // memory, the device's number, and a stream as an address. A launch that fails raises RuntimeError with its name.
 #include "cuda/bindings.h"
 

@@ -1,7 +1,5 @@
-// Sampling programs in the Python module genkernels._C; see bindings.cpp for the conventions.
-#include "sampler_bindings.h"
-
-#include <pybind11/stl.h>
+// Sampling programs in the Python module genkernels._C; see bindings.h for the conventions.
+#include "cpu/sampler.h"
 
 #include <algorithm>
 #include <array>
@@ -12,13 +10,11 @@
 #include <utility>
 #include <vector>
 
-#include "cpu/sampler.h"
+#include "bindings/bindings.h"
 
-namespace py = pybind11;
+namespace gk::bindings {
 
 namespace {
-
-using Address = std::uintptr_t;
 
 void require(bool ok, const char* what) {
   if (!ok) throw py::value_error(std::string("sampler plan: ") + what);
@@ -44,12 +40,12 @@ class SamplerPlan {
   SamplerPlan(const std::vector<int64_t>& sizes, Address floats, int64_t float_count, const Lists& buffers,
               const Lists& places, const Lists& instructions, const Lists& groups, const Lists& runs,
               const Lists& phases)
-      : buffers_(records<gk::SamplerBuffer>(buffers)),
-        places_(records<gk::SamplerPlace>(places)),
-        instructions_(records<gk::SamplerInstruction>(instructions)),
-        groups_(records<gk::SamplerGroup>(groups)),
-        runs_(records<gk::SamplerRun>(runs)),
-        phases_(records<gk::SamplerPhase>(phases)) {
+      : buffers_(records<SamplerBuffer>(buffers)),
+        places_(records<SamplerPlace>(places)),
+        instructions_(records<SamplerInstruction>(instructions)),
+        groups_(records<SamplerGroup>(groups)),
+        runs_(records<SamplerRun>(runs)),
+        phases_(records<SamplerPhase>(phases)) {
     require(sizes.size() == 7, "sizes: expected 7 numbers");
     program_ = {};
     int64_t* const fields[] = {&program_.height, &program_.width,        &program_.grid_width, &program_.colours,
@@ -82,7 +78,7 @@ class SamplerPlan {
     for (const auto& v : vector_views)
       require(v.offset >= 0 && v.length >= 0 && v.offset + v.length <= program_.image_floats, "vectors: out of place");
     Caller caller{row_done, 0, last[0] + 1, std::nullopt};
-    const gk::SamplerCall call{program_,
+    const SamplerCall call{program_,
                                images,
                                reinterpret_cast<uint8_t*>(levels),
                                reinterpret_cast<const uint8_t*>(free),
@@ -134,8 +130,8 @@ class SamplerPlan {
     return static_cast<int64_t>(v.size());
   }
 
-  static std::vector<gk::SamplerConstant> constants(const Constants& list) {
-    std::vector<gk::SamplerConstant> result;
+  static std::vector<SamplerConstant> constants(const Constants& list) {
+    std::vector<SamplerConstant> result;
     for (const auto& [data, image_stride, offset, length] : list)
       result.push_back({reinterpret_cast<const float*>(data), image_stride, offset, length});
     return result;
@@ -165,7 +161,7 @@ class SamplerPlan {
       require(inside(phase.first, phase.last - phase.first, size(instructions_)), "phases: out of range");
     for (const auto& i : instructions_) {
       require(i.kind >= 0 && i.kind <= 4 && i.function >= 0 && i.function <= 17, "an unknown instruction");
-      require(i.operands >= 0 && i.operands <= gk::SAMPLER_OPERANDS, "an instruction with too many operands");
+      require(i.operands >= 0 && i.operands <= SAMPLER_OPERANDS, "an instruction with too many operands");
       require(inside(i.places, 1 + i.operands + i.segments, program_.place_count), "places: out of range");
       require(inside(i.groups, i.group_count, size(groups_)), "groups: out of range");
       require(inside(i.runs, i.run_count, size(runs_)), "runs: out of range");
@@ -177,13 +173,13 @@ class SamplerPlan {
     }
   }
 
-  gk::SamplerProgram program_;
-  std::vector<gk::SamplerBuffer> buffers_;
-  std::vector<gk::SamplerPlace> places_;
-  std::vector<gk::SamplerInstruction> instructions_;
-  std::vector<gk::SamplerGroup> groups_;
-  std::vector<gk::SamplerRun> runs_;
-  std::vector<gk::SamplerPhase> phases_;
+  SamplerProgram program_;
+  std::vector<SamplerBuffer> buffers_;
+  std::vector<SamplerPlace> places_;
+  std::vector<SamplerInstruction> instructions_;
+  std::vector<SamplerGroup> groups_;
+  std::vector<SamplerRun> runs_;
+  std::vector<SamplerPhase> phases_;
   int64_t maps_ = 0;
 };
 
@@ -204,3 +200,5 @@ void bind_sampler(py::module_& m) {
            py::arg("uniforms"), py::arg("logits"), py::arg("temperature"), py::arg("top_k"), py::arg("last"),
            py::arg("maps"), py::arg("vectors"), py::arg("row_done"));
 }
+
+}  // namespace gk::bindings

@@ -1,0 +1,51 @@
+// What the bindings of every operation share: the conventions of genkernels._C and its checks.
+//
+// Arrays arrive as addresses (Tensor.data_ptr()) with sizes and strides, the number of threads as an argument,
+// a CUDA stream as an address: nothing here knows torch, so one binary serves every version of it.
+// A ValueError names the argument, what was expected and what came. Python's side of an operation has
+// checked shapes and dtypes in the user's words already; the checks here guard memory.
+#pragma once
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
+#include <cstdint>
+#include <string>
+
+#include "cpu/tensor_view.h"
+
+namespace gk::bindings {
+
+namespace py = pybind11;
+using NoGil = py::call_guard<py::gil_scoped_release>;
+
+// Raises ValueError "name: expected ..., got ..." unless `ok`.
+template <typename T>
+void check(bool ok, const char* name, const char* expected, const T& got) {
+  if (!ok) throw py::value_error(std::string(name) + ": expected " + expected + ", got " + std::to_string(got));
+}
+
+// The upper end is there because the OpenMP runtime ends the process when it cannot start a thread.
+inline void check_threads(int threads) {
+  check(threads >= 1 && threads <= 1024, "threads", "an integer from 1 to 1024", threads);
+}
+
+using Address = std::uintptr_t;
+using Strides4 = std::array<int64_t, 4>;  // of [N, C, H, W]
+
+inline Storage checked_storage(int code) {
+  check(code >= 0 && code <= 2, "storage", "0 (float32), 1 (bfloat16) or 2 (float16)", code);
+  return static_cast<Storage>(code);
+}
+
+inline ImageView image_view(Address data, const Strides4& s, Storage storage) {
+  return {reinterpret_cast<const void*>(data), s[0], s[1], s[2], s[3], storage};
+}
+
+void bind_masked_conv(py::module_& m);
+void bind_wavefront_lstm(py::module_& m);
+void bind_conv_bn_act(py::module_& m);
+void bind_sampler(py::module_& m);
+
+}  // namespace gk::bindings
