@@ -9,6 +9,7 @@ import importlib.util
 import shutil
 import subprocess
 import sysconfig
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
@@ -59,10 +60,11 @@ def module() -> ModuleType:
     target = ROOT / "build/emulated" / digest.hexdigest()[:16] / f"{NAME}{suffix}"
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = Path(tempfile.mkdtemp(dir=target.parent))  # another process may compile the same
         includes = [f"-I{path}" for path in (ROOT / "csrc", pybind11.get_include(), sysconfig.get_paths()["include"])]
 
         def compiled(source: Path) -> str:
-            result = target.with_name(f"{source.name}.o")
+            result = unfinished / f"{source.name}.o"
             # Bindings need no speed, and compile in half the time without it.
             level = "-O2" if source.suffix == ".cu" or source.name == "emulator.cpp" else "-O0"
             _run([compiler, *FLAGS, level, *includes, "-x", "c++", "-c", str(source), "-o", str(result)])
@@ -70,9 +72,9 @@ def module() -> ModuleType:
 
         with ThreadPoolExecutor(2) as pool:
             objects = list(pool.map(compiled, sources()))
-        unfinished = target.with_suffix(".unfinished")
-        _run([compiler, "-shared", "-o", str(unfinished), *objects])
-        unfinished.rename(target)
+        _run([compiler, "-shared", "-o", str(unfinished / target.name), *objects])
+        (unfinished / target.name).rename(target)
+        shutil.rmtree(unfinished)
     spec = importlib.util.spec_from_file_location(NAME, target)
     assert spec is not None
     assert spec.loader is not None

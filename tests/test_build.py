@@ -18,6 +18,7 @@ from fresh_process import run_fresh
 from genkernels import _C
 
 ROOT = Path(__file__).resolve().parent.parent
+pytestmark = pytest.mark.xdist_group("build")  # one build serves all
 
 
 def load_setup():

@@ -20,7 +20,8 @@ import genkernels  # noqa: E402
 from genkernels.cli import main  # noqa: E402
 from genkernels.cli.app import app  # noqa: E402
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+# One process, since they share runs.
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.xdist_group("cli")]
 
 SMALL = ["--hidden-channels", "4", "--num-layers", "1", "--batch-size", "100"]
 
