@@ -22,6 +22,8 @@ from bench.timing import MismatchError, Timing, check_equal, geometric_mean, int
 from genkernels.models import PixelCNN
 from genkernels.ops.masked_conv.mask import MaskSpec, mask_tensor
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SPECS = [
     MaskSpec(4, 1, (7, 7), "A", 1, "blocks"),
     MaskSpec(6, 5, (3, 3), "B", 1, "blocks"),
@@ -30,15 +32,6 @@ SPECS = [
     MaskSpec(8, 7, (3, 3), "A", 3, "interleaved"),
 ]
 UNCOMPILED = [name for name in BUILDERS if "compile" not in name]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """The problems here are tiny: a second thread only waits."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 # --- the alternatives --------------------------------------------------------------------------------------

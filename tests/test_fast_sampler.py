@@ -10,13 +10,7 @@ import genkernels
 from genkernels.ops import sampler
 from genkernels.train.plain_pixelcnn import PlainMaskedConv2d
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Usual(nn.Module):

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .autoregressive import as_size, check_whole
-from .base import GenerativeModel, evaluation_mode
-from .conv_stacks import down, up
+from .autoregressive import check_whole
+from .base import evaluation_mode
+from .conv_stacks import ConvolutionalModel, down, up
 
 
-class Autoencoder(GenerativeModel):
+class Autoencoder(ConvolutionalModel):
     """Convolutions down to a code, transposed convolutions up to the image, trained on the squared error.
 
     Layers as in :mod:`genkernels.models.conv_stacks`, with batch normalisation and ReLU; the code has neither, the
@@ -42,18 +42,7 @@ class Autoencoder(GenerativeModel):
         *,
         image_size: int | Sequence[int] = 28,
     ) -> None:
-        super().__init__()
-        check_whole("in_channels", in_channels, 1)
-        check_whole("hidden_channels", hidden_channels, 1)
-        check_whole("latent_dim", latent_dim, 1)
-        self.in_channels, self.latent_dim = in_channels, latent_dim
-        self.image_size = as_size("image_size", image_size)
-        self.config = {
-            "in_channels": in_channels,
-            "hidden_channels": hidden_channels,
-            "latent_dim": latent_dim,
-            "image_size": list(self.image_size),
-        }
+        super().__init__(in_channels, hidden_channels, latent_dim, image_size)
         self.encoder = nn.Sequential(*down(in_channels, hidden_channels, latent_dim, image_size), nn.Flatten(1))
         self.decoder = nn.Sequential(
             nn.Unflatten(1, (latent_dim, 1, 1)),

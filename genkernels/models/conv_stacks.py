@@ -18,10 +18,41 @@ from itertools import pairwise
 from torch import nn
 
 from ..nn import ConvBnAct2d, ConvTransposeBnAct2d
-from .autoregressive import as_size
+from .autoregressive import as_size, check_whole
+from .base import GenerativeModel
 
 SMALLEST_BASE, LARGEST_BASE = 4, 7
 STEP = (4, 2, 1)  # kernel size, stride, padding: halves or doubles height and width exactly
+
+
+class ConvolutionalModel(GenerativeModel):
+    """Base class of the families that are made of these halves.
+
+    Args:
+        in_channels: colours of an image.
+        hidden_channels: features of the layer next to the image; each layer further in has twice as many.
+        latent_dim: numbers in the vector.
+        image_size: height and width, or one number for squares; see :func:`halvings`.
+
+    Raises:
+        ValueError: an argument is not a whole number of at least 1, or no size; the message names it.
+    """
+
+    def __init__(
+        self, in_channels: int, hidden_channels: int, latent_dim: int, image_size: int | Sequence[int]
+    ) -> None:
+        super().__init__()
+        check_whole("in_channels", in_channels, 1)
+        check_whole("hidden_channels", hidden_channels, 1)
+        check_whole("latent_dim", latent_dim, 1)
+        self.in_channels, self.latent_dim = in_channels, latent_dim
+        self.image_size = as_size("image_size", image_size)
+        self.config = {
+            "in_channels": in_channels,
+            "hidden_channels": hidden_channels,
+            "latent_dim": latent_dim,
+            "image_size": list(self.image_size),
+        }
 
 
 def halvings(image_size: int | Sequence[int]) -> tuple[int, tuple[int, int]]:

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .autoregressive import as_size, check_whole
-from .base import GenerativeModel, evaluation_mode
-from .conv_stacks import down, up
+from .autoregressive import check_whole
+from .base import evaluation_mode
+from .conv_stacks import ConvolutionalModel, down, up
 
 NEGATIVE_SLOPE = 0.2
 INITIAL_SPREAD = 0.02
@@ -47,7 +47,7 @@ def init_dcgan(module: nn.Module) -> None:
             nn.init.zeros_(layer.bias)
 
 
-class DCGAN(GenerativeModel):
+class DCGAN(ConvolutionalModel):
     """A generator of images in [-1, 1] from latents, and a discriminator that gives the logit of an image being real.
 
     64 x 64 with the defaults: latents of 100 -> 512 -> 256 -> 128 -> 64 -> colours, 4x4 kernels, the first layer
@@ -81,18 +81,7 @@ class DCGAN(GenerativeModel):
         *,
         image_size: int | Sequence[int] = 64,
     ) -> None:
-        super().__init__()
-        check_whole("in_channels", in_channels, 1)
-        check_whole("hidden_channels", hidden_channels, 1)
-        check_whole("latent_dim", latent_dim, 1)
-        self.in_channels, self.latent_dim = in_channels, latent_dim
-        self.image_size = as_size("image_size", image_size)
-        self.config = {
-            "in_channels": in_channels,
-            "hidden_channels": hidden_channels,
-            "latent_dim": latent_dim,
-            "image_size": list(self.image_size),
-        }
+        super().__init__(in_channels, hidden_channels, latent_dim, image_size)
         self.generator = nn.Sequential(
             nn.Unflatten(1, (latent_dim, 1, 1)),
             *up(latent_dim, hidden_channels, in_channels, image_size, last_activation="tanh", bias=False),

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .autoregressive import as_size, check_levels, check_whole, log_likelihood
-from .base import GenerativeModel, evaluation_mode
-from .conv_stacks import down, up
+from .autoregressive import check_levels, check_whole, log_likelihood
+from .base import evaluation_mode
+from .conv_stacks import ConvolutionalModel, down, up
 
 LIKELIHOODS = ("bernoulli", "categorical", "gaussian")
 LOG_TWO_PI = math.log(2 * math.pi)
@@ -25,7 +25,7 @@ def kl_to_standard_normal(mean: Tensor, log_variance: Tensor) -> Tensor:
     return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(-1)
 
 
-class VAE(GenerativeModel):
+class VAE(ConvolutionalModel):
     """p(x) = E p(x given z) over z from N(0, 1), with an encoder q(z given x) = N(mean(x), variance(x)).
 
     Both halves are convolutions with batch normalisation and ReLU, see :mod:`genkernels.models.conv_stacks`: so in
@@ -60,10 +60,7 @@ class VAE(GenerativeModel):
         beta: float = 1.0,
         image_size: int | Sequence[int] = 28,
     ) -> None:
-        super().__init__()
-        check_whole("in_channels", in_channels, 1)
-        check_whole("hidden_channels", hidden_channels, 1)
-        check_whole("latent_dim", latent_dim, 1)
+        super().__init__(in_channels, hidden_channels, latent_dim, image_size)
         if likelihood not in LIKELIHOODS:
             raise ValueError(f"likelihood: expected one of {', '.join(map(repr, LIKELIHOODS))}; got {likelihood!r}")
         check_whole("levels", levels, 2, 256)
@@ -71,18 +68,8 @@ class VAE(GenerativeModel):
             raise ValueError(f"levels: a Bernoulli likelihood takes 2; got {levels}")
         if not beta >= 0:
             raise ValueError(f"beta: expected a number of at least 0; got {beta!r}")
-        self.in_channels, self.latent_dim, self.levels = in_channels, latent_dim, levels
-        self.likelihood, self.beta = likelihood, beta
-        self.image_size = as_size("image_size", image_size)
-        self.config = {
-            "in_channels": in_channels,
-            "hidden_channels": hidden_channels,
-            "latent_dim": latent_dim,
-            "levels": levels,
-            "likelihood": likelihood,
-            "beta": beta,
-            "image_size": list(self.image_size),
-        }
+        self.levels, self.likelihood, self.beta = levels, likelihood, beta
+        self.config |= {"levels": levels, "likelihood": likelihood, "beta": beta}
         self.encoder = nn.Sequential(*down(in_channels, hidden_channels, 2 * latent_dim, image_size), nn.Flatten(1))
         outputs = in_channels * levels if likelihood == "categorical" else in_channels
         self.decoder = nn.Sequential(

@@ -11,6 +11,8 @@ from genkernels.ops import conv2d_bn_act, conv_transpose2d_bn_act
 
 from .test_conv_bn_act_grid import Case, plain
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 DOWN, UP = False, True
 CASES = [
     Case(transposed=UP, activation="relu", norm="training", bias=False),
@@ -23,15 +25,6 @@ CASES = [
     Case(transposed=DOWN, activation="sigmoid", norm="training", bias=False),
 ]
 CASES = [dataclasses.replace(case, dtype=torch.float64, size=(3, 4), channels=(2, 3)) for case in CASES]
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Many tiny calls: on a busy machine, waking a second thread for each takes most of the time."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def names_of(case: Case) -> list[str]:

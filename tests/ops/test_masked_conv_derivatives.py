@@ -12,6 +12,8 @@ from torch import Tensor, func
 from genkernels.ops import masked_conv2d
 from genkernels.ops.masked_conv.mask import MaskSpec, mask_tensor
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 OPTIONS = [
     {"mask_type": "A"},
     {"mask_type": "B", "activation": "relu"},
@@ -19,15 +21,6 @@ OPTIONS = [
     {"mask_type": "B", "channel_groups": 3, "group_layout": "interleaved", "activation": "relu"},
 ]
 KERNELS = [(3, 3), (1, 3), (3, 1), (1, 1)]
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Thousands of tiny calls: on a busy machine, waking a second thread for each takes most of the time."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def option_name(options: dict) -> str:

@@ -20,7 +20,10 @@ from genkernels.ops.sampler.program import BINARY, UNARY, Affine, Draw, Function
 from genkernels.ops.sampler.request import Request, check_request
 from genkernels.ops.sampler.torch_executor import evaluate
 
-pytestmark = pytest.mark.skipif(backends.native() is None, reason="the native extension is not loaded")
+pytestmark = [
+    pytest.mark.skipif(backends.native() is None, reason="the native extension is not loaded"),
+    pytest.mark.usefixtures("one_thread"),
+]
 
 PARAMETERS = {
     "elu": (1.2, 0.9, 1.1),
@@ -29,14 +32,6 @@ PARAMETERS = {
     "clamp": (-0.4, 0.7),
     "scale": (1.5, -0.2),
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def drawn(case, model, n, backend, *, seed=1, **options):

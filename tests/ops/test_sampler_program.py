@@ -11,16 +11,10 @@ from genkernels.nn import MaskedConv2d, RowLSTM
 from genkernels.ops import sampler
 from genkernels.ops.sampler.program import ROW, Affine, Cell, Draw, Scan, reads_of, to_spans
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 LEVELS = 4
 SIZE = (2, 5, 4)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 # --- the program -----------------------------------------------------------------------------------------------

@@ -10,13 +10,7 @@ from genkernels.ops.sampler import executors
 from genkernels.ops.sampler.drawing import draw
 from genkernels.ops.sampler.request import check_request
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def both(case, model, n, **options):
