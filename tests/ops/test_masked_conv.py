@@ -1,7 +1,7 @@
 """What the masked convolution computes: the sum it promises, taps that do not exist, threads, fallbacks."""
 
 import itertools
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,6 +13,8 @@ from torch import Tensor
 from genkernels import backends
 from genkernels.ops import masked_conv2d
 from genkernels.ops.masked_conv import cpu, reference
+
+from .implementations import check_undisturbed, refuse
 
 
 def gradients(x: Tensor, weight: Tensor, bias: Tensor | None, grad_output: Tensor, **options) -> tuple[Tensor, ...]:
@@ -271,24 +273,12 @@ def test_calls_from_several_python_threads_do_not_disturb_each_other(threads):
         generator = torch.Generator().manual_seed(seed)
         shapes = (2, 12, 17, 19), (16, 12, *kernel), (16,), (2, 16, 17, 19)
         tensors = [torch.randn(shape, generator=generator) for shape in shapes]
-        jobs.append((tensors, {"mask_type": "B", "channel_groups": groups, "group_layout": "interleaved"}))
-    alone = [gradients(*tensors, **options) for tensors, options in jobs]
-
-    def often(job):
-        torch.set_num_threads(2)  # per thread in some builds of torch
-        return [gradients(*job[0], **job[1]) for _ in range(10)]
-
-    with ThreadPoolExecutor(len(jobs)) as pool:
-        for expected, rounds in zip(alone, pool.map(often, jobs), strict=True):
-            for got in rounds:
-                assert all(a.equal(b) for a, b in zip(got, expected, strict=True))
+        options = {"mask_type": "B", "channel_groups": groups, "group_layout": "interleaved"}
+        jobs.append(partial(gradients, *tensors, **options))
+    check_undisturbed(jobs, rounds=10)
 
 
 # --- which implementation runs ---
-
-
-def refuse(*_args, **_options):
-    raise AssertionError("the wrong implementation was called")
 
 
 @needs_native

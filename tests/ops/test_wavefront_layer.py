@@ -24,6 +24,7 @@ from genkernels.ops.wavefront_layer import cpu
 from genkernels.ops.wavefront_lstm import reference as lstm_reference
 from genkernels.ops.wavefront_lstm.geometry import Geometry
 
+from .implementations import refuse
 from .memory import kept_bytes
 from .wavefront_layers import BOTH_B, DIAGONAL_B, KINDS, ROW_B, LayerKind, layer_inputs
 from .wavefront_walks import with_gradients
@@ -235,10 +236,6 @@ def test_an_image_keeps_its_layout(kind, layout, dtype):
     last = torch.channels_last if layout == "channels_last" else torch.contiguous_format
     assert y.is_contiguous(memory_format=last)
     assert x.grad.is_contiguous(memory_format=last)
-
-
-def refuse(*_args, **_options):
-    raise AssertionError("the wrong implementation was called")
 
 
 @needs_native

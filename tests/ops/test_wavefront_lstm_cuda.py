@@ -29,6 +29,7 @@ from .wavefront_walks import (
     inputs_for,
     plain_bilstm,
     plain_walk,
+    rounded_inputs,
     with_gradients,
 )
 
@@ -120,12 +121,8 @@ CASES = [Case(**row) for row in pairwise(AXES)]
 
 def tensors(case: Case) -> tuple[list[Tensor | None], Tensor]:
     """What the function takes, and a gradient of its result; in float64 with the values of the case's dtype."""
-    make = {"batch": case.batch, "units": case.units, "dtype": torch.float64}
-    inputs = bilstm_inputs(case.size, **make) if case.way == BOTH else inputs_for(case.size, WAYS[case.way], **make)
-    grad = torch.randn(case.batch, case.units, *case.size, generator=torch.Generator().manual_seed(9)).double()
-    rounded = [t.to(KINDS[case.kind]).double() for t in (*inputs, grad)]
-    kept = [None if t.dim() == 1 and not case.states else t for t in rounded[:-1]]
-    return kept, rounded[-1]
+    walk, dtype = None if case.way == BOTH else WAYS[case.way], KINDS[case.kind]
+    return rounded_inputs(case.size, walk, dtype, batch=case.batch, units=case.units, states=case.states)
 
 
 def plain(case: Case, inputs: list[Tensor | None], grad: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:

@@ -25,10 +25,9 @@ from genkernels.ops import diagonal_bilstm
 from .wavefront_walks import (
     OTHER_TAPS,
     WALKS,
-    bilstm_inputs,
-    inputs_for,
     plain_bilstm,
     plain_walk,
+    rounded_inputs,
     with_gradients,
 )
 
@@ -75,13 +74,10 @@ CASES = [Case(**row) for row in pairwise(AXES)]
 
 def tensors(case: Case) -> tuple[list[Tensor | None], Tensor]:
     """What the function takes, and a gradient of its result; in float64 with the values of the case's dtype."""
-    make = {"batch": case.batch, "units": case.units, "dtype": torch.float64}
-    inputs = bilstm_inputs(case.size, **make) if case.way == BOTH else inputs_for(case.size, WAYS[case.way], **make)
-    grad = torch.randn(case.batch, case.units, *case.size, generator=torch.Generator().manual_seed(9)).double()
-    rounded = [t.to(case.dtype).double() for t in (*inputs, grad)]
-    kept = [None if t.dim() == 1 and not case.states else t for t in rounded[:-1]]
+    walk = None if case.way == BOTH else WAYS[case.way]
+    kept, grad = rounded_inputs(case.size, walk, case.dtype, batch=case.batch, units=case.units, states=case.states)
     kept = [laid_out(t, case.gates_layout) if t is not None and t.dim() == 4 else t for t in kept]
-    return kept, laid_out(rounded[-1], case.grad_layout)
+    return kept, laid_out(grad, case.grad_layout)
 
 
 def in_dtype(values: list[Tensor | None], dtype: torch.dtype) -> list[Tensor | None]:

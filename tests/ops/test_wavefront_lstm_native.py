@@ -1,6 +1,6 @@
 """How the wavefront LSTM runs: on any number of threads, and which implementation when."""
 
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 import torch
@@ -10,6 +10,7 @@ from genkernels import backends
 from genkernels.ops import diagonal_bilstm
 from genkernels.ops.wavefront_lstm import cpu, reference
 
+from .implementations import check_undisturbed, refuse
 from .wavefront_walks import DIAGONAL, OTHER_TAPS, ROW, WALKS, bilstm_inputs, inputs_for, plain_walk, with_gradients
 
 ALL_DTYPES = (torch.float64, *DTYPES)
@@ -48,27 +49,15 @@ def test_any_number_of_threads_gives_the_same_result_but_for_rounding(threads, b
 
 def test_calls_from_several_python_threads_do_not_disturb_each_other(threads):
     threads(2)
+    grad = torch.randn(2, 20, 11, 12)
     jobs = [
-        (walk, inputs_for((11, 12), walk, units=20, dtype=torch.float32), torch.randn(2, 20, 11, 12))
+        partial(with_gradients, walk, inputs_for((11, 12), walk, units=20, dtype=torch.float32), grad)
         for walk in (*WALKS, OTHER_TAPS[2])
     ]
-    alone = [with_gradients(*job) for job in jobs]
-
-    def often(job):
-        torch.set_num_threads(2)  # per thread in some builds of torch
-        return [with_gradients(*job) for _ in range(5)]
-
-    with ThreadPoolExecutor(len(jobs)) as pool:
-        for expected, rounds in zip(alone, pool.map(often, jobs), strict=True):
-            for got in rounds:
-                assert all(a.equal(b) for a, b in zip(got, expected, strict=True))
+    check_undisturbed(jobs, rounds=5)
 
 
 # --- which implementation runs ---
-
-
-def refuse(*_args, **_options):
-    raise AssertionError("the wrong implementation was called")
 
 
 @needs_native

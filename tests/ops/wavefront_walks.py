@@ -125,6 +125,20 @@ def inputs_for(
     return [t.to(dtype) for t in (gates, weight / (len(walk.taps) * units) ** 0.5, *states)]
 
 
+def rounded_inputs(
+    size: tuple[int, int], walk: Walk | None, dtype: torch.dtype, *, batch: int, units: int, states: bool
+) -> tuple[list[Tensor | None], Tensor]:
+    """What the function takes (both directions without a walk), and a gradient of its result.
+
+    Float64 that holds values of dtype; without states, None stands for each of them.
+    """
+    make = {"batch": batch, "units": units, "dtype": torch.float64}
+    inputs = bilstm_inputs(size, **make) if walk is None else inputs_for(size, walk, **make)
+    grad = torch.randn(batch, units, *size, generator=torch.Generator().manual_seed(9)).double()
+    *kept, grad = [t.to(dtype).double() for t in (*inputs, grad)]
+    return [None if t.dim() == 1 and not states else t for t in kept], grad
+
+
 def with_gradients(function, inputs: Sequence[Tensor | None], grad_output: Tensor) -> tuple[Tensor, ...]:
     """The result and the gradients of those inputs that are there."""
     inputs = [t if t is None else t.detach().requires_grad_() for t in inputs]
