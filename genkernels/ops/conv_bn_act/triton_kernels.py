@@ -20,7 +20,7 @@ from ..tile_conv.norm import normalise_kernel, statistics_kernel
 from .geometry import Geometry, empty_output
 
 _Needs = tuple[bool, ...]
-_BLOCK = 1024
+_TILE, _MOST_COLUMNS, _TILES = 2048, 64, 4  # elements and columns of a tile of the pass that makes y, and tiles
 
 
 def _gathering(geometry: Geometry, kernel: tuple[int, ...]) -> Walk:
@@ -86,13 +86,17 @@ def normalise(
     activation: str, negative_slope: float,
 ) -> Tensor:  # fmt: skip
     y = torch.empty_like(z)
-    inner = 1 if is_channels_last(z) else z.shape[2] * z.shape[3]
+    innermost = is_channels_last(z)
+    length = z.shape[1] if innermost else z.shape[2] * z.shape[3]
+    lines = z.numel() // length
+    columns = min(triton.next_power_of_2(length), _MOST_COLUMNS)
     with on_device(z):
-        normalise_kernel[(triton.cdiv(z.numel(), _BLOCK),)](
+        normalise_kernel[(triton.cdiv(length, columns) * triton.cdiv(lines, _TILE // columns * _TILES),)](
             z, y, mean.contiguous(), rstd.contiguous(), bn_weight, bn_bias,
-            z.numel(), z.shape[1], inner, negative_slope,
+            lines, length, z.shape[1], negative_slope,
+            CHANNELS_INNERMOST=innermost,
             HAS_WEIGHT=bn_weight is not None, HAS_BIAS=bn_bias is not None, ACTIVATION=activation,
-            INTERPRETED=INTERPRETED, BLOCK=_BLOCK,
+            INTERPRETED=INTERPRETED, LINES=_TILE // columns, COLUMNS=columns, TILES=_TILES,
         )  # fmt: skip
     return y
 
