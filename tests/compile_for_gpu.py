@@ -6,6 +6,8 @@ A stand-in for the driver names the target, and every launch stops after compili
 decides what is compiled. Prints each kernel with what the machine code holds; used by test_interpreted.py.
 """
 
+import re
+
 import torch
 import triton
 import triton.runtime.jit
@@ -39,6 +41,7 @@ def main() -> None:
             "shared": compiled.metadata.shared,
             "wgmma": ptx.count("wgmma.mma_async"),
             "cp.async": ptx.count("cp.async.c"),
+            "atomics": len(re.findall(r"\b(?:atom|red)\.", ptx)),
             "cubin": len(compiled.asm["cubin"]),
         }
         print(self.__name__, *(f"{name}={value}" for name, value in facts.items()), flush=True)
@@ -68,9 +71,17 @@ def main() -> None:
         masked_conv.forward(x, weight, y.new_empty(192), spec, (1, 1), "relu")
         masked_conv.backward(y, x, weight, y, spec, (1, 1), "relu", (channels > 3, channels > 3, True))
 
-    z = conv_bn_act.statistics(images(128, 512, 8, 8), images(512, 256, 4, 4), Geometry(True, (2, 2), (1, 1), (0, 0)))[
-        0
-    ]
+    x, weight, features = images(64, 96, 32, 32), images(384, 96, 1, 3), images(64, 384, 32, 32)
+    spec, y = MaskSpec(384, 96, (1, 3), "B", 3, "halves"), images(64, 192, 32, 32)
+    masked_conv.gated(x, weight, y.new_empty(384), features, spec, (1, 1), y, features)
+    masked_conv.backward(
+        masked_conv.gate_backward(y, features, y.new_empty(384)),
+        x, weight, None, spec, (1, 1), "none", (True, True, False),
+    )  # fmt: skip
+
+    block = Geometry(True, (2, 2), (1, 1), (0, 0))
+    z = conv_bn_act.statistics(images(128, 512, 8, 8), images(512, 256, 4, 4), block)[0]
+    conv_bn_act.normalise(z, *torch.empty(4, 256), "relu", 0.0)
     conv_bn_act.gradient_sums(z, z, *torch.ones(4, 256), "relu", 0.0)
 
 

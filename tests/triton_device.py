@@ -13,6 +13,7 @@ import torch
 
 from genkernels.ops.conv_bn_act import kernels as conv_bn_act_kernels
 from genkernels.ops.masked_conv import cpu as masked_conv_cpu
+from genkernels.ops.masked_conv import gated as masked_conv_gated
 from genkernels.ops.masked_conv import op as masked_conv_op
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -33,4 +34,5 @@ if INTERPRETED:
     masked_conv_cpu.why_not = lambda x: None
     masked_conv_cpu.forward = masked_conv_triton.forward
     masked_conv_cpu.backward = masked_conv_triton.backward
+    masked_conv_gated._is_fused = masked_conv_gated._runs_triton = lambda x: True
     conv_bn_act_kernels._backend = lambda x: conv_bn_act_triton

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..nn import MaskedConv2d
-from ..nn.gated_masked_conv import GATE_POWER, gate
+from ..nn.gated_masked_conv import GATE_POWER
 from ..nn.init import init_live_taps
+from ..ops.masked_conv.gated import gate
 from .autoregressive import AutoregressiveModel, check_whole
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .. import ops
+from ..ops.masked_conv.gated import live_weight
 from ..ops.masked_conv.mask import MaskSpec, mask_tensor
 from .masked_conv import MaskedConv2d
 
@@ -20,7 +20,8 @@ class GateConv2d(MaskedConv2d):
     of a unit make together is of one group. (The groups of gates * h channels in one row are others: gates that are
     chunks of those mix groups.)
 
-    Shape: [N, in_channels, H, W] -> [N, gates * h, H, W].
+    Shape: [N, in_channels, H, W] -> [N, gates * h, H, W]; with an addend [N, 2h, H, W], which is added in front of
+    two gates, their result ``tanh * sigmoid`` [N, h, H, W].
     """
 
     def __init__(
@@ -35,33 +36,24 @@ class GateConv2d(MaskedConv2d):
         self.gates = gates
         self.unit_groups = channel_groups
 
-    def forward(self, input: Tensor) -> Tensor:
-        weight, mask_type = self.live_weight()
-        return ops.masked_conv2d(input, weight, self.bias, mask_type=mask_type)
+    def forward(self, input: Tensor, addend: Tensor | None = None) -> Tensor:
+        if addend is None:
+            weight, mask_type = self.live_weight()
+            return ops.masked_conv2d(input, weight, self.bias, mask_type=mask_type)
+        return ops.masked_conv2d_gated(
+            input, self.weight, self.bias, addend, mask_type=self.mask_type, channel_groups=self.unit_groups
+        )
 
     def live_weight(self) -> tuple[Tensor, str]:
         """The weight without what the colours hide, and the mask type for the rest."""
-        if self.unit_groups == 1:
-            return self.weight, self.mask_type
-        # Mask B lets all colours through at the centre; what A hides there is among the zeros.
-        return self.weight * self._colours(self.weight.device), "B"
-
-    def _colours(self, device: torch.device) -> Tensor:
-        """What the colours leave of the weight, bool [gates * h, in, kh, kw]: all but what the centre may not see."""
-        units, groups = self.out_channels // self.gates, self.unit_groups
-        of_unit = (torch.arange(units, device=device) * groups // units).repeat(self.gates)[:, None]
-        of_input = torch.arange(self.in_channels, device=device) * groups // self.in_channels
-        seen = of_input < of_unit if self.mask_type == "A" else of_input <= of_unit
-        height, width = self.kernel_size
-        beside = torch.arange(height * width, device=device) != height * width // 2
-        return seen[:, :, None, None] | beside.view(height, width)
+        return live_weight(self.weight, self.mask_type, self.unit_groups, gates=self.gates)
 
     def live_taps(self) -> Tensor:
         if self.unit_groups == 1:
             return super().live_taps()
         kernel = (self.kernel_size[0], self.kernel_size[1])
         before = MaskSpec(self.out_channels, self.in_channels, kernel, "B", 1, "blocks")
-        return mask_tensor(before) * self._colours(torch.device("cpu"))
+        return live_weight(mask_tensor(before), self.mask_type, self.unit_groups, gates=self.gates)[0]
 
     def extra_repr(self) -> str:
         text = super().extra_repr()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..ops.masked_conv.gated import gate
 from ..ops.masked_conv.op import check_options
 from .gate_conv import GateConv2d
 from .init import init_live_taps
@@ -15,12 +15,6 @@ from .masked_conv import MaskedConv2d
 
 # E[tanh(a)^2] E[sigmoid(b)^2] for a and b from N(0, 1): what is left of the features' power behind a gate.
 GATE_POWER = 0.394 * 0.293
-
-
-def gate(features: Tensor) -> Tensor:
-    """``tanh(a) * sigmoid(b)`` of the two halves of the channels: [N, 2h, H, W] -> [N, h, H, W]."""
-    a, b = features.chunk(2, 1)
-    return torch.tanh(a) * torch.sigmoid(b)
 
 
 class GatedMaskedConv2d(nn.Module):
@@ -130,11 +124,11 @@ class GatedMaskedConv2d(nn.Module):
             raise ValueError(f"condition: expected {wanted}; got {'None' if condition is None else 'a tensor'}")
         rows = F.pad(vertical, (0, 0, self.rows_above + self.shift, -self.shift))
         above = self.vertical(rows)  # [N, 2h, H, W]
-        beside = self.horizontal(horizontal) + self.vertical_to_horizontal(above)  # [N, 2h, H, W]
+        from_above = self.vertical_to_horizontal(above)  # [N, 2h, H, W]
         if self.condition is not None:
             for_above, for_beside = self.condition(condition)[:, :, None, None].chunk(2, 1)  # [N, 2h, 1, 1] each
-            above, beside = above + for_above, beside + for_beside
-        out = self.out(gate(beside))
+            above, from_above = above + for_above, from_above + for_beside
+        out = self.out(self.horizontal(horizontal, from_above))  # the convolution and its gate
         return gate(above), out if self.mask_type == "A" else out + horizontal
 
     def extra_repr(self) -> str:

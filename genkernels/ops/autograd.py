@@ -37,6 +37,13 @@ def _refuse_nested_forward_mode(name: str) -> None:
         )
 
 
+def is_recorded(*inputs: Any) -> bool:
+    """Whether a derivative of what is computed of these may be asked for."""
+    if not torch.compiler.is_compiling() and (torch._C._are_functorch_transforms_active() or _forward_mode_is_on()):
+        return True
+    return torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in inputs)
+
+
 class DifferentiableOp:
     """An operator of ``torch.ops.genkernels`` with its derivatives; call it as the operator itself.
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ... import backends
 from .layout import empty_grad_input, empty_output
-from .mask import MaskSpec, channel_group_of
+from .mask import MaskSpec
 
 _STORAGE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _NO_STRIDES = (0, 0, 0, 0)
@@ -30,13 +30,12 @@ def why_not(x: Tensor) -> str | None:
 def _plan(spec: MaskSpec, dilation: tuple[int, int]) -> Any:
     """The native description of a mask, channels sorted by colour group."""
 
-    def sorted_groups(channels: int) -> tuple[list[int], list[int]]:
-        group = channel_group_of(channels, spec.channel_groups, spec.group_layout)
-        order = sorted(range(channels), key=lambda c: group[c])  # stable: in place for blocks
+    def in_order_of(group: list[int]) -> tuple[list[int], list[int]]:
+        order = sorted(range(len(group)), key=lambda c: group[c])  # stable: in place for blocks
         return order, [group[c] for c in order]
 
-    in_order, in_group = sorted_groups(spec.in_channels)
-    out_order, out_group = sorted_groups(spec.out_channels)
+    in_order, in_group = in_order_of(spec.in_groups())
+    out_order, out_group = in_order_of(spec.out_groups())
     centre_end = [sum(spec.centre_is_live(o, i) for i in in_group) for o in out_group]
     centre_begin = [sum(not spec.centre_is_live(o, i) for o in out_group) for i in in_group]
     in_place = spec.group_layout == "blocks"

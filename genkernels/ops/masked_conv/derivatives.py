@@ -35,7 +35,7 @@ def _backward_formula(ctx: Any, needs: tuple[bool, ...], grad_output: Tensor | N
 
 def _forward_jvp(ctx: Any, dx: Tensor | None, dw: Tensor | None, db: Tensor | None, *_: None) -> Tensor:
     x, weight, y = ctx.saved_tensors
-    dy = _bare_sum((dx, weight), (x, dw), db, [*ctx.options[:-1], "none"])
+    dy = bare_sum((dx, weight), (x, dw), db, [*ctx.options[:-1], "none"])
     if dy is None:
         dy = torch.zeros_like(empty_output(x, weight))
     return dy if y is None else dy * (y > 0)
@@ -56,7 +56,7 @@ def _double_backward_formula(
     g = grad_output * slope
     to_grad_output = to_x = to_weight = None
     if needs[0]:
-        total = _bare_sum((vx, weight), (x, vw), vb, ctx.options)
+        total = bare_sum((vx, weight), (x, vw), vb, ctx.options)
         to_grad_output = None if total is None else total * slope
     if needs[1] and vw is not None:
         to_x = backward(g, x, vw, None, *ctx.options, [True, False, False])[0]
@@ -87,7 +87,7 @@ def _backward_jvp(ctx: Any, dgrad: Tensor | None, dx: Tensor | None, dw: Tensor 
     return tuple(result)
 
 
-def _bare_sum(
+def bare_sum(
     first: tuple[Tensor | None, Tensor], second: tuple[Tensor, Tensor | None], bias: Tensor | None, options: list[Any]
 ) -> Tensor | None:
     """F(first) + F(second) + bias, terms with a None left out; None where nothing is left."""

@@ -18,9 +18,14 @@ GROUP_LAYOUTS = ("blocks", "interleaved")
 
 
 def channel_group_of(channels: int, groups: int, layout: str) -> list[int]:
-    """The colour group of every channel: balanced blocks (any ``channels``), or ``c % groups``."""
+    """The colour group of every channel: balanced blocks (any ``channels``), or ``c % groups``.
+
+    "halves" is balanced blocks in each half: the two channels of a gated unit belong to the unit's group.
+    """
     if layout == "interleaved":
         return [c % groups for c in range(channels)]
+    if layout == "halves":
+        return 2 * channel_group_of(channels // 2, groups, "blocks")
     return [c * groups // channels for c in range(channels)]
 
 
@@ -32,7 +37,7 @@ class MaskSpec:
         out_channels, in_channels, kernel: the shape of the weight, ``kernel`` as (height, width), both odd.
         mask_type: "A" hides the pixel itself (its own colour group), "B" shows it.
         channel_groups: number of colour groups, 1 for none.
-        group_layout: "blocks" or "interleaved".
+        group_layout: "blocks", "interleaved", or "halves": of the output channels, while those of x are in blocks.
     """
 
     out_channels: int
@@ -41,6 +46,13 @@ class MaskSpec:
     mask_type: str
     channel_groups: int
     group_layout: str
+
+    def out_groups(self) -> list[int]:
+        return channel_group_of(self.out_channels, self.channel_groups, self.group_layout)
+
+    def in_groups(self) -> list[int]:
+        layout = "blocks" if self.group_layout == "halves" else self.group_layout
+        return channel_group_of(self.in_channels, self.channel_groups, layout)
 
     def full_taps(self) -> list[tuple[int, int]]:
         """Kernel positions (row, column) that are live for every channel pair: all before the centre."""
@@ -60,8 +72,7 @@ def mask_tensor(spec: MaskSpec) -> Tensor:
     mask = torch.zeros(spec.out_channels, spec.in_channels, height, width)
     for row, column in spec.full_taps():
         mask[:, :, row, column] = 1
-    out_group = torch.tensor(channel_group_of(spec.out_channels, spec.channel_groups, spec.group_layout))
-    in_group = torch.tensor(channel_group_of(spec.in_channels, spec.channel_groups, spec.group_layout))
+    out_group, in_group = torch.tensor(spec.out_groups()), torch.tensor(spec.in_groups())
     live = in_group[None, :] < out_group[:, None]
     if spec.mask_type == "B":
         live |= in_group[None, :] == out_group[:, None]

@@ -137,10 +137,15 @@ def check_tensors(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int, p
     if not x.dtype.is_floating_point:
         raise TypeError(f"x: expected a floating-point dtype; got {x.dtype}")
     for name, tensor in named[1:]:
-        if tensor.device != x.device:
-            raise ValueError(f"{name}: expected the device of x, {x.device}; got {tensor.device}")
-        if tensor.dtype != x.dtype and not _autocast_is_on(x.device.type):
-            _refuse_dtype(name, tensor, x)
+        check_like(name, tensor, x)
+
+
+def check_like(name: str, tensor: Tensor, x: Tensor) -> None:
+    """Raise an error unless the tensor has the device of x, and its dtype or one that autocast will change."""
+    if tensor.device != x.device:
+        raise ValueError(f"{name}: expected the device of x, {x.device}; got {tensor.device}")
+    if tensor.dtype != x.dtype and not _autocast_is_on(x.device.type):
+        _refuse_dtype(name, tensor, x)
 
 
 def _autocast_is_on(device_type: str) -> bool:
@@ -271,19 +276,23 @@ def _backward_fake(
 # --- autocast --------------------------------------------------------------------------------------------------
 
 
+def cast_for(device_type: str, x: Tensor, **others: Tensor | None) -> list[Tensor | None]:
+    """All of them in the dtype of this device's autocast; float64 stays, as it does for PyTorch's own convolutions."""
+    dtype = torch.get_autocast_dtype(device_type)
+    result: list[Tensor | None] = []
+    for name, tensor in {"x": x, **others}.items():
+        cast = tensor if tensor is None or tensor.dtype == torch.float64 else tensor.to(dtype)
+        if cast is not None and cast.dtype != (dtype if x.dtype != torch.float64 else torch.float64):
+            _refuse_dtype(name, cast, x)
+        result.append(cast)
+    return result
+
+
 def _register_autocast(device_type: str, key: torch._C.DispatchKey) -> None:
     def forward_autocast(x: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
-        dtype = torch.get_autocast_dtype(device_type)
-
-        def cast(name: str, tensor: Tensor) -> Tensor:
-            # float64 stays, as it does for PyTorch's own convolutions
-            tensor = tensor if tensor.dtype == torch.float64 else tensor.to(dtype)
-            if tensor.dtype != (dtype if x.dtype != torch.float64 else torch.float64):
-                _refuse_dtype(name, tensor, x)
-            return tensor
-
+        tensors = cast_for(device_type, x, weight=weight, bias=bias)
         with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(key)):
-            return forward(cast("x", x), cast("weight", weight), None if bias is None else cast("bias", bias), *options)
+            return forward(*tensors, *options)
 
     schema.library.impl("masked_conv2d", forward_autocast, key.name)
 

@@ -5,7 +5,8 @@ negated and the weight's channels exchanged. Only live taps are walked. The layo
 channels_last: with 16 channels and more, other inputs are copied to it once and contiguous results from it.
 
 Backward first takes the ReLU's slope and the bias gradient in one pass (tile_conv/gradient.py), which without ReLU and
-with channels innermost only reads, for the bias, or does not run.
+with channels innermost only reads, for the bias, or does not run. Under a gate the same pass makes the gradient of
+both halves.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..tile_conv.launch import Walk, convolve, gradient, weight_gradient
+from ..tile_conv.launch import Gate, Walk, convolve, gate_gradient, gradient, weight_gradient
 from .layout import empty_grad_input, empty_output
 from .mask import MaskSpec
 
@@ -25,6 +26,18 @@ def forward(
     y = empty_output(x, weight)
     convolve(x, weight, y, _walk(spec, dilation, "forward"), bias=bias, activation=activation)
     return y
+
+
+def gated(
+    x: Tensor, weight: Tensor, bias: Tensor | None, addend: Tensor | None, spec: MaskSpec, dilation: tuple[int, int],
+    y: Tensor, features: Tensor | None,
+) -> None:  # fmt: skip
+    """As gated.reference, into y and features."""
+    convolve(x, weight, y, _walk(spec, dilation, "forward"), bias=bias, gate=Gate(addend, features))
+
+
+def gate_backward(grad_output: Tensor, features: Tensor, sums: Tensor | None) -> Tensor:
+    return gate_gradient(grad_output, features, sums)
 
 
 def backward(
@@ -64,4 +77,5 @@ def _walk(spec: MaskSpec, dilation: tuple[int, int], direction: str) -> Walk:
         groups=spec.channel_groups,
         see_own=spec.mask_type == "B",
         interleaved=spec.group_layout == "interleaved",
+        halves=spec.group_layout == "halves" and by_groups,
     )

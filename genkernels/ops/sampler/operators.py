@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..masked_conv.gated import gate
 from ..masked_conv.mask import MaskSpec, mask_tensor
 from ..wavefront_layer.schema import by_walk, geometries
 from ..wavefront_lstm.geometry import Geometry
@@ -97,6 +98,17 @@ def _masked_conv2d(
     if activation != "none":
         node.activation = Function(activation)
     return tracer.result(node, (x.shape[0], out_channels, *x.shape[2:]))
+
+
+@handles("genkernels::masked_conv2d_gated")
+def _masked_conv2d_gated(
+    tracer: Tracer, x: Traced, weight: Tensor, bias: Tensor | None, addend: Tensor | None, mask_type: str,
+    channel_groups: int, dilation: Sequence[int], keep: bool,
+) -> tuple[Tensor, None]:  # fmt: skip
+    features: Tensor = _masked_conv2d(
+        tracer, x, weight, bias, mask_type, channel_groups, "halves", dilation, "none"
+    )  # fmt: skip
+    return gate(features if addend is None else features + addend), None
 
 
 # --- channel by channel ----------------------------------------------------------------------------------------

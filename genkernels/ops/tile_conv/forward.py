@@ -10,6 +10,9 @@ A tap is a shift of the pixel: first + index * step. With PHASE_H x PHASE_W > 1 
 of that stride: every output phase is a small convolution of its own over the taps that reach it, nothing is multiplied
 by an inserted zero. With colour groups the last tap, the centre, is walked over the channels that some output channel
 of the tile sees; pairs inside such a block that are hidden have a packed weight of zero.
+
+A gate makes h channels of 2h. Packed side by side, a unit's two halves are neighbours in the accumulator, in the same
+thread's registers: the epilogue splits them, and the 2h features reach memory only where backward will want them.
 """
 
 from __future__ import annotations
@@ -51,7 +54,7 @@ def activate(v, slope, ACTIVATION: tl.constexpr):
     ]
 )  # fmt: skip
 def conv_kernel(
-    x, w, scale, bias, y, stats,
+    x, w, scale, bias, addend, y, features, stats,
     rows, P, Q,  # output pixels in all (of one phase), and rows and columns of an image of them
     H, W, y_height, y_width,
     C, OUT, w_row,  # channels in and out, and the length of a row of packed weights (of one phase)
@@ -61,10 +64,14 @@ def conv_kernel(
     slope,
     xs_n, xs_c, xs_h, xs_w,
     ys_n, ys_c, ys_h, ys_w,
+    as_n, as_c, as_h, as_w,
+    fs_n, fs_c, fs_h, fs_w,
     PHASE_H: tl.constexpr, PHASE_W: tl.constexpr,
     FLAT_K: tl.constexpr,  # K is one run over (tap, channel)
     GROUPED: tl.constexpr,  # "" | "forward": o sees the c of earlier groups | "backward": o is seen by later ones
+    C_HALVES: tl.constexpr,  # each half of C has the groups of C / 2 units
     HAS_SCALE: tl.constexpr, HAS_BIAS: tl.constexpr, ACTIVATION: tl.constexpr,
+    GATED: tl.constexpr,  # y is tanh(first half) * sigmoid(second half), packed in pairs, each with its addend
     STATS: tl.constexpr,  # also writes the mean and the sum of squared deviations of each channel over the tile
     WIDE: tl.constexpr,  # 64-bit index arithmetic
     PRECISION: tl.constexpr,
@@ -138,14 +145,21 @@ def conv_kernel(
         chunks = tl.cdiv(C, BK)
         steps = tap_count * chunks
         begin = 0
+        c_units = C
+        if C_HALVES:
+            c_units = C // 2
         if GROUPED != "":
             # Channels are in blocks. Some output channel of the tile sees input channels [begin * BK, end * BK).
             end = chunks
             if GROUPED == "forward":
                 last = tl.minimum(n_tile * BN + BN, OUT) - 1
-                end = tl.cdiv(tl.cdiv((last * groups // OUT + see_own) * C, groups), BK)
+                if GATED:
+                    group = last // 2 * groups // (OUT // 2)
+                else:
+                    group = last * groups // OUT
+                end = tl.cdiv(tl.cdiv((group + see_own) * C, groups), BK)
             else:
-                begin = tl.cdiv((n_tile * BN * groups // OUT + 1 - see_own) * C, groups) // BK
+                begin = tl.cdiv((n_tile * BN * groups // OUT + 1 - see_own) * c_units, groups) // BK
             steps += tl.maximum(end - begin, 0)
         # The running position (tap, chunk) is carried along, as divisions would cost more than they look.
         tap = 0
@@ -179,21 +193,44 @@ def conv_kernel(
     oh = i * PHASE_H + phase_h
     ow = j * PHASE_W + phase_w
     valid = valid & (oh < y_height) & (ow < y_width)
-    if HAS_SCALE:
-        acc *= tl.load(scale + n, mask=n < OUT, other=0.0).to(tl.float32)[None, :]
-    if HAS_BIAS:
-        acc += tl.load(bias + n, mask=n < OUT, other=0.0).to(tl.float32)[None, :]
-    out = rounded(activate(acc, slope, ACTIVATION), y.dtype.element_ty, INTERPRETED)
     y_row = image * ys_n + oh * ys_h + ow * ys_w
-    y_tile = y + y_row[:, None] + (n * ys_c)[None, :]
-    tl.store(y_tile, out, mask=valid[:, None] & (n < OUT)[None, :])
+    if GATED:
+        unit = n_tile * (BN // 2) + tl.arange(0, BN // 2)
+        if WIDE:
+            unit = unit.to(tl.int64)
+        units = OUT // 2
+        there = valid[:, None] & (unit < units)[None, :]
+        content, gate = tl.split(tl.reshape(acc, (BM, BN // 2, 2)))
+        if HAS_BIAS:
+            content += tl.load(bias + unit, mask=unit < units, other=0.0).to(tl.float32)[None, :]
+            gate += tl.load(bias + units + unit, mask=unit < units, other=0.0).to(tl.float32)[None, :]
+        if addend is not None:
+            a_tile = addend + (image * as_n + oh * as_h + ow * as_w)[:, None]
+            content += tl.load(a_tile + (unit * as_c)[None, :], mask=there, other=0.0).to(tl.float32)
+            gate += tl.load(a_tile + ((units + unit) * as_c)[None, :], mask=there, other=0.0).to(tl.float32)
+        if features is not None:
+            f_tile = features + (image * fs_n + oh * fs_h + ow * fs_w)[:, None]
+            f_type = features.dtype.element_ty
+            tl.store(f_tile + (unit * fs_c)[None, :], rounded(content, f_type, INTERPRETED), mask=there)
+            tl.store(f_tile + ((units + unit) * fs_c)[None, :], rounded(gate, f_type, INTERPRETED), mask=there)
+        out = activate(content, slope, "tanh") * activate(gate, slope, "sigmoid")
+        y_tile = y + y_row[:, None] + (unit * ys_c)[None, :]
+        tl.store(y_tile, rounded(out, y.dtype.element_ty, INTERPRETED), mask=there)
+    else:
+        if HAS_SCALE:
+            acc *= tl.load(scale + n, mask=n < OUT, other=0.0).to(tl.float32)[None, :]
+        if HAS_BIAS:
+            acc += tl.load(bias + n, mask=n < OUT, other=0.0).to(tl.float32)[None, :]
+        out = rounded(activate(acc, slope, ACTIVATION), y.dtype.element_ty, INTERPRETED)
+        y_tile = y + y_row[:, None] + (n * ys_c)[None, :]
+        tl.store(y_tile, out, mask=valid[:, None] & (n < OUT)[None, :])
     if STATS:
         # Of the values as they were rounded to y. [tiles, 3, OUT]: how many, their mean, squared deviations from it.
         z = tl.where(valid[:, None], out.to(tl.float32), 0.0)
         count = tl.sum(valid.to(tl.float32), 0)
         mean = tl.sum(z, 0) / tl.maximum(count, 1.0)
         deviation = tl.where(valid[:, None], z - mean[None, :], 0.0)
-        part = stats + (phase * tiles_m + m_tile) * 3 * OUT + n
+        part = stats + (phase * tiles_m + m_tile).to(tl.int64) * 3 * OUT + n
         tl.store(part, tl.zeros_like(mean) + count, mask=n < OUT)
         tl.store(part + OUT, mean, mask=n < OUT)
         tl.store(part + 2 * OUT, tl.sum(deviation * deviation, 0), mask=n < OUT)

@@ -16,13 +16,14 @@ import triton
 from torch import Tensor
 
 from .forward import conv_kernel
-from .gradient import add_up_kernel, gradient_kernel
+from .gradient import add_up_kernel, gate_gradient_kernel, gradient_kernel
 from .pack import pack_kernel
 from .tuning import Tile, choose, tilings
 from .weight_gradient import MOST_PARTIAL_BYTES, reduce_kernel, weight_gradient_kernel
 
 FEW_CHANNELS = 16  # below, the sum runs over (tap, channel) in one go, and any layout will do
 _BLOCK = 1024
+_NO_STRIDES = (0, 0, 0, 0)
 _ROWS, _CHANNELS, _TILES = 64, 32, 8  # pixels and channels of a gradient's tile, and tiles of a program
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 
@@ -39,6 +40,7 @@ class Walk:
         phases: above (1, 1), a transposed convolution of this stride; ``first`` is its padding then.
         centre: "forward" or "backward" where the tap after the live ones depends on colour groups, else "".
         groups, see_own, interleaved: the colour groups.
+        halves: those of the channels on the masked convolution's result are the groups of each half of them.
     """
 
     kernel: tuple[int, int]
@@ -51,6 +53,7 @@ class Walk:
     groups: int = 1
     see_own: bool = True
     interleaved: bool = False
+    halves: bool = False
 
     @property
     def stored_taps(self) -> int:
@@ -58,6 +61,20 @@ class Walk:
         if self.phases != (1, 1):
             return -(-self.kernel[0] // self.phases[0]) * -(-self.kernel[1] // self.phases[1])
         return self.taps + bool(self.centre)
+
+    def units(self, out_channels: int, channels: int) -> tuple[int, int]:
+        """After how many of the channels out and in the groups repeat."""
+        if self.centre == "backward":
+            return out_channels, channels // (1 + self.halves)
+        return out_channels // (1 + self.halves), channels
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What a convolution to 2h channels adds before its gate makes h of them, and where it leaves them for backward."""
+
+    addend: Tensor | None
+    features: Tensor | None
 
 
 def on_device(t: Tensor) -> AbstractContextManager[Any]:
@@ -96,10 +113,12 @@ def convolve(
     activation: str = "none",
     slope: float = 0.0,
     stats: list[Tensor] | None = None,
+    gate: Gate | None = None,
 ) -> None:
     """``y = act(conv(x, weight) * scale + bias)`` in place: x [N, C, H, W], weight [O, C, kh, kw], y [N, O, ...].
 
-    Any strides; what is not as the kernel wants it is copied once.
+    Any strides; what is not as the kernel wants it is copied once. With ``gate`` y is [N, O / 2, H, W],
+    ``tanh(a) * sigmoid(b)`` of the halves of ``features = conv(x, weight) + bias + addend``.
     To ``stats`` is appended a float32 [tiles, 3, O]: of every tile and channel the pixel count, mean and squared
     deviations from it.
     """
@@ -108,7 +127,10 @@ def convolve(
     if y.stride(1) != 1 and y.shape[1] >= FEW_CHANNELS:
         # Stored pixel by pixel from the tensor cores' registers, a contiguous y would spill them.
         last = torch.empty_like(y, memory_format=torch.channels_last)
-        convolve(x, weight, last, walk, scale=scale, bias=bias, activation=activation, slope=slope, stats=stats)
+        convolve(
+            x, weight, last, walk,
+            scale=scale, bias=bias, activation=activation, slope=slope, stats=stats, gate=gate,
+        )  # fmt: skip
         y.copy_(last)
         return
     x = readable(x)
@@ -116,13 +138,19 @@ def convolve(
     height, width = (-(-size // phase) for size, phase in zip(y.shape[2:], walk.phases, strict=True))
     rows = y.shape[0] * height * width
     flat = channels < FEW_CHANNELS
-    by_blocks = bool(walk.centre) and not walk.interleaved and not flat
+    addend, features = (None, None) if gate is None else (gate.addend, gate.features)
+    if addend is not None:
+        addend = readable(addend)
+    # Two halves of groups are walked by blocks where they are the sum's, or stand in pairs.
+    in_order = not walk.interleaved and (not walk.halves or walk.centre == "backward" or gate is not None)
+    by_blocks = bool(walk.centre) and in_order and not flat
     taps = walk.taps if by_blocks else walk.taps + bool(walk.centre)
     phases = walk.phases[0] * walk.phases[1]
-    precision, wide = float32_precision(), is_wide(x, y)
+    precision = float32_precision()
+    wide = is_wide(*(t for t in (x, y, addend, features) if t is not None))
 
     def run(tile: Tile) -> None:
-        packed, w_row = _pack(weight, walk, tile.k, flat)
+        packed, w_row = _pack(weight, walk, tile.k, flat, gate is not None)
         tiles_m = triton.cdiv(rows, tile.m)
         grid = (triton.cdiv(out_channels, tile.n) * tiles_m * phases,)
         part = None
@@ -130,7 +158,7 @@ def convolve(
             part = torch.empty((tiles_m * phases, 3, out_channels), dtype=torch.float32, device=x.device)
             stats.append(part)
         conv_kernel[grid](
-            x, packed, scale, bias, y, part,
+            x, packed, scale, bias, addend, y, features, part,
             rows, height, width,
             x.shape[2], x.shape[3], y.shape[2], y.shape[3],
             channels, out_channels, w_row,
@@ -139,16 +167,20 @@ def convolve(
             *walk.first, *walk.step, *walk.stride,
             slope,
             *x.stride(), *y.stride(),
+            *(_NO_STRIDES if addend is None else addend.stride()),
+            *(_NO_STRIDES if features is None else features.stride()),
             PHASE_H=walk.phases[0], PHASE_W=walk.phases[1],
-            FLAT_K=flat, GROUPED=walk.centre if by_blocks else "",
-            HAS_SCALE=scale is not None, HAS_BIAS=bias is not None, ACTIVATION=activation, STATS=part is not None,
+            FLAT_K=flat, GROUPED=walk.centre if by_blocks else "", C_HALVES=walk.halves and walk.centre == "backward",
+            HAS_SCALE=scale is not None, HAS_BIAS=bias is not None, ACTIVATION=activation,
+            GATED=gate is not None, STATS=part is not None,
             WIDE=wide, PRECISION=precision, INTERPRETED=INTERPRETED,
             BM=tile.m, BN=tile.n, BK=tile.k,
             num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
 
     depth = walk.stored_taps * channels if flat else channels
-    key = ("convolve", x.dtype, precision, rows, channels, out_channels, replace(walk, first=(0, 0)), wide)
+    epilogue = (gate is not None, addend is not None, features is not None, stats is not None)
+    key = ("convolve", x.dtype, precision, rows, channels, out_channels, replace(walk, first=(0, 0)), wide, *epilogue)
     with on_device(x):
         run(choose(key, _tilings(x, rows * phases, out_channels, depth, precision), run, x.device))
 
@@ -179,16 +211,17 @@ def weight_gradient(a: Tensor, x: Tensor, grad: Tensor, walk: Walk) -> None:
                 *walk.first, *walk.step, *walk.stride,
                 share,
                 *a.stride(), *x.stride(),
-                FLAT=flat, GROUPED=bool(walk.centre) and not walk.interleaved, WIDE=wide,
+                FLAT=flat, GROUPED=bool(walk.centre) and not walk.interleaved, HALVES=walk.halves, WIDE=wide,
                 PRECISION=precision, INTERPRETED=INTERPRETED,
                 BM=tile.m, BN=tile.n, BK=tile.k,
                 num_warps=tile.warps, num_stages=tile.stages,
             )  # fmt: skip
         reduce_kernel[(triton.cdiv(grad.numel(), 256),)](
             partial, grad,
-            parts, out_channels, channels, *walk.kernel, taps, walk.groups, int(walk.see_own),
+            parts, out_channels, channels, walk.units(out_channels, channels)[0],
+            *walk.kernel, taps, walk.groups, int(walk.see_own),
             *grad.stride(),
-            CENTRE=walk.centre, INTERLEAVED=walk.interleaved, INTERPRETED=INTERPRETED, PARTS=8, BLOCK=256,
+            CENTRE=bool(walk.centre), INTERLEAVED=walk.interleaved, INTERPRETED=INTERPRETED, PARTS=8, BLOCK=256,
         )  # fmt: skip
 
     key = ("weight_gradient", x.dtype, precision, rows, channels, out_channels, replace(walk, first=(0, 0)), wide)
@@ -241,7 +274,34 @@ def gradient(
     return g
 
 
-def _pack(weight: Tensor, walk: Walk, step: int, flat: bool) -> tuple[Tensor, int]:
+def gate_gradient(grad_output: Tensor, features: Tensor, sums: Tensor | None) -> Tensor:
+    """The gradient of the features [N, 2h, H, W] whose gate's result gets ``grad_output`` [N, h, H, W].
+
+    ``sums`` [2h] is filled with its sum over the pixels.
+    """
+    n, units, height, width = grad_output.shape
+    g = torch.empty_like(features, memory_format=torch.channels_last)
+    rows = n * height * width
+    parts = triton.cdiv(rows, _ROWS * _TILES)
+    partial = None if sums is None else torch.empty((parts, 2 * units), dtype=torch.float32, device=g.device)
+    with on_device(g):
+        gate_gradient_kernel[(parts, triton.cdiv(units, _CHANNELS))](
+            grad_output, features, g, partial,
+            rows, height, width, units,
+            *grad_output.stride(), *features.stride(), *g.stride(),
+            SUMS=sums is not None,
+            GRAD_PIXELS_INNERMOST=grad_output.stride(1) != 1, FEATURES_PIXELS_INNERMOST=features.stride(1) != 1,
+            WIDE=is_wide(grad_output, features, g), INTERPRETED=INTERPRETED,
+            ROWS=_ROWS, CHANNELS=_CHANNELS, TILES=_TILES,
+        )  # fmt: skip
+        if sums is not None:
+            add_up_kernel[(triton.cdiv(2 * units, 32), 1)](
+                partial, sums, parts, 2 * units, INTERPRETED=INTERPRETED, PARTS=64, CHANNELS=32
+            )
+    return g
+
+
+def _pack(weight: Tensor, walk: Walk, step: int, flat: bool, gated: bool) -> tuple[Tensor, int]:
     """The packed weights of all phases, and the length of a row."""
     rows, channels = weight.shape[:2]
     tap_length = channels if flat else triton.cdiv(channels, step) * step
@@ -250,12 +310,12 @@ def _pack(weight: Tensor, walk: Walk, step: int, flat: bool) -> tuple[Tensor, in
     if packed.numel():
         pack_kernel[(triton.cdiv(packed.numel(), _BLOCK),)](
             weight, packed,
-            rows, channels, packed.numel(),
+            rows, channels, *walk.units(rows, channels), packed.numel(),
             tap_length, w_row,
             *walk.kernel, walk.taps, walk.groups, int(walk.see_own), *walk.first,
             *weight.stride(),
             PHASE_H=walk.phases[0], PHASE_W=walk.phases[1],
-            CENTRE=walk.centre, INTERLEAVED=walk.interleaved, BLOCK=_BLOCK,
+            CENTRE=walk.centre, INTERLEAVED=walk.interleaved, GATED=gated, BLOCK=_BLOCK,
         )  # fmt: skip
     return packed, w_row
 

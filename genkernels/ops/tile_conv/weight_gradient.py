@@ -37,7 +37,7 @@ def weight_gradient_kernel(
     share,  # pixels for one program, whole steps
     as_n, as_c, as_h, as_w,
     xs_n, xs_c, xs_h, xs_w,
-    FLAT: tl.constexpr, GROUPED: tl.constexpr, WIDE: tl.constexpr,
+    FLAT: tl.constexpr, GROUPED: tl.constexpr, HALVES: tl.constexpr, WIDE: tl.constexpr,
     PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
@@ -58,8 +58,13 @@ def weight_gradient_kernel(
         live = c < C
         if GROUPED:
             # A block of the centre tap in which nobody sees anybody is zero (reduce_kernel does not even read it).
+            # HALVES: the groups are those of M / 2 units, twice.
             last = tl.minimum(m_tile * BM + BM, M) - 1
-            dead = (tap == taps - 1) & (c_begin * groups // C >= last * groups // M + see_own)
+            units = M
+            if HALVES:
+                units = M // 2
+                last = tl.where((m_tile * BM < units) & (last >= units), units - 1, last % units)
+            dead = (tap == taps - 1) & (c_begin * groups // C >= last * groups // units + see_own)
             steps = tl.where(dead, 0, steps)
     dh = first_h + tap // kernel_w * step_h
     dw = first_w + tap % kernel_w * step_w
@@ -116,12 +121,12 @@ def weight_gradient_kernel(
     tl.store(target, acc, mask=(m < M)[:, None] & live[None, :])
 
 
-@triton.jit(do_not_specialize=["parts", "M", "C", "kernel_h", "kernel_w", "taps", "groups", "see_own"])
+@triton.jit(do_not_specialize=["parts", "M", "C", "m_units", "kernel_h", "kernel_w", "taps", "groups", "see_own"])
 def reduce_kernel(
     partial, grad,
-    parts, M, C, kernel_h, kernel_w, taps, groups, see_own,
+    parts, M, C, m_units, kernel_h, kernel_w, taps, groups, see_own,
     gs_m, gs_c, gs_h, gs_w,
-    CENTRE: tl.constexpr,  # "" | "forward": m sees c | "backward": c sees m, at the last of the taps
+    CENTRE: tl.constexpr,  # the last of the taps depends on groups
     INTERLEAVED: tl.constexpr, INTERPRETED: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Adds the partials in order and writes the gradient in the weight's layout; a dead tap gets exactly zero."""
@@ -132,10 +137,8 @@ def reduce_kernel(
     c = e % line % C
     exists = m < M
     live = exists & (tap < taps)
-    if CENTRE == "forward":
-        live = live & ((tap < taps - 1) | centre_is_live(m, c, M, C, groups, see_own, INTERLEAVED))
-    elif CENTRE == "backward":
-        live = live & ((tap < taps - 1) | centre_is_live(c, m, C, M, groups, see_own, INTERLEAVED))
+    if CENTRE:
+        live = live & ((tap < taps - 1) | centre_is_live(m, c, m_units, C, groups, see_own, INTERLEAVED))
     total = tl.zeros((BLOCK,), tl.float32)
     columns = taps * C
     part = tl.arange(0, PARTS)
