@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-FILES = ["ops/test_masked_conv_triton.py", "ops/test_conv_bn_act_triton.py"]
+FILES = ["test_masked_conv_triton.py", "test_masked_conv_gated_triton.py", "test_conv_bn_act_triton.py"]
 
 PROBE = """
 import torch, triton, triton.language as tl
@@ -30,7 +30,12 @@ assert a.equal(torch.eye(16))
 def environment(tmp_path_factory) -> dict[str, str]:
     if importlib.util.find_spec("triton") is None:
         pytest.skip("Triton is not installed")
-    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    # Plugins of pytest take seconds to import, and these tests use none.
+    environment = os.environ | {
+        "TRITON_INTERPRET": "1",
+        "OMP_NUM_THREADS": "1",
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+    }
     probe = tmp_path_factory.mktemp("probe") / "probe.py"  # Triton reads a kernel's source from its file
     probe.write_text(PROBE)
     done = subprocess.run([sys.executable, probe], env=environment, capture_output=True, text=True)
@@ -39,12 +44,11 @@ def environment(tmp_path_factory) -> dict[str, str]:
     return environment
 
 
-@pytest.mark.parametrize("file", FILES)
-def test_the_tests_of_the_triton_kernels_pass_in_the_interpreter(file, environment):
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / file)]
+def test_the_tests_of_the_triton_kernels_pass_in_the_interpreter(environment):
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *(str(HERE / "ops" / f) for f in FILES)]
     done = subprocess.run(command, cwd=HERE.parent, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout[-20000:] + done.stderr[-2000:]
-    assert re.search(r"\d+ passed", done.stdout), done.stdout
+    assert int(re.search(r"(\d+) passed", done.stdout)[1]) > 100, done.stdout
 
 
 def test_the_kernels_compile_for_a_gpu_that_is_not_here():
@@ -57,7 +61,8 @@ def test_the_kernels_compile_for_a_gpu_that_is_not_here():
     )
     assert done.returncode == 0, done.stdout + done.stderr[-5000:]
     lines = [line for line in done.stdout.splitlines() if line.startswith(("conv_kernel", "weight_gradient_kernel"))]
-    assert len(lines) == 5
+    assert len(lines) == 8
+    assert done.stdout.count("atomics=0") == len(done.stdout.splitlines()), "sums depend on the order of programs"
     for line in lines:
         assert "wgmma=0" not in line, "the tensor cores of an H100 are not used"
         assert "cp.async=0" not in line, "loads do not overlap with products"
