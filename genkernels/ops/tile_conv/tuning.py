@@ -98,7 +98,7 @@ def choose(
         return candidates[0]
     cache = _cache(torch.cuda.get_device_name(device))
     name = repr(key)
-    if name not in cache.winners:
+    if cache.winners.get(name) not in candidates:
         if torch.cuda.is_current_stream_capturing():
             return candidates[0]
         cache.add(name, _quickest(candidates, run))
@@ -142,9 +142,10 @@ class WinnerFile:
         text = json.dumps({key: astuple(value) for key, value in merged.items()}, indent=1)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile("w", dir=self.path.parent, suffix=".tmp", delete=False) as file:
-                file.write(text)
-            os.replace(file.name, self.path)
+            with tempfile.TemporaryDirectory(dir=self.path.parent) as folder:
+                whole = Path(folder) / self.path.name
+                whole.write_text(text)
+                os.replace(whole, self.path)
         except OSError as error:  # a home that cannot be written to costs time alone, once per process
             warnings.warn(f"genkernels cannot remember its tile sizes in {self.path}: {error}", stacklevel=2)
 
