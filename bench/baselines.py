@@ -32,6 +32,7 @@ COMPILED = "torch.compile"
 class Problem:
     """One masked convolution to compute: x [N, C, H, W], weight [O, C, kh, kw], bias [O], "same" padding.
 
+    ``activation`` is None, "relu" or "gate": tanh(a) * sigmoid(b) of the two halves of the result's channels.
     ``input_grad`` says whether the backward pass owes the gradient of x: the first layer of a model does not.
     """
 
@@ -68,17 +69,21 @@ def random_problem(
     *, dilation: tuple[int, int] = (1, 1), activation: str | None = None, input_grad: bool = True,
     device: str = "cpu", dtype: torch.dtype = torch.float32,
 ) -> Problem:  # fmt: skip
-    """A problem in whole numbers -2 to 2: all sums are exact, so nothing wrong hides in rounding."""
+    """A problem in whole numbers -2 to 2: all sums are exact, so nothing wrong hides in rounding.
+
+    In front of a gate, where large numbers would all be one, weight and bias are 1/64 of that.
+    """
     generator = torch.Generator().manual_seed(0)
 
     def whole(*shape: int) -> Tensor:
         return torch.randint(-2, 3, shape, generator=generator).to(device, dtype)
 
+    scale = 1 / 64 if activation == "gate" else 1
     return Problem(
         x=whole(batch, spec.in_channels, height, width),
-        weight=whole(spec.out_channels, spec.in_channels, *spec.kernel),
-        bias=whole(spec.out_channels),
-        grad_output=whole(batch, spec.out_channels, height, width),
+        weight=whole(spec.out_channels, spec.in_channels, *spec.kernel) * scale,
+        bias=whole(spec.out_channels) * scale,
+        grad_output=whole(batch, spec.out_channels // (2 if activation == "gate" else 1), height, width),
         spec=spec,
         dilation=dilation,
         activation=activation,
@@ -209,10 +214,14 @@ def split(problem: Problem, layout: Layout) -> Prepared:
 
 
 def ours(problem: Problem, layout: Layout) -> Prepared:
-    """``genkernels.ops.masked_conv2d``."""
+    """``genkernels.ops.masked_conv2d``, or ``masked_conv2d_gated``."""
     p = problem
 
     def apply(x: Tensor, bias: Tensor, weight: Tensor) -> Tensor:
+        if p.activation == "gate":
+            return ops.masked_conv2d_gated(
+                x, weight, bias, mask_type=p.spec.mask_type, channel_groups=p.spec.channel_groups, dilation=p.dilation
+            )
         return ops.masked_conv2d(
             x,
             weight,
@@ -309,6 +318,9 @@ def to_layout(t: Tensor, layout: Layout) -> Tensor:
 
 
 def _activate(y: Tensor, activation: str | None) -> Tensor:
+    if activation == "gate":
+        a, b = y.chunk(2, 1)
+        return torch.tanh(a) * torch.sigmoid(b)
     return y.relu_() if activation == "relu" else y
 
 

@@ -97,7 +97,7 @@ def check_as_exact(
     """Raise a MismatchError unless our root mean square errors are at most twice those of ``peer``, and a floor."""
     for name in ours:
         for index, (got, other, exact) in enumerate(zip(results[name], results[peer], reference, strict=True)):
-            error, allowed = (float((t.double() - exact).square().mean().sqrt()) for t in (got, other))
+            error, allowed = (float((t.detach().double() - exact).square().mean().sqrt()) for t in (got, other))
             floor = torch.finfo(got.dtype).eps * float(exact.square().mean().sqrt())
             if not error <= 2 * allowed + floor:
                 raise MismatchError(f"{name}, result {index}: error {error:.3g} where {peer} has {allowed:.3g}")

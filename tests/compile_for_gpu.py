@@ -3,7 +3,9 @@
     python tests/compile_for_gpu.py
 
 A stand-in for the driver names the target, and every launch stops after compiling, so the operations' own host code
-decides what is compiled. Prints each kernel with what the machine code holds; used by test_interpreted.py.
+decides what is compiled: the shapes that matter in the tiles they get on that GPU, then, in small tiles, the branches
+for indices of 64 bits, where a variable that changes its type would show, and for float32. Prints each kernel with what
+the machine code holds; used by test_interpreted.py.
 """
 
 import re
@@ -31,6 +33,7 @@ class Driver:
 
 
 def main() -> None:
+    label = ""
     driver.set_active(Driver())
     run = triton.runtime.jit.JITFunction.run
 
@@ -44,7 +47,7 @@ def main() -> None:
             "atomics": len(re.findall(r"\b(?:atom|red)\.", ptx)),
             "cubin": len(compiled.asm["cubin"]),
         }
-        print(self.__name__, *(f"{name}={value}" for name, value in facts.items()), flush=True)
+        print(label + self.__name__, *(f"{name}={value}" for name, value in facts.items()), flush=True)
         assert compiled.metadata.shared <= SHARED_BYTES
 
     triton.runtime.jit.JITFunction.run = compile_only
@@ -62,8 +65,18 @@ def main() -> None:
 
     launch._tilings, launch._processors = tilings, lambda t: PROCESSORS
 
+    dtype = torch.bfloat16
+
     def images(*shape: int) -> torch.Tensor:
-        return torch.empty(shape, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
+        return torch.empty(shape, dtype=dtype).contiguous(memory_format=torch.channels_last)
+
+    def gated(channels: int, batch: int, size: int) -> None:
+        units = 2 * channels
+        x, y, features = (images(batch, c, size, size) for c in (channels, units, 2 * units))
+        weight, spec = images(2 * units, channels, 1, 3), MaskSpec(2 * units, channels, (1, 3), "B", 3, "halves")
+        masked_conv.gated(x, weight, y.new_empty(2 * units), features, spec, (1, 1), y, features)
+        g = masked_conv.gate_backward(y, features, y.new_empty(2 * units))
+        masked_conv.backward(g, x, weight, None, spec, (1, 1), "none", (True, True, False))
 
     for channels, kernel in ((96, (3, 3)), (3, (7, 7))):
         x, weight, y = images(64, channels, 32, 32), images(192, channels, *kernel), images(64, 192, 32, 32)
@@ -71,18 +84,31 @@ def main() -> None:
         masked_conv.forward(x, weight, y.new_empty(192), spec, (1, 1), "relu")
         masked_conv.backward(y, x, weight, y, spec, (1, 1), "relu", (channels > 3, channels > 3, True))
 
-    x, weight, features = images(64, 96, 32, 32), images(384, 96, 1, 3), images(64, 384, 32, 32)
-    spec, y = MaskSpec(384, 96, (1, 3), "B", 3, "halves"), images(64, 192, 32, 32)
-    masked_conv.gated(x, weight, y.new_empty(384), features, spec, (1, 1), y, features)
-    masked_conv.backward(
-        masked_conv.gate_backward(y, features, y.new_empty(384)),
-        x, weight, None, spec, (1, 1), "none", (True, True, False),
-    )  # fmt: skip
+    gated(96, 64, 32)
 
     block = Geometry(True, (2, 2), (1, 1), (0, 0))
     z = conv_bn_act.statistics(images(128, 512, 8, 8), images(512, 256, 4, 4), block)[0]
     conv_bn_act.normalise(z, *torch.empty(4, 256), "relu", 0.0)
-    conv_bn_act.gradient_sums(z, z, *torch.ones(4, 256), "relu", 0.0)
+    conv_bn_act.gradient_sums(z, z, *torch.empty(4, 256), "relu", 0.0)
+
+    launch.is_wide = lambda *_tensors: True
+    launch._tilings = lambda *_args, **_options: [tuning.Tile(32, 32, 32, 4, 2)]
+    label = "in small tiles, 64-bit indices: "
+    gated(40, 2, 8)
+    masked_conv.forward(
+        images(2, 3, 8, 8), images(32, 3, 3, 3), None, MaskSpec(32, 3, (3, 3), "A", 1, "blocks"), (1, 1), "none"
+    )
+    z = conv_bn_act.statistics(images(2, 32, 8, 8), images(32, 16, 4, 4), block)[0]
+    numbers = torch.empty(6, 16)
+    conv_bn_act.backward_with_norm(
+        z, images(2, 32, 8, 8), images(32, 16, 4, 4), z, *numbers, block, "tanh", 0.0, (True, True)
+    )
+
+    label = "in small tiles, float32: "
+    launch.is_wide = lambda *_tensors: False
+    dtype = torch.float32
+    for torch.backends.cudnn.allow_tf32 in (True, False):
+        conv_bn_act.statistics(images(2, 32, 8, 8), images(32, 16, 4, 4), block)
 
 
 if __name__ == "__main__":

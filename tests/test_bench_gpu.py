@@ -45,10 +45,13 @@ def on_cpu(monkeypatch):
 
 
 def test_all_alternatives_to_the_masked_convolution_agree_and_are_reported(monkeypatch, on_cpu):
-    monkeypatch.setattr(gpu_masked_conv, "CASES", {"small": (MaskSpec(6, 5, (3, 3), "B", 1, "blocks"), 2, 6)})
+    spec = MaskSpec(6, 5, (3, 3), "B", 1, "blocks")
+    monkeypatch.setattr(gpu_masked_conv, "CASES", {"small": (spec, 2, 6, "relu"), "gated": (spec, 2, 6, "gate")})
+    monkeypatch.setattr(gpu_masked_conv, "TARGETS", {"small": 1.3, "gated": 2.0})
     done = gpu_masked_conv.run(0.0)
     assert not done.settings["left_out"]
-    assert [set(row.timings) for row in done.rows] == [set(gpu_masked_conv.NAMES)] * 2
+    assert [set(row.timings) for row in done.rows] == [set(gpu_masked_conv.NAMES)] * 4
+    assert [claim.text.partition(":")[0] for claim in done.claims] == [f"{row.case}, {row.group}" for row in done.rows]
     text = report.markdown(done, full=True)
     assert "Some GPU" in text
     assert "over the best alternative" in text

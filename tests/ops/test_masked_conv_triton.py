@@ -113,18 +113,21 @@ def test_each_gradient_is_the_same_whichever_others_are_asked_for(needs):
         assert leaf.grad.equal(expected) if need else leaf.grad is None
 
 
-@pytest.mark.parametrize("channels", [3, 17])
-def test_images_further_apart_than_31_bits_reach(channels):
+@pytest.mark.parametrize("channels, which", [((3, 4), "x"), ((17, 4), "x"), ((3, 17), "grad_output")])
+def test_images_further_apart_than_31_bits_reach(channels, which):
     """Two images in one tensor whose second starts beyond 2**31 elements; only what is used is ever touched."""
-    height, width, far = 3, 2, 2**31 + 64
-    memory = torch.empty(far + channels * height * width, dtype=torch.float16, device=DEVICE)
-    x = memory.as_strided((2, channels, height, width), (far, 1, width * channels, channels))
-    x.copy_(torch.randn(x.shape))
-    weight = torch.randn(4, channels, 3, 3, device=DEVICE).half()
-    grad = torch.randn(2, 4, height, width, device=DEVICE).half()
+    inputs, outputs = channels
+    x, grad = (torch.randn(2, c, 3, 2, device=DEVICE).half() for c in channels)
+    weight, bias = torch.randn(outputs, inputs, 3, 3, device=DEVICE).half(), torch.randn(outputs, device=DEVICE).half()
+    near, far = x if which == "x" else grad, 2**31 + 64
+    near = near.contiguous(memory_format=torch.channels_last)
+    memory = torch.empty(far + near[0].numel(), dtype=torch.float16, device=DEVICE)
+    apart = memory.as_strided(near.shape, (far, *near.stride()[1:])).copy_(near)
+    given = [(near, grad), (apart, grad)] if which == "x" else [(x, near), (x, apart)]
+    expected, got = [], []
     with overflow_is_an_error():
-        got = gradients(x, weight, None, grad, mask_type="B")
-    expected = gradients(x.clone(memory_format=torch.channels_last), weight, None, grad, mask_type="B")
+        for (image, gradient), results in zip(given, (expected, got), strict=True):
+            results += gradients(image, weight, bias, gradient, mask_type="B", activation="relu")
     for ours, theirs in zip(got, expected, strict=True):
         assert ours.equal(theirs)
 
@@ -207,6 +210,16 @@ def test_the_callers_stream_is_used():
         assert not event.query()  # nothing has waited for the sleep
     event.synchronize()
     assert got[2].equal(expected[2] * 2)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2 or INTERPRETED, reason="needs two GPUs")
+def test_tensors_on_another_gpu_than_the_current_one():
+    tensors = [torch.randn(s) for s in ((2, 32, 9, 8), (16, 32, 3, 3), (16,), (2, 16, 9, 8))]
+    first, second = (
+        gradients(*(t.to(f"cuda:{index}") for t in tensors), mask_type="B", activation="relu") for index in (0, 1)
+    )
+    assert torch.cuda.current_device() == 0
+    assert all(a.cpu().equal(b.cpu()) for a, b in zip(first, second, strict=True))
 
 
 @on_gpu
