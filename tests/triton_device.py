@@ -3,7 +3,7 @@
 A file of such tests says ``pytestmark = triton_tests``. ``test_interpreted.py`` runs these files again with
 ``TRITON_INTERPRET=1``, which must be set before Triton is imported, on CPU tensors: the very same kernels, statement by
 statement in NumPy, about a thousand times slower than a CPU kernel. Shapes are small for that reason, and the
-interpreter's test of every sum and product of integers for overflow, nearly half of its time, is left to the tests that
+interpreter's look at every sum and product of integers for overflow, nearly half of its time, is left to the tests that
 are about it: ``overflow_is_an_error``.
 """
 
@@ -47,7 +47,7 @@ if INTERPRETED:
     from triton.runtime.interpreter import interpreter_builder
 
     def _check_overflow(on: bool) -> None:
-        interpreter_builder.options = dataclasses.replace(interpreter_builder.options, sanitize_overflow=on)
+        interpreter_builder.options = dataclasses.replace(interpreter_builder.options, sanitize_overflow=on, debug=on)
 
     _check_overflow(False)
 

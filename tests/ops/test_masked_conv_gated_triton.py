@@ -128,12 +128,12 @@ def test_second_derivatives_are_those_of_pytorch():
 
 
 def test_addends_further_apart_than_31_bits_reach():
-    """Two images of an addend whose second starts beyond 2**31 elements; only what is used is ever touched."""
-    units, far = 17, 2**31 + 64
-    memory = torch.empty(far + 2 * units * 6, dtype=torch.float16, device=DEVICE)
-    addend = memory.as_strided((2, 2 * units, 2, 3), (far, 1, 6 * units, 2 * units))
+    """Three images of an addend whose last starts beyond 2**31 elements; only what is used is ever touched."""
+    units, far = 17, 2**30 + 64
+    memory = torch.empty(2 * far + 2 * units * 6, dtype=torch.float16, device=DEVICE)
+    addend = memory.as_strided((3, 2 * units, 2, 3), (far, 1, 6 * units, 2 * units))
     addend.copy_(torch.randn(addend.shape))
-    x, weight = torch.randn(2, 17, 2, 3, device=DEVICE).half(), torch.randn(2 * units, 17, 1, 3, device=DEVICE).half()
+    x, weight = torch.randn(3, 17, 2, 3, device=DEVICE).half(), torch.randn(2 * units, 17, 1, 3, device=DEVICE).half()
     with overflow_is_an_error():
         got = masked_conv2d_gated(x, weight, None, addend, mask_type="B")
     assert got.equal(masked_conv2d_gated(x, weight, None, addend.clone(), mask_type="B"))

@@ -115,13 +115,16 @@ def test_each_gradient_is_the_same_whichever_others_are_asked_for(needs):
 
 @pytest.mark.parametrize("channels, which", [((3, 4), "x"), ((17, 4), "x"), ((3, 17), "grad_output")])
 def test_images_further_apart_than_31_bits_reach(channels, which):
-    """Two images in one tensor whose second starts beyond 2**31 elements; only what is used is ever touched."""
+    """Three images in one tensor whose last starts beyond 2**31 elements; only what is used is ever touched.
+
+    Their distance is less: a stride that needs 64 bits would make Triton calculate in these by itself.
+    """
     inputs, outputs = channels
-    x, grad = (torch.randn(2, c, 3, 2, device=DEVICE).half() for c in channels)
+    x, grad = (torch.randn(3, c, 3, 2, device=DEVICE).half() for c in channels)
     weight, bias = torch.randn(outputs, inputs, 3, 3, device=DEVICE).half(), torch.randn(outputs, device=DEVICE).half()
-    near, far = x if which == "x" else grad, 2**31 + 64
+    near, far = x if which == "x" else grad, 2**30 + 64
     near = near.contiguous(memory_format=torch.channels_last)
-    memory = torch.empty(far + near[0].numel(), dtype=torch.float16, device=DEVICE)
+    memory = torch.empty(2 * far + near[0].numel(), dtype=torch.float16, device=DEVICE)
     apart = memory.as_strided(near.shape, (far, *near.stride()[1:])).copy_(near)
     given = [(near, grad), (apart, grad)] if which == "x" else [(x, near), (x, apart)]
     expected, got = [], []
