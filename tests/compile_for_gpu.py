@@ -75,8 +75,9 @@ def main() -> None:
         x, y, features = (images(batch, c, size, size) for c in (channels, units, 2 * units))
         weight, spec = images(2 * units, channels, 1, 3), MaskSpec(2 * units, channels, (1, 3), "B", 3, "halves")
         masked_conv.gated(x, weight, y.new_empty(2 * units), features, spec, (1, 1), y, features)
-        g = masked_conv.gate_backward(y, features, y.new_empty(2 * units))
-        masked_conv.backward(g, x, weight, None, spec, (1, 1), "none", (True, True, False))
+        masked_conv.gate_backward(y, features, y.new_empty(2 * units))
+        if label:
+            masked_conv.backward(features, x, weight, None, spec, (1, 1), "none", (True, True, False))
 
     for channels, kernel in ((96, (3, 3)), (3, (7, 7))):
         x, weight, y = images(64, channels, 32, 32), images(192, channels, *kernel), images(64, 192, 32, 32)

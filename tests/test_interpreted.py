@@ -61,7 +61,7 @@ def test_the_kernels_compile_for_a_gpu_that_is_not_here():
     )
     assert done.returncode == 0, done.stdout + done.stderr[-5000:]
     lines = [line for line in done.stdout.splitlines() if line.startswith(("conv_kernel", "weight_gradient_kernel"))]
-    assert len(lines) == 8
+    assert len(lines) == 6
     assert done.stdout.count("atomics=0") == len(done.stdout.splitlines()), "sums depend on the order of programs"
     for line in lines:
         assert "wgmma=0" not in line, "the tensor cores of an H100 are not used"

@@ -24,9 +24,9 @@ AXES = {
     "kernel": ((1, 1), (3, 3), (1, 5)),
     "mask_type": ("A", "B"),
     "bias": (True, False),
-    "addend": ("none", "contiguous", "channels_last", "expanded_pixels"),
-    "x_layout": ("contiguous", "channels_last", "window_channels_last"),
-    "grad_layout": ("contiguous", "channels_last", "expanded_pixels"),
+    "addend": ("none", "contiguous", "expanded_pixels"),
+    "x_layout": ("contiguous", "window_channels_last"),
+    "grad_layout": ("contiguous", "channels_last"),
 }
 
 
