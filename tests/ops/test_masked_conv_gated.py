@@ -8,6 +8,7 @@ from grids import DENSE, laid_out
 from torch import Tensor
 
 from genkernels.models import GatedPixelCNN
+from genkernels.nn import GatedMaskedConv2d
 from genkernels.ops import masked_conv2d_gated
 from genkernels.ops.masked_conv import gated, schema
 from ops.test_masked_conv_gated_triton import live_taps, ours, plain
@@ -120,6 +121,22 @@ def test_what_backward_wants_is_kept_when_it_is_wanted_and_not_else(through_the_
     with torch.no_grad():
         masked_conv2d_gated(**inputs, **OPTIONS)
     assert kept == [0, 2 * 10 * 2 * 4, 0]
+
+
+@pytest.mark.parametrize("condition", [None, 3])
+def test_the_layer_of_the_gated_pixelcnn_is_the_same_through_the_operator(condition, monkeypatch):
+    torch.manual_seed(0)
+    module = GatedMaskedConv2d(5, 5, 3, mask_type="B", channel_groups=3, condition_channels=condition).double()
+    inputs = [torch.randn(2, 5, 3, 4, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    inputs += [] if condition is None else [torch.randn(2, condition, dtype=torch.float64)]
+    results = []
+    for fused in (False, True):
+        monkeypatch.setattr(gated, "_is_fused", lambda x, fused=fused: fused)
+        y = module(*inputs)
+        wanted = [*inputs[:2], *module.parameters()]
+        results.append([*y, *torch.autograd.grad(sum(t.square().sum() for t in y), wanted)])
+    for mine, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.filterwarnings("error::UserWarning")  # such as that it cannot be traced

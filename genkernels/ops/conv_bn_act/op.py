@@ -37,8 +37,9 @@ _SHARED = """
         where weight is), else contiguous. {size}
 
     Differentiable any number of times (second derivatives through batch norm run in plain PyTorch); works under
-    autocast, ``torch.compile`` and ``torch.func``. One pass makes z and the statistics, a second y; backward applies
-    the gradients of activation and batch norm while it reads for its two products, and keeps z alone for that.
+    autocast, ``torch.compile`` and ``torch.func``. One pass makes z and the statistics, a second y; z alone is
+    kept for backward, which applies the gradients of activation and batch norm while it reads for its two products (on
+    a GPU in one pass before them, see tile_conv/gradient.py).
 
     Raises:
         ValueError: an argument does not fit; the message names it, what was expected and what came.
