@@ -48,7 +48,7 @@ def test_the_tests_of_the_triton_kernels_pass_in_the_interpreter(environment):
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *(str(HERE / "ops" / f) for f in FILES)]
     done = subprocess.run(command, cwd=HERE.parent, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout[-20000:] + done.stderr[-2000:]
-    assert int(re.search(r"(\d+) passed", done.stdout)[1]) > 100, done.stdout
+    assert int(re.search(r"(\d+) passed", done.stdout)[1]) > 90, done.stdout
 
 
 def test_the_kernels_compile_for_a_gpu_that_is_not_here():
