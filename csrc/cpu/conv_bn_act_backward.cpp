@@ -8,6 +8,8 @@
 // Traffic: grad_y, z and x once, the gradients once, scratch once per panel. Bound: the multiply-add units.
 #include "cpu/conv_bn_act_scatter.h"
 #include "cpu/conv_bn_act_weight.h"
+#include "cpu/conv_bn_act_winograd_product.h"
+#include "cpu/conv_bn_act_winograd_weight.h"
 
 namespace gk::GK_ISA {
 namespace {
@@ -19,11 +21,87 @@ bool planes_in_place(const ImageView& v, const ConvShape& s, int64_t images) {
 
 int64_t aligned(bool wanted, int64_t floats) { return wanted ? Scratch::round(floats) : 0; }
 
+// Both gradients in Winograd's form. The weight gradient takes large inputs and small pairs; the input gradient takes the
+// same large inputs where it goes down, and small inputs of its own where it goes up.
+bool backward_winograd(const ConvBackward& args, int threads) {
+  const ConvShape& s = args.shape;
+  const bool up = args.up, wants_x = args.grad_x.data, wants_weight = args.grad_weight.data;
+  const bool wants_large = up || wants_weight, wants_small = !up && wants_x;
+  const TileGrid large_grid(s, false), small_grid(s, true);
+  const PixelLayout pairs_layout = pair_layout(s);
+  const auto image_floats = [&](const TileGrid& grid, bool wanted) {
+    return wanted ? Transformed(grid.layout.channels, 0).pitch * PHASES * grid.tiles() : 0;
+  };
+  const int64_t images =
+      winograd_round(s, image_floats(large_grid, wants_large) + image_floats(small_grid, wants_small), threads);
+  const int64_t rounds = ceil_div(s.batch, images), tiles = large_grid.tiles();
+  const Epilogue none{nullptr, nullptr, {Activation::none, 0}};
+  const WinogradProduct product(s, !up, images, columns_of(s, args.weight, !up), args.grad_x, none, false, threads);
+  const WinogradWeightGradient weight_gradient(s, args.grad_weight, rounds, threads);
+
+  Transformed large(s.large_channels, images * tiles), small(s.small_channels, images * small_grid.tiles());
+  Transformed pairs(s.small_channels, images * tiles);
+  const int64_t large_floats = aligned(wants_large, large.floats(PHASES));
+  const int64_t small_floats = aligned(wants_small, small.floats(PHASES));
+  const int64_t pairs_floats = aligned(wants_weight, pairs.floats(1));
+  const int64_t sums_floats = wants_weight ? weight_gradient.shared_floats() : 0;
+  const int64_t image = max64(max64(large_grid.layout.image_floats(), small_grid.layout.image_floats()),
+                              pairs_layout.image_floats());
+  const int64_t thread_floats = Scratch::round(max64(image, max64(wants_x ? product.thread_floats() : 0,
+                                                                  wants_weight ? weight_gradient.thread_floats() : 0)));
+  const int64_t shared_floats = large_floats + small_floats + pairs_floats + sums_floats;
+  const Scratch scratch(shared_floats + threads * thread_floats);
+  if (!scratch.data()) return false;
+  large.data = scratch.data();
+  small.data = large.data + large_floats;
+  pairs.data = small.data + small_floats;
+  float* const sums = pairs.data + pairs_floats;
+
+  const int64_t x_units = wants_x ? product.units() : 0, weight_units = wants_weight ? weight_gradient.units() : 0;
+#pragma omp parallel num_threads(threads)
+  {
+    float* const own = sums + sums_floats + omp_get_thread_num() * thread_floats;
+    const auto load = [&](bool of_gradient, const PixelLayout& layout, int64_t n) {
+      if (of_gradient)
+        load_gradient(args.gradient, layout, n, own);
+      else
+        load_image(args.x, layout, n, own);
+    };
+    for (int64_t n0 = 0, round = 0; n0 < s.batch; n0 += images, ++round) {
+      const int64_t n1 = min64(s.batch, n0 + images);
+#pragma omp for schedule(dynamic)
+      for (int64_t n = n0; n < n1; ++n) {
+        if (wants_large) {
+          load(up, large_grid.layout, n);
+          transform_inputs(large_grid, own, large, (n - n0) * tiles);
+        }
+        if (wants_small) {
+          load(true, small_grid.layout, n);
+          transform_inputs(small_grid, own, small, (n - n0) * small_grid.tiles());
+        }
+        if (wants_weight) {
+          load(!up, pairs_layout, n);
+          transform_pairs(pairs_layout, own, pairs, (n - n0) * tiles);
+        }
+      }
+#pragma omp for schedule(dynamic)
+      for (int64_t unit = 0; unit < x_units + weight_units; ++unit) {
+        if (unit < x_units)
+          product.run_unit(unit, up ? large : small, n0, n1, own);
+        else
+          weight_gradient.run_unit(unit - x_units, pairs, large, (n1 - n0) * tiles, round, sums, own);
+      }
+    }
+  }
+  return true;
+}
+
 }  // namespace
 
 bool conv_backward(const ConvBackward& args) {
   const ConvShape& s = args.shape;
   const int threads = useful_threads(s, args.threads);
+  if (winograd_suits(s)) return backward_winograd(args, threads);
   const bool up = args.up, wants_x = args.grad_x.data, wants_weight = args.grad_weight.data;
   const bool scattered = !up && ScatterProduct::suits(s);
 

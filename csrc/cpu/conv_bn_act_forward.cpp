@@ -5,6 +5,7 @@
 // Traffic: x once into scratch (none for float32 channels_last) and from there once per panel of 16 outputs, y once,
 // the weights once per part. Bound: the multiply-add units; taps on the border are not multiplied.
 #include "cpu/conv_bn_act_scatter.h"
+#include "cpu/conv_bn_act_winograd_product.h"
 
 namespace gk::GK_ISA {
 namespace {
@@ -41,6 +42,37 @@ bool forward_scattered(const ConvForward& args, const ColumnWeight& weight, cons
   return true;
 }
 
+bool forward_winograd(const ConvForward& args, const ColumnWeight& weight, const Epilogue& epilogue, int threads) {
+  const ConvShape& s = args.shape;
+  const TileGrid grid(s, args.up);
+  Transformed in(grid.layout.channels, 0);
+  const int64_t images = winograd_round(s, in.pitch * PHASES * grid.tiles(), threads);
+  in = Transformed(grid.layout.channels, images * grid.tiles());
+  WinogradProduct product(s, args.up, images, weight, args.y, epilogue, args.statistics != nullptr, threads);
+  const int64_t thread_floats = max64(product.thread_floats(), Scratch::round(grid.layout.image_floats()));
+  const int64_t in_floats = Scratch::round(in.floats(PHASES)), shared_floats = product.moments_floats() + in_floats;
+  const Scratch scratch(shared_floats + threads * thread_floats);
+  if (!scratch.data()) return false;
+  product.set_moments(scratch.data());
+  in.data = scratch.data() + product.moments_floats();
+#pragma omp parallel num_threads(threads)
+  {
+    float* const own = scratch.data() + shared_floats + omp_get_thread_num() * thread_floats;
+    for (int64_t n0 = 0; n0 < s.batch; n0 += images) {
+      const int64_t n1 = min64(s.batch, n0 + images);
+#pragma omp for schedule(dynamic)
+      for (int64_t n = n0; n < n1; ++n) {
+        load_image(args.x, grid.layout, n, own);
+        transform_inputs(grid, own, in, (n - n0) * grid.tiles());
+      }
+#pragma omp for schedule(dynamic)
+      for (int64_t unit = 0; unit < product.units(); ++unit) product.run_unit(unit, in, n0, n1, own);
+    }
+  }
+  if (args.statistics) product.write_statistics(args.statistics);
+  return true;
+}
+
 }  // namespace
 
 bool conv_forward(const ConvForward& args) {
@@ -49,6 +81,8 @@ bool conv_forward(const ConvForward& args) {
   const ColumnWeight weight = columns_of(s, args.weight, args.up);
   const Epilogue epilogue{args.scale, args.shift, args.activation};
   if (args.up && ScatterProduct::suits(s)) return forward_scattered(args, weight, epilogue, threads);
+
+  if (winograd_suits(s)) return forward_winograd(args, weight, epilogue, threads);
 
   const ProductGeometry geometry(s, args.up);
   Product product(geometry.rows, geometry.cols, s.batch, weight, args.y, epilogue, args.statistics != nullptr, threads);

@@ -13,33 +13,10 @@
 #include <omp.h>
 
 #include "cpu/conv_bn_act_image.h"
-#include "cpu/conv_bn_act_weights.h"
+#include "cpu/conv_bn_act_panel.h"
 #include "cpu/scratch.h"
 
 namespace gk::GK_ISA {
-
-struct Epilogue {
-  const float *scale, *shift;  // indexed by output channel, or nullptr
-  ActivationSpec activation;
-  bool changes_nothing() const { return !scale && !shift && activation.kind == Activation::none; }
-};
-
-// Count, mean and sum of squared deviations of the values of a panel's channels.
-struct Moments {
-  double count, mean[PANEL_MAX], squares[PANEL_MAX];
-
-  // Chan, Golub, LeVeque 1983.
-  void add(double n, const double* other_mean, const double* other_squares) {
-    const double total = count + n;
-    if (n == 0) return;
-    for (int j = 0; j < PANEL_MAX; ++j) {
-      const double delta = other_mean[j] - mean[j];
-      mean[j] += delta * (n / total);
-      squares[j] += other_squares[j] + delta * delta * (count * n / total);
-    }
-    count = total;
-  }
-};
 
 // The geometry of a product and the layout in which it reads its input. A strided convolution of few channels gets its
 // input with a border, so that all outputs are alike: its runs of kw * C floats are short, and few tiles matter more
@@ -60,27 +37,13 @@ struct ProductGeometry {
   static constexpr int64_t FEW_CHANNELS = 16;
 };
 
-// Rounds to what the storage type can hold; `count` is a whole number of blocks.
-template <class T>
-void round_values(float* values, int64_t count) {
-  T kept[IO];
-  for (int64_t i = 0; i < count; i += IO) {
-    store_block(kept, load_block(values + i));
-    store_block(values + i, load_block(kept));
-  }
-}
-template <>
-inline void round_values<float>(float*, int64_t) {}
-
 class Product {
  public:
   static constexpr int64_t PIECE = 256;      // reduction steps: 16 KB of an AVX2 panel
-  static constexpr int64_t MOMENT_RUN = 32;  // rows added up before they join the others, so that rounding grows slowly
 
   Product(const Axis& rows, const Axis& cols, int64_t batch, const ColumnWeight& weight, const ImageView& out,
           const Epilogue& epilogue, bool wants_moments, int threads)
-      : rows_(rows), cols_(cols), batch_(batch), weight_(weight), out_(out), epilogue_(epilogue),
-        wants_moments_(wants_moments) {
+      : rows_(rows), cols_(cols), batch_(batch), weight_(weight), output_(out, epilogue, cols.out), wants_moments_(wants_moments) {
     const int64_t width = cols.out, phase_width = ceil_div(width, cols.phases());
     images_ = max64(1, min64(min64(batch, max64(4, ceil_div(48, phase_width))), 2048 / width));
     images_ = ceil_div(batch, ceil_div(batch, images_));
@@ -124,31 +87,14 @@ class Product {
       const int64_t n0 = block / line_blocks_ * images_, n1 = min64(batch_, n0 + images_);
       const int64_t y0 = block % line_blocks_ * lines_, y1 = min64(rows_.out, y0 + lines_);
       multiply(in, panel, packed, n0, n1 - n0, y0, y1, segments, staging);
-      const int64_t count = (y1 - y0) * cols_.out * (n1 - n0);
-      // The statistics are those of z as it is kept: else what batch norm takes out of a gradient would not be all.
-      if (wants_moments_) GK_BY_STORAGE(out_.storage, round_values, staging, count * panel.width());
-      if (wants_moments_) add_moments(staging, count, panel.width(), &moments);
-      if (!epilogue_.changes_nothing()) finish(staging, count, panel);
       fill_table(table, n1 - n0, y1 - y0, panel.width());
-      GK_BY_STORAGE(out_.storage, store, staging, table, panel, n0, n1, y0, y1);
+      output_.emit(staging, table, panel, n0, n1, y0, y1, wants_moments_ ? &moments : nullptr);
     }
     if (wants_moments_) moments_[unit] = moments;
   }
 
-  // [2][columns]: mean and sum of squared deviations, of all units.
   void write_statistics(float* statistics) const {
-    for (int64_t p = 0; p < panels_; ++p) {
-      const ColumnPanel panel = column_panel(weight_.columns, p);
-      Moments total{};
-      for (int64_t part = 0; part < parts_; ++part) {
-        const Moments& m = moments_[p * parts_ + part];
-        total.add(m.count, m.mean, m.squares);
-      }
-      for (int64_t j = 0; j < panel.columns; ++j) {
-        statistics[panel.first + j] = static_cast<float>(total.mean[j]);
-        statistics[weight_.columns + panel.first + j] = static_cast<float>(total.squares[j]);
-      }
-    }
+    PanelOutput::write_statistics(moments_, weight_.columns, parts_, statistics);
   }
 
  private:
@@ -220,65 +166,6 @@ class Product {
     });
   }
 
-  static void add_moments(const float* staging, int64_t count, int64_t width, Moments* moments) {
-    double mean[PANEL_MAX] = {}, squares[PANEL_MAX] = {};
-    const auto rows = [&](int64_t first, const auto& row) {
-      for (int64_t i = first; i < min64(count, first + MOMENT_RUN); ++i) row(i);
-    };
-    for (int64_t j = 0; j < width; j += VL) {
-      Vec sum{};
-      for (int64_t first = 0; first < count; first += MOMENT_RUN) {
-        Vec part{};
-        rows(first, [&](int64_t i) { part += load(staging + i * width + j); });
-        sum += part;
-      }
-      const Vec centre = sum / static_cast<float>(count);
-      // Around a value near the mean nothing cancels, and what the mean itself is off by is seen and put right.
-      Vec rest{}, square{};
-      for (int64_t first = 0; first < count; first += MOMENT_RUN) {
-        Vec part{}, part_square{};
-        rows(first, [&](int64_t i) {
-          const Vec d = load(staging + i * width + j) - centre;
-          part += d;
-          part_square += d * d;
-        });
-        rest += part;
-        square += part_square;
-      }
-      for (int k = 0; k < VL; ++k) {
-        const double off = static_cast<double>(rest[k]) / static_cast<double>(count);
-        mean[j + k] = centre[k] + off;
-        squares[j + k] = square[k] - off * off * static_cast<double>(count);
-      }
-    }
-    moments->add(static_cast<double>(count), mean, squares);
-  }
-
-  template <Curve CURVE>
-  void finish_as(float* staging, int64_t count, const ColumnPanel& panel) const {
-    float scale[PANEL_MAX], shift[PANEL_MAX];
-    for (int64_t j = 0; j < PANEL_MAX; ++j) {
-      const bool there = j < panel.columns;
-      scale[j] = there && epilogue_.scale ? epilogue_.scale[panel.first + j] : 1.0f;
-      shift[j] = there && epilogue_.shift ? epilogue_.shift[panel.first + j] : 0.0f;
-    }
-    const float below = slope_below(epilogue_.activation);
-    for (int64_t j = 0; j < panel.width(); j += IO) {
-      const Block a = load_block(scale + j), b = load_block(shift + j);
-      for (int64_t i = 0; i < count; ++i) {
-        float* const at = staging + i * panel.width() + j;
-        store_block(at, activate<CURVE>(load_block(at) * a + b, below));
-      }
-    }
-  }
-  void finish(float* staging, int64_t count, const ColumnPanel& panel) const {
-    switch (curve_of(epilogue_.activation)) {
-      case Curve::linear: return finish_as<Curve::linear>(staging, count, panel);
-      case Curve::tanh: return finish_as<Curve::tanh>(staging, count, panel);
-      case Curve::sigmoid: return finish_as<Curve::sigmoid>(staging, count, panel);
-    }
-  }
-
   // Where pixel (line, column) of the block's first image stands in the staging.
   void fill_table(int64_t* table, int64_t images, int64_t lines, int64_t width) const {
     int64_t before = 0;
@@ -292,40 +179,10 @@ class Product {
       for (int64_t x = 0; x < cols_.out; ++x) table[y * cols_.out + x] = table[x] + y * cols_.out * images * width;
   }
 
-  template <class T>
-  void store(const float* staging, const int64_t* table, const ColumnPanel& panel, int64_t n0, int64_t n1, int64_t y0,
-                int64_t y1) const {
-    const int64_t pixels = (y1 - y0) * cols_.out, width = panel.width();
-    const bool planar = out_.stride_w == 1 && out_.stride_c != 1;
-    for (int64_t n = n0; n < n1; ++n, staging += width) {
-      // Outputs are dense: the lines of a block follow each other.
-      T* const to = static_cast<T*>(const_cast<void*>(out_.data)) + n * out_.stride_n + y0 * out_.stride_h +
-                    panel.first * out_.stride_c;
-      if (planar && pixels >= IO) {
-        for (int64_t c = 0; c < panel.columns; c += IO)
-          for_blocks(pixels, [&](int64_t p) {
-            Block v[IO];
-            GK_UNROLL for (int i = 0; i < IO; ++i) v[i] = load_block(staging + table[p + i] + c);
-            transpose(v);
-            for (int64_t i = 0; i < min64(IO, panel.columns - c); ++i) store_block(to + (c + i) * out_.stride_c + p, v[i]);
-          });
-      } else if (!planar && panel.columns >= IO) {
-        for (int64_t p = 0; p < pixels; ++p)
-          for_blocks(panel.columns, [&](int64_t c) {
-            store_block(to + p * out_.stride_w + c, load_block(staging + table[p] + c));
-          });
-      } else {
-        for (int64_t p = 0; p < pixels; ++p)
-          for (int64_t c = 0; c < panel.columns; ++c)
-            store_one(to + c * out_.stride_c + p * out_.stride_w, staging[table[p] + c]);
-      }
-    }
-  }
   Axis rows_, cols_;
   int64_t batch_;
   ColumnWeight weight_;
-  ImageView out_;
-  Epilogue epilogue_;
+  PanelOutput output_;
   bool wants_moments_;
   int64_t images_, lines_, line_blocks_, blocks_, panels_, parts_;
   Run* runs_ = nullptr;

@@ -23,6 +23,42 @@ struct Planes {
   int64_t stride_channel, stride_block;  // from one block of images to the next
 };
 
+template <class T>
+GK_INLINE T* weight_at(const ConvWeight& w, int64_t kernel_w, int64_t small, int64_t large, int64_t tap) {
+  return static_cast<T*>(const_cast<void*>(w.data)) + small * w.stride_small + large * w.stride_large +
+         tap / kernel_w * w.stride_kh + tap % kernel_w * w.stride_kw;
+}
+
+// A panel of large channels and `rows` small channels from row0 on: from sums[tap][row][column of the panel], of which a
+// tap holds `tap_rows`, to the weight gradient.
+template <class T>
+void write_taps(const ConvWeight& w, int64_t kernel_h, int64_t kernel_w, const float* sums, int64_t tap_rows,
+                const ColumnPanel& panel, int64_t row0, int64_t rows) {
+  const int64_t taps = kernel_h * kernel_w;
+  const bool taps_joined = w.stride_kw == 1 && w.stride_kh == kernel_w && taps >= IO;
+  const int64_t blocks = taps_joined || w.stride_large == 1 ? panel.columns / IO * IO : 0;
+  for (int64_t r = 0; r < rows; ++r) {
+    const auto to = [&](int64_t column, int64_t tap) {
+      return weight_at<T>(w, kernel_w, row0 + r, panel.first + column, tap);
+    };
+    const auto from = [&](int64_t tap, int64_t column) { return sums + (tap * tap_rows + r) * PANEL_MAX + column; };
+    for (int64_t j = 0; j < blocks; j += IO) {
+      if (w.stride_large == 1) {
+        for (int64_t tap = 0; tap < taps; ++tap) store_block(to(j, tap), load_block(from(tap, j)));
+        continue;
+      }
+      for_blocks(taps, [&](int64_t tap) {
+        Block v[IO];
+        GK_UNROLL for (int i = 0; i < IO; ++i) v[i] = load_block(from(tap + i, j));
+        transpose(v);
+        GK_UNROLL for (int i = 0; i < IO; ++i) store_block(to(j + i, tap), v[i]);
+      });
+    }
+    for (int64_t j = blocks; j < panel.columns; ++j)
+      for (int64_t tap = 0; tap < taps; ++tap) store_one(to(j, tap), *from(tap, j));
+  }
+}
+
 class WeightGradient {
  public:
   static constexpr int64_t FEW_CHANNELS = 16;
@@ -80,7 +116,10 @@ class WeightGradient {
         }
       }
     }
-    GK_BY_STORAGE(out_.storage, write, sums, panel, row0, rows);
+    if (all_taps_)
+      GK_BY_STORAGE(out_.storage, write_all_taps, sums, panel, row0, rows);
+    else
+      GK_BY_STORAGE(out_.storage, write_taps, out_, s_.kernel_h, s_.kernel_w, sums, rows_, panel, row0, rows);
   }
 
  private:
@@ -161,39 +200,12 @@ class WeightGradient {
   }
 
   template <class T>
-  void write(const float* sums, const ColumnPanel& panel, int64_t row0, int64_t rows) const {
-    T* const data = static_cast<T*>(const_cast<void*>(out_.data));
-    const int64_t taps = s_.kernel_h * s_.kernel_w;
-    const auto to = [&](int64_t row, int64_t column, int64_t tap) {
-      return data + row * out_.stride_small + column * out_.stride_large + tap / s_.kernel_w * out_.stride_kh +
-             tap % s_.kernel_w * out_.stride_kw;
-    };
-    const bool taps_joined = out_.stride_kw == 1 && out_.stride_kh == s_.kernel_w && taps >= IO;
-    for (int64_t r = 0; r < rows; ++r) {
-      if (all_taps_) {
-        for (int64_t j = 0; j < panel.columns; ++j) {
-          const int64_t column = panel.first + j;
-          store_one(to(row0 + r, column % s_.large_channels, column / s_.large_channels), sums[r * PANEL_MAX + j]);
-        }
-        continue;
+  void write_all_taps(const float* sums, const ColumnPanel& panel, int64_t row0, int64_t rows) const {
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t j = 0; j < panel.columns; ++j) {
+        const int64_t column = panel.first + j, tap = column / s_.large_channels;
+        store_one(weight_at<T>(out_, s_.kernel_w, row0 + r, column % s_.large_channels, tap), sums[r * PANEL_MAX + j]);
       }
-      const auto from = [&](int64_t tap, int64_t column) { return sums + (tap * rows_ + r) * PANEL_MAX + column; };
-      const int64_t blocks = taps_joined || out_.stride_large == 1 ? panel.columns / IO * IO : 0;
-      for (int64_t j = 0; j < blocks; j += IO) {
-        if (out_.stride_large == 1) {
-          for (int64_t tap = 0; tap < taps; ++tap) store_block(to(row0 + r, panel.first + j, tap), load_block(from(tap, j)));
-          continue;
-        }
-        for_blocks(taps, [&](int64_t tap) {
-          Block v[IO];
-          GK_UNROLL for (int i = 0; i < IO; ++i) v[i] = load_block(from(tap + i, j));
-          transpose(v);
-          GK_UNROLL for (int i = 0; i < IO; ++i) store_block(to(row0 + r, panel.first + j + i, tap), v[i]);
-        });
-      }
-      for (int64_t j = blocks; j < panel.columns; ++j)
-        for (int64_t tap = 0; tap < taps; ++tap) store_one(to(row0 + r, panel.first + j, tap), *from(tap, j));
-    }
   }
 
   ConvShape s_;

@@ -1,0 +1,109 @@
+// The weight gradient in Winograd's form, see conv_bn_act_winograd.h: for each of 4 phases and 9 components, the sum over
+// the tiles of small pairs times large inputs.
+//
+// A unit of work is a panel of large channels and a block of small channels; its 36 matrices of sums stay in L2. It
+// takes the tiles in chunks, of which the panel's share fits L1 and all rows' share L2, where the four phases meet it.
+// Both factors are read where the transformed images stand. No sum crosses threads, so the result does not depend on
+// their number. Bound: the multiply-add units, at 9/16 of the direct multiplications.
+#pragma once
+
+#include "cpu/conv_bn_act_weight.h"
+#include "cpu/conv_bn_act_winograd.h"
+
+namespace gk::GK_ISA {
+
+// out[i][j] += sum over k of a[k][i] * b[k][j], MR rows and NR vectors of columns.
+template <int MR, int NR>
+void outer_tile(const float* a, int64_t a_step, const float* b, int64_t b_step, int64_t count, float* out) {
+  Vec acc[MR][NR] = {};
+  for (int64_t k = 0; k < count; ++k, a += a_step, b += b_step) {
+    Vec column[NR];
+    GK_UNROLL for (int j = 0; j < NR; ++j) column[j] = load(b + j * VL);
+    GK_UNROLL for (int i = 0; i < MR; ++i) {
+      const Vec row = broadcast(a[i]);
+      GK_UNROLL for (int j = 0; j < NR; ++j) acc[i][j] += row * column[j];
+    }
+  }
+  GK_UNROLL for (int i = 0; i < MR; ++i)
+    GK_UNROLL for (int j = 0; j < NR; ++j) {
+      float* const to = out + i * PANEL_MAX + j * VL;
+      store(to, load(to) + acc[i][j]);
+    }
+}
+
+using OuterFunction = void (*)(const float*, int64_t, const float*, int64_t, int64_t, float*);
+
+template <int NR>
+inline OuterFunction outer_function_of(int64_t mr) {
+  static constexpr OuterFunction table[MR_MAX] = {outer_tile<1, NR>, outer_tile<2, NR>, outer_tile<3, NR>,
+                                                  outer_tile<4, NR>, outer_tile<5, NR>, outer_tile<6, NR>};
+  return table[mr - 1];
+}
+inline OuterFunction outer_function(int64_t mr, int64_t nr) {
+#if GK_ISA_LEVEL == 2
+  if (nr == 4) return outer_function_of<4>(mr);
+  if (nr == 3) return outer_function_of<3>(mr);
+#endif
+  return nr == 2 ? outer_function_of<2>(mr) : outer_function_of<1>(mr);
+}
+
+class WinogradWeightGradient {
+ public:
+  static constexpr int64_t CHUNK = 256;  // tiles
+
+  // `rounds`: how many times run_unit is called for each unit.
+  WinogradWeightGradient(const ConvShape& s, const ConvWeight& out, int64_t rounds, int threads)
+      : s_(s), out_(out), rounds_(rounds) {
+    panels_ = column_panels(s.large_channels);
+    const int64_t wanted = ceil_div(4 * threads, panels_);
+    const int64_t rows = min64(60 / NR_MAX * 2, max64(4 * MR_MAX, ceil_div(s.small_channels, wanted)));
+    row_blocks_ = ceil_div(s.small_channels, rows);
+    rows_ = ceil_div(ceil_div(s.small_channels, row_blocks_), MR_MAX) * MR_MAX;  // full tiles but for the last block's
+    row_blocks_ = ceil_div(s.small_channels, rows_);
+  }
+
+  int64_t units() const { return panels_ * row_blocks_; }
+  // Sums that wait for the next round belong to their unit.
+  int64_t shared_floats() const { return rounds_ > 1 ? units() * sums_floats() : 0; }
+  int64_t thread_floats() const { return (rounds_ > 1 ? 0 : sums_floats()) + taps_floats(); }
+
+  void run_unit(int64_t unit, const Transformed& small, const Transformed& large, int64_t tiles, int64_t round,
+                float* shared, float* scratch) const {
+    float* const taps = scratch;
+    float* const sums = rounds_ > 1 ? shared + unit * sums_floats() : taps + taps_floats();
+    const ColumnPanel panel = column_panel(s_.large_channels, unit / row_blocks_);
+    const int64_t row0 = unit % row_blocks_ * rows_, rows = min64(rows_, s_.small_channels - row0);
+    if (round == 0) memset(sums, 0, sums_floats() * sizeof(float));
+    for (int64_t tile = 0; tile < tiles; tile += CHUNK)
+      for (int64_t k = 0; k < COMPONENTS; ++k)
+        for (int64_t f = 0; f < PHASES; ++f) {
+          const float* const a = small.data + k * small.component + tile * small.pitch + row0;
+          const float* const b = large.data + f * large.phase + k * large.component + tile * large.pitch + panel.first;
+          float* const to = sums + (f * COMPONENTS + k) * component_floats();
+          for_row_tiles(rows, [&](int64_t first, int64_t count) {
+            outer_function(count, panel.nr)(a + first, small.pitch, b, large.pitch, min64(CHUNK, tiles - tile),
+                                            to + first * PANEL_MAX);
+          });
+        }
+    if (round + 1 < rounds_) return;
+    for (int64_t f = 0; f < PHASES; ++f) {
+      float* to[2][2];
+      for (int64_t t = 0; t < 4; ++t)
+        to[t / 2][t % 2] =
+            taps + (TileAxis::tap(false, f / 2, t / 2) * 4 + TileAxis::tap(false, f % 2, t % 2)) * component_floats();
+      transform_results(sums + f * COMPONENTS * component_floats(), component_floats(), component_floats(), to);
+    }
+    GK_BY_STORAGE(out_.storage, write_taps, out_, 4, 4, taps, rows_, panel, row0, rows);
+  }
+
+ private:
+  int64_t component_floats() const { return rows_ * PANEL_MAX; }
+  int64_t sums_floats() const { return PHASES * COMPONENTS * component_floats(); }
+  int64_t taps_floats() const { return 16 * component_floats(); }
+
+  ConvShape s_;
+  ConvWeight out_;
+  int64_t rounds_, panels_, row_blocks_, rows_;
+};
+
+}  // namespace gk::GK_ISA
