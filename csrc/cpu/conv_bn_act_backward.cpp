@@ -29,14 +29,14 @@ bool backward_winograd(const ConvBackward& args, int threads) {
   const bool wants_large = up || wants_weight, wants_small = !up && wants_x;
   const TileGrid large_grid(s, false), small_grid(s, true);
   const PixelLayout pairs_layout = pair_layout(s);
-  const auto image_floats = [&](const TileGrid& grid, bool wanted) {
-    return wanted ? Transformed(grid.layout.channels, 0).pitch * PHASES * grid.tiles() : 0;
-  };
-  const int64_t images =
-      winograd_round(s, image_floats(large_grid, wants_large) + image_floats(small_grid, wants_small), threads);
+  const int64_t image_floats = (wants_large ? Transformed::image_floats(large_grid, PHASES) : 0) +
+                               (wants_small ? Transformed::image_floats(small_grid, PHASES) : 0);
+  // Sums wait in memory between rounds: where they are many, fewer rounds are better.
+  const int64_t sums = wants_weight ? PHASES * COMPONENTS * s.small_channels * s.large_channels : 0;
+  const int64_t images = winograd_round(s, image_floats, max64(ROUND_FLOATS, sums), threads);
   const int64_t rounds = ceil_div(s.batch, images), tiles = large_grid.tiles();
   const Epilogue none{nullptr, nullptr, {Activation::none, 0}};
-  const WinogradProduct product(s, !up, images, columns_of(s, args.weight, !up), args.grad_x, none, false, threads);
+  WinogradProduct product(s, !up, images, rounds, columns_of(s, args.weight, !up), args.grad_x, none, false, threads);
   const WinogradWeightGradient weight_gradient(s, args.grad_weight, rounds, threads);
 
   Transformed large(s.large_channels, images * tiles), small(s.small_channels, images * small_grid.tiles());
@@ -45,28 +45,31 @@ bool backward_winograd(const ConvBackward& args, int threads) {
   const int64_t small_floats = aligned(wants_small, small.floats(PHASES));
   const int64_t pairs_floats = aligned(wants_weight, pairs.floats(1));
   const int64_t sums_floats = wants_weight ? weight_gradient.shared_floats() : 0;
+  const int64_t product_floats = wants_x ? product.shared_floats() : 0;
   const int64_t image = max64(max64(large_grid.layout.image_floats(), small_grid.layout.image_floats()),
                               pairs_layout.image_floats());
   const int64_t thread_floats = Scratch::round(max64(image, max64(wants_x ? product.thread_floats() : 0,
                                                                   wants_weight ? weight_gradient.thread_floats() : 0)));
-  const int64_t shared_floats = large_floats + small_floats + pairs_floats + sums_floats;
+  const int64_t shared_floats = large_floats + small_floats + pairs_floats + sums_floats + product_floats;
   const Scratch scratch(shared_floats + threads * thread_floats);
   if (!scratch.data()) return false;
   large.data = scratch.data();
   small.data = large.data + large_floats;
   pairs.data = small.data + small_floats;
-  float* const sums = pairs.data + pairs_floats;
+  float* const shared_sums = pairs.data + pairs_floats;
+  if (wants_x) product.set_shared(shared_sums + sums_floats);
 
   const int64_t x_units = wants_x ? product.units() : 0, weight_units = wants_weight ? weight_gradient.units() : 0;
 #pragma omp parallel num_threads(threads)
   {
-    float* const own = sums + sums_floats + omp_get_thread_num() * thread_floats;
+    float* const own = scratch.data() + shared_floats + omp_get_thread_num() * thread_floats;
     const auto load = [&](bool of_gradient, const PixelLayout& layout, int64_t n) {
       if (of_gradient)
         load_gradient(args.gradient, layout, n, own);
       else
         load_image(args.x, layout, n, own);
     };
+    if (wants_x) product.pack_shared();
     for (int64_t n0 = 0, round = 0; n0 < s.batch; n0 += images, ++round) {
       const int64_t n1 = min64(s.batch, n0 + images);
 #pragma omp for schedule(dynamic)
@@ -89,7 +92,7 @@ bool backward_winograd(const ConvBackward& args, int threads) {
         if (unit < x_units)
           product.run_unit(unit, up ? large : small, n0, n1, own);
         else
-          weight_gradient.run_unit(unit - x_units, pairs, large, (n1 - n0) * tiles, round, sums, own);
+          weight_gradient.run_unit(unit - x_units, pairs, large, (n1 - n0) * tiles, round, shared_sums, own);
       }
     }
   }

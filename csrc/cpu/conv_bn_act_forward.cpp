@@ -45,19 +45,22 @@ bool forward_scattered(const ConvForward& args, const ColumnWeight& weight, cons
 bool forward_winograd(const ConvForward& args, const ColumnWeight& weight, const Epilogue& epilogue, int threads) {
   const ConvShape& s = args.shape;
   const TileGrid grid(s, args.up);
-  Transformed in(grid.layout.channels, 0);
-  const int64_t images = winograd_round(s, in.pitch * PHASES * grid.tiles(), threads);
-  in = Transformed(grid.layout.channels, images * grid.tiles());
-  WinogradProduct product(s, args.up, images, weight, args.y, epilogue, args.statistics != nullptr, threads);
-  const int64_t thread_floats = max64(product.thread_floats(), Scratch::round(grid.layout.image_floats()));
-  const int64_t in_floats = Scratch::round(in.floats(PHASES)), shared_floats = product.moments_floats() + in_floats;
+  const int64_t weights = PHASES * COMPONENTS * s.small_channels * s.large_channels;
+  const int64_t images =
+      winograd_round(s, Transformed::image_floats(grid, PHASES), max64(ROUND_FLOATS, weights), threads);
+  const int64_t rounds = ceil_div(s.batch, images);
+  Transformed in(grid.layout.channels, images * grid.tiles());
+  WinogradProduct product(s, args.up, images, rounds, weight, args.y, epilogue, args.statistics != nullptr, threads);
+  const int64_t thread_floats = Scratch::round(max64(product.thread_floats(), grid.layout.image_floats()));
+  const int64_t in_floats = Scratch::round(in.floats(PHASES)), shared_floats = product.shared_floats() + in_floats;
   const Scratch scratch(shared_floats + threads * thread_floats);
   if (!scratch.data()) return false;
-  product.set_moments(scratch.data());
-  in.data = scratch.data() + product.moments_floats();
+  product.set_shared(scratch.data());
+  in.data = scratch.data() + product.shared_floats();
 #pragma omp parallel num_threads(threads)
   {
     float* const own = scratch.data() + shared_floats + omp_get_thread_num() * thread_floats;
+    product.pack_shared();
     for (int64_t n0 = 0; n0 < s.batch; n0 += images) {
       const int64_t n1 = min64(s.batch, n0 + images);
 #pragma omp for schedule(dynamic)

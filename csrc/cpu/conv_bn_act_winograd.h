@@ -77,13 +77,13 @@ inline bool winograd_suits(const ConvShape& s) {
   return most <= 512 && most * PHASES * COMPONENTS * 5 <= direct * 4;
 }
 
-// How many images are transformed and multiplied at a time: some 6 MB of transforms, which stay in L3, but no fewer than
-// keep the threads busy; rounds as even as can be.
-inline int64_t winograd_round(const ConvShape& s, int64_t floats_per_image, int threads) {
-  const int64_t fitting = max64(1, (int64_t{6} << 18) / (COMPONENTS * floats_per_image));
-  const int64_t images = max64(1, min64(s.batch, max64(fitting, threads)));
+// How many images are transformed and multiplied at a time, in rounds as even as can be: as many as `floats` of transforms
+// hold, but no fewer than keep the threads busy.
+inline int64_t winograd_round(const ConvShape& s, int64_t floats_per_image, int64_t floats, int threads) {
+  const int64_t images = max64(1, min64(s.batch, max64(floats / floats_per_image, threads)));
   return ceil_div(s.batch, ceil_div(s.batch, images));
 }
+constexpr int64_t ROUND_FLOATS = int64_t{3} << 19;  // 6 MB: a share of L3 that is there where other programs run too
 
 // A transformed image: [phase][component][tile][channel]. Tiles are an odd number of cache lines apart and components
 // one line more, so that what is walked side by side does not meet in the same sets of a cache.
@@ -94,6 +94,9 @@ struct Transformed {
   Transformed(int64_t channels, int64_t tiles)
       : data(nullptr), pitch((ceil_div(channels, 16) | 1) * 16), component(tiles * pitch + 16),
         phase(COMPONENTS * component) {}
+  static int64_t image_floats(const TileGrid& grid, int64_t phases) {
+    return phases * COMPONENTS * grid.tiles() * Transformed(grid.layout.channels, 0).pitch;
+  }
   int64_t floats(int64_t phases) const { return phases * phase + PANEL_MAX; }
 };
 

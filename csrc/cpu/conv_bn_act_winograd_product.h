@@ -1,72 +1,97 @@
 // The product of conv_bn_act_product.h in Winograd's form, see conv_bn_act_winograd.h: forward passes and input
 // gradients, up and down.
 //
-// A unit of work is one panel of output channels and a part of the images. Its weights are packed once; phase by phase
-// they are transformed, in L2, and every component meets all tiles of a group of images as a plain matrix product:
-// rows are tiles, 128 of them or so, read where the transformed images stand. The components of a tile then give 2 x 2
-// pixels. Traffic: weights once per part, transformed images (9 times the small image up, 2.25 times the large one down)
-// once per panel, from L3. Bound: the multiply-add units, at 9/16 of the direct multiplications.
+// A unit of work is a pair of panels of output channels and a part of the images that are there. Phase by phase its
+// packed weights are transformed, in L2, and every component meets all tiles of a group of images as a plain matrix
+// product: rows are tiles, 128 of them or so, read where the transformed images stand, and meet both panels. The
+// components of a tile then give 2 x 2 pixels.
+// Traffic: weights once (and once more per round), transformed images (9 times the small image up, 2.25 times the large
+// one down) once per pair of panels, from L3. Bound: the multiply-add units, at 9/16 of the direct multiplications.
 #pragma once
 
 #include "cpu/conv_bn_act_panel.h"
 #include "cpu/conv_bn_act_winograd.h"
+#include "cpu/conv_bn_act_winograd_tile.h"
 #include "cpu/scratch.h"
 
 namespace gk::GK_ISA {
 
 class WinogradProduct {
  public:
-  static constexpr int64_t PIECE = 256;  // reduction steps: 16 KB of an AVX2 panel
-  static constexpr int64_t TILES = 128;  // of a group of images
+  static constexpr int64_t WIDE = NR_MAX == 2 ? 2 : 1;  // panels of a unit
+  static constexpr int64_t PIECE = 128;                 // reduction steps: 16 KB of two AVX2 panels
+  static constexpr int64_t TILES = 128;                 // of a group of images
 
-  // `images`: most that are there at a time.
-  WinogradProduct(const ConvShape& s, bool up, int64_t images, const ColumnWeight& weight, const ImageView& out,
+  // `images`: most that are there at a time; `rounds`: how many times run_unit is called for each unit.
+  WinogradProduct(const ConvShape& s, bool up, int64_t images, int64_t rounds, const ColumnWeight& weight, const ImageView& out,
                   const Epilogue& epilogue, bool wants_moments, int threads)
-      : grid_(s, up), up_(up), weight_(weight), height_(up ? s.large_h : s.small_h), width_(up ? s.large_w : s.small_w),
+      : grid_(s, up), up_(up), rounds_(rounds), weight_(weight), height_(up ? s.large_h : s.small_h), width_(up ? s.large_w : s.small_w),
         output_(out, epilogue, width_), wants_moments_(wants_moments) {
     group_ = max64(1, min64(images, TILES / grid_.tiles()));
     group_ = ceil_div(images, ceil_div(images, group_));
     panels_ = column_panels(weight.columns);
-    parts_ = min64(ceil_div(images, group_), ceil_div(4 * threads, panels_));
+    wides_ = ceil_div(panels_, WIDE);
+    parts_ = min64(ceil_div(images, group_), ceil_div(4 * threads, wides_));
     joined_ = up ? 1 : max64(1, min64(PHASES, PIECE / weight.reductions));
     if (joined_ == 3) joined_ = 2;
   }
 
   const TileGrid& grid() const { return grid_; }
-  int64_t units() const { return panels_ * parts_; }
-  int64_t moments_floats() const { return wants_moments_ ? Scratch::round(units() * sizeof(Moments) / 4) : 0; }
-  void set_moments(float* moments) {
-    moments_ = reinterpret_cast<Moments*>(moments);
-    if (wants_moments_) memset(moments, 0, units() * sizeof(Moments));
+  int64_t units() const { return wides_ * parts_; }
+  // What threads share: moments of each panel and part, and the packed weights where they are used more than once.
+  int64_t shared_floats() const { return moments_floats() + (packs_ahead() ? panels_ * packed_floats() : 0); }
+  void set_shared(float* shared) {
+    moments_ = reinterpret_cast<Moments*>(shared);
+    if (wants_moments_) memset(shared, 0, moments_floats() * sizeof(float));
+    packed_ = shared + moments_floats();
   }
   int64_t thread_floats() const {
-    return packed_floats() + transformed_floats() + products_floats() + staging_floats() + table_floats();
+    return WIDE * ((packs_ahead() ? 0 : packed_floats()) + transformed_floats() + products_floats() + staging_floats()) +
+           table_floats();
+  }
+  // To be called by all threads of a team, before the first unit and a barrier.
+  void pack_shared() const {
+    if (!packs_ahead()) return;
+#pragma omp for schedule(dynamic) nowait
+    for (int64_t p = 0; p < panels_; ++p) pack(column_panel(weight_.columns, p), packed_ + p * packed_floats());
   }
 
   // One unit for the images [n0, n1), of which `in` holds the transforms, in the scratch of a thread.
   void run_unit(int64_t unit, const Transformed& in, int64_t n0, int64_t n1, float* scratch) const {
-    float* const packed = scratch;
-    float* const weights = packed + packed_floats();
-    float* const products = weights + transformed_floats();
-    float* const staging = products + products_floats();
-    int64_t* const table = reinterpret_cast<int64_t*>(staging + staging_floats());
-    const ColumnPanel panel = column_panel(weight_.columns, unit / parts_);
+    const int64_t panel0 = unit / parts_ * WIDE, panels = min64(WIDE, panels_ - panel0);
     const int64_t part = unit % parts_, groups = ceil_div(n1 - n0, group_);
     const int64_t first_group = groups * part / parts_, last_group = groups * (part + 1) / parts_;
     if (first_group == last_group) return;
-    int64_t places[16];
-    for (int64_t i = 0; i < 16; ++i) places[i] = i;
-    GK_BY_STORAGE(weight_.storage, pack_columns, weight_, panel, 4, 4, places, packed);
+    int64_t* const table = reinterpret_cast<int64_t*>(scratch);
+    ColumnPanel panel[WIDE];
+    const float* packed[WIDE] = {};
+    float *weights[WIDE] = {}, *products[WIDE] = {}, *staging[WIDE] = {};
+    float* own = scratch + table_floats();
+    for (int64_t p = 0; p < panels; ++p) {
+      panel[p] = column_panel(weight_.columns, panel0 + p);
+      weights[p] = own;
+      products[p] = weights[p] + transformed_floats();
+      staging[p] = products[p] + products_floats();
+      own = staging[p] + staging_floats();
+      packed[p] = packs_ahead() ? packed_ + (panel0 + p) * packed_floats() : own;
+      if (packs_ahead()) continue;
+      pack(panel[p], own);
+      own += packed_floats();
+    }
     for (int64_t g = first_group; g < last_group; ++g) {
       const int64_t begin = g * group_, end = min64(n1 - n0, begin + group_), images = end - begin;
       for (int64_t f = 0; f < PHASES; f += joined_) {
-        for (int64_t i = 0; i < joined_; ++i) transform_phase(packed, panel, f + i, i, weights);
-        multiply(in, begin * grid_.tiles(), images * grid_.tiles(), f, weights, panel, !up_ && f > 0, products);
-        if (up_) write_tiles(products, images, f, panel, staging);
+        for (int64_t p = 0; p < panels; ++p)
+          for (int64_t i = 0; i < joined_; ++i) transform_phase(packed[p], panel[p], f + i, i, weights[p]);
+        multiply(in, begin * grid_.tiles(), images * grid_.tiles(), f, weights, panel, panels, !up_ && f > 0, products);
+        if (!up_ && f + joined_ < PHASES) continue;
+        for (int64_t p = 0; p < panels; ++p) write_tiles(products[p], images, up_ ? f : 0, panel[p], staging[p]);
       }
-      if (!up_) write_tiles(products, images, 0, panel, staging);
-      for (int64_t p = 0; p < height_ * width_; ++p) table[p] = p * images * panel.width();
-      output_.emit(staging, table, panel, n0 + begin, n0 + end, 0, height_, wants_moments_ ? moments_ + unit : nullptr);
+      for (int64_t p = 0; p < panels; ++p) {
+        for (int64_t i = 0; i < height_ * width_; ++i) table[i] = i * images * panel[p].width();
+        output_.emit(staging[p], table, panel[p], n0 + begin, n0 + end, 0, height_,
+                     wants_moments_ ? moments_ + (panel0 + p) * parts_ + part : nullptr);
+      }
     }
   }
 
@@ -75,12 +100,20 @@ class WinogradProduct {
   }
 
  private:
+  // Where several parts or rounds use a panel's weights.
+  bool packs_ahead() const { return rounds_ * parts_ > 1; }
   int64_t steps() const { return joined_ * weight_.reductions; }
+  int64_t moments_floats() const { return wants_moments_ ? Scratch::round(panels_ * parts_ * sizeof(Moments) / 4) : 0; }
   int64_t packed_floats() const { return Scratch::round(16 * weight_.reductions * PANEL_MAX); }
-  int64_t transformed_floats() const { return Scratch::round((COMPONENTS * steps() + PREFETCH_STEPS) * PANEL_MAX); }
-  int64_t products_floats() const { return COMPONENTS * group_ * grid_.tiles() * PANEL_MAX; }
+  int64_t transformed_floats() const { return COMPONENTS * (steps() * PANEL_MAX + LINE) + PREFETCH_STEPS * PANEL_MAX; }
+  int64_t products_floats() const { return COMPONENTS * (group_ * grid_.tiles() * PANEL_MAX + LINE); }
   int64_t staging_floats() const { return Scratch::round(height_ * width_ * group_ * PANEL_MAX); }
   int64_t table_floats() const { return Scratch::round(height_ * width_ * sizeof(int64_t) / 4); }
+
+  void pack(const ColumnPanel& panel, float* packed) const {
+    static constexpr int64_t places[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    GK_BY_STORAGE(weight_.storage, pack_columns, weight_, panel, 4, 4, places, packed);
+  }
 
   // Packed weights of a phase to weights[component][index][reduction][column].
   void transform_phase(const float* packed, const ColumnPanel& panel, int64_t phase, int64_t index, float* weights) const {
@@ -88,33 +121,31 @@ class WinogradProduct {
     const float* tap[4];
     for (int64_t t = 0; t < 4; ++t)
       tap[t] = packed + (TileAxis::tap(up_, phase / 2, t / 2) * 4 + TileAxis::tap(up_, phase % 2, t % 2)) * length;
-    transform_weights(tap, length, weights + index * length, joined_ * length);
+    transform_weights(tap, length, weights + index * length, joined_ * length + LINE);
   }
 
-  // products[component][tile][column] (+)= the phases [f, f + joined) of the tiles.
-  void multiply(const Transformed& in, int64_t first_tile, int64_t tiles, int64_t f, const float* weights,
-                const ColumnPanel& panel, bool adds, float* products) const {
-    const int64_t C = weight_.reductions, width = panel.width();
-    Segment segments[PHASES];
+  // products[panel][component][tile][column] (+)= the phases [f, f + joined) of the tiles. Components of weights and
+  // products are a line more apart than they are long: else all nine would meet in one set of L1.
+  void multiply(const Transformed& in, int64_t first_tile, int64_t tiles, int64_t f, float* const* weights,
+                const ColumnPanel* panel, int64_t panels, bool adds, float* const* products) const {
+    const int64_t C = weight_.reductions;
     for (int64_t k = 0; k < COMPONENTS; ++k)
       for (int64_t c = 0; c < C; c += PIECE) {
-        const int64_t length = min64(PIECE, C - c);
-        for (int64_t i = 0; i < joined_; ++i) segments[i] = {i * in.phase, length};
         const float* const from = in.data + f * in.phase + k * in.component + first_tile * in.pitch + c;
-        const float* const columns = weights + (k * steps() + c) * width;
         for_row_tiles(tiles, [&](int64_t first, int64_t count) {
-          const float* rows[MR_MAX];
-          for (int64_t i = 0; i < count; ++i) rows[i] = from + (first + i) * in.pitch;
-          const int mr = static_cast<int>(count);
-          (adds || c > 0 ? tile_function<TileMode::add>(mr, panel.nr) : tile_function<TileMode::write>(mr, panel.nr))(
-              rows, segments, joined_, columns, products + (k * tiles + first) * width, width);
+          for (int64_t p = 0; p < panels; ++p) {
+            const int64_t width = panel[p].width();
+            rows_tile_of(count, panel[p].nr)(from + first * in.pitch, in.pitch, joined_, in.phase, min64(PIECE, C - c),
+                                             weights[p] + k * (steps() * width + LINE) + c * width, adds || c > 0,
+                                             products[p] + k * (tiles * width + LINE) + first * width, width);
+          }
         });
       }
   }
 
   // The outputs of one phase to the staging, [line][column][image].
   void write_tiles(const float* products, int64_t images, int64_t f, const ColumnPanel& panel, float* staging) const {
-    const int64_t width = panel.width(), step = images * grid_.tiles() * width;
+    const int64_t width = panel.width(), step = images * grid_.tiles() * width + LINE;
     const float* from = products;
     for (int64_t n = 0; n < images; ++n)
       for (int64_t ty = 0; ty < grid_.rows.tiles; ++ty)
@@ -131,12 +162,14 @@ class WinogradProduct {
 
   TileGrid grid_;
   bool up_;
+  int64_t rounds_;
   ColumnWeight weight_;
   int64_t height_, width_;
   PanelOutput output_;
   bool wants_moments_;
-  int64_t group_, panels_, parts_, joined_;  // joined: phases that one product adds up
+  int64_t group_, panels_, wides_, parts_, joined_;  // joined: phases that one product adds up
   Moments* moments_ = nullptr;
+  float* packed_ = nullptr;
 };
 
 }  // namespace gk::GK_ISA

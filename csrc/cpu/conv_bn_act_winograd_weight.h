@@ -9,47 +9,13 @@
 
 #include "cpu/conv_bn_act_weight.h"
 #include "cpu/conv_bn_act_winograd.h"
+#include "cpu/conv_bn_act_winograd_tile.h"
 
 namespace gk::GK_ISA {
 
-// out[i][j] += sum over k of a[k][i] * b[k][j], MR rows and NR vectors of columns.
-template <int MR, int NR>
-void outer_tile(const float* a, int64_t a_step, const float* b, int64_t b_step, int64_t count, float* out) {
-  Vec acc[MR][NR] = {};
-  for (int64_t k = 0; k < count; ++k, a += a_step, b += b_step) {
-    Vec column[NR];
-    GK_UNROLL for (int j = 0; j < NR; ++j) column[j] = load(b + j * VL);
-    GK_UNROLL for (int i = 0; i < MR; ++i) {
-      const Vec row = broadcast(a[i]);
-      GK_UNROLL for (int j = 0; j < NR; ++j) acc[i][j] += row * column[j];
-    }
-  }
-  GK_UNROLL for (int i = 0; i < MR; ++i)
-    GK_UNROLL for (int j = 0; j < NR; ++j) {
-      float* const to = out + i * PANEL_MAX + j * VL;
-      store(to, load(to) + acc[i][j]);
-    }
-}
-
-using OuterFunction = void (*)(const float*, int64_t, const float*, int64_t, int64_t, float*);
-
-template <int NR>
-inline OuterFunction outer_function_of(int64_t mr) {
-  static constexpr OuterFunction table[MR_MAX] = {outer_tile<1, NR>, outer_tile<2, NR>, outer_tile<3, NR>,
-                                                  outer_tile<4, NR>, outer_tile<5, NR>, outer_tile<6, NR>};
-  return table[mr - 1];
-}
-inline OuterFunction outer_function(int64_t mr, int64_t nr) {
-#if GK_ISA_LEVEL == 2
-  if (nr == 4) return outer_function_of<4>(mr);
-  if (nr == 3) return outer_function_of<3>(mr);
-#endif
-  return nr == 2 ? outer_function_of<2>(mr) : outer_function_of<1>(mr);
-}
-
 class WinogradWeightGradient {
  public:
-  static constexpr int64_t CHUNK = 256;  // tiles
+  static constexpr int64_t CHUNK = 128;  // tiles
 
   // `rounds`: how many times run_unit is called for each unit.
   WinogradWeightGradient(const ConvShape& s, const ConvWeight& out, int64_t rounds, int threads)
@@ -80,9 +46,10 @@ class WinogradWeightGradient {
           const float* const a = small.data + k * small.component + tile * small.pitch + row0;
           const float* const b = large.data + f * large.phase + k * large.component + tile * large.pitch + panel.first;
           float* const to = sums + (f * COMPONENTS + k) * component_floats();
+          const float* const ahead = b + (f + 1 < PHASES ? large.phase : large.component - f * large.phase);
           for_row_tiles(rows, [&](int64_t first, int64_t count) {
-            outer_function(count, panel.nr)(a + first, small.pitch, b, large.pitch, min64(CHUNK, tiles - tile),
-                                            to + first * PANEL_MAX);
+            outer_tile_of(count, panel.nr)(a + first, small.pitch, b, large.pitch, min64(CHUNK, tiles - tile),
+                                           first + count < rows ? b : ahead, to + first * PANEL_MAX, PANEL_MAX);
           });
         }
     if (round + 1 < rounds_) return;

@@ -1,0 +1,93 @@
+// The register tiles of the products in Winograd's form: as in gemm_tile.h, but their operands come from L3, where the
+// transformed images stand, in pieces too short for the hardware to foresee. So each tile asks for what the next one
+// reads, a line at a time between its multiply-adds.
+#pragma once
+
+#include "cpu/gemm_tile.h"
+
+namespace gk::GK_ISA {
+
+constexpr int LINE = 16;  // floats of a cache line
+
+template <int MR, int NR>
+GK_INLINE void store_tile(const Vec (&acc)[MR][NR], bool adds, float* out, int64_t out_step) {
+  GK_UNROLL for (int i = 0; i < MR; ++i)
+    GK_UNROLL for (int j = 0; j < NR; ++j) {
+      float* const to = out + i * out_step + j * VL;
+      store(to, adds ? load(to) + acc[i][j] : acc[i][j]);
+    }
+}
+
+// out[i][j] (+)= sum over s < segments, k < length of a[i * a_step + s * segment_step + k] * panel[s * length + k][j].
+// The next tile is expected MR rows on.
+template <int MR, int NR>
+void rows_tile(const float* a, int64_t a_step, int64_t segments, int64_t segment_step, int64_t length,
+               const float* panel, bool adds, float* out, int64_t out_step) {
+  Vec acc[MR][NR] = {};
+  for (int64_t s = 0; s < segments; ++s, a += segment_step) {
+    const float* row[MR];
+    for (int i = 0; i < MR; ++i) row[i] = a + i * a_step;
+    for (int64_t first = 0; first < length; first += LINE) {
+      GK_UNROLL for (int i = 0; i < MR; ++i) __builtin_prefetch(row[i] + MR * a_step + first);
+      const int64_t last = min64(length, first + LINE);
+      for (int64_t k = first; k < last; ++k) {
+        Vec b[NR];
+        GK_UNROLL for (int j = 0; j < NR; ++j) b[j] = load(panel + j * VL);
+        GK_UNROLL for (int j = 0; j < NR * VL; j += LINE) __builtin_prefetch(panel + PREFETCH_STEPS * NR * VL + j);
+        panel += NR * VL;
+        GK_UNROLL for (int i = 0; i < MR; ++i) {
+          const Vec x = broadcast(row[i][k]);
+          GK_UNROLL for (int j = 0; j < NR; ++j) acc[i][j] += x * b[j];
+        }
+      }
+    }
+  }
+  store_tile<MR, NR>(acc, adds, out, out_step);
+}
+
+// out[i][j] += sum over k < count of a[k * a_step + i] * b[k * b_step + j]. The next tile is expected MR elements of `a`
+// on; of `ahead`, which moves along with b, a line a step will be read soon.
+template <int MR, int NR>
+void outer_tile(const float* a, int64_t a_step, const float* b, int64_t b_step, int64_t count, const float* ahead,
+                float* out, int64_t out_step) {
+  Vec acc[MR][NR] = {};
+  for (int64_t k = 0; k < count; ++k, a += a_step, b += b_step, ahead += b_step) {
+    Vec column[NR];
+    GK_UNROLL for (int j = 0; j < NR; ++j) column[j] = load(b + j * VL);
+    __builtin_prefetch(a + LINE);
+    GK_UNROLL for (int j = 0; j < NR * VL; j += LINE) __builtin_prefetch(ahead + j);
+    GK_UNROLL for (int i = 0; i < MR; ++i) {
+      const Vec x = broadcast(a[i]);
+      GK_UNROLL for (int j = 0; j < NR; ++j) acc[i][j] += x * column[j];
+    }
+  }
+  store_tile<MR, NR>(acc, true, out, out_step);
+}
+
+using RowsTile = void (*)(const float*, int64_t, int64_t, int64_t, int64_t, const float*, bool, float*, int64_t);
+using OuterTile = void (*)(const float*, int64_t, const float*, int64_t, int64_t, const float*, float*, int64_t);
+
+#define GK_TILE_ROWS(nr)                                                                                          \
+  {GK_TILE(1, nr), GK_TILE(2, nr), GK_TILE(3, nr), GK_TILE(4, nr), GK_TILE(5, nr), GK_TILE(6, nr)}
+#if GK_ISA_LEVEL == 2
+#define GK_TILE_TABLE {GK_TILE_ROWS(1), GK_TILE_ROWS(2), GK_TILE_ROWS(3), GK_TILE_ROWS(4)}
+#else
+#define GK_TILE_TABLE {GK_TILE_ROWS(1), GK_TILE_ROWS(2)}
+#endif
+
+inline RowsTile rows_tile_of(int64_t mr, int64_t nr) {
+#define GK_TILE(mr_, nr_) rows_tile<mr_, nr_>
+  static constexpr RowsTile table[NR_MAX][MR_MAX] = GK_TILE_TABLE;
+#undef GK_TILE
+  return table[nr - 1][mr - 1];
+}
+inline OuterTile outer_tile_of(int64_t mr, int64_t nr) {
+#define GK_TILE(mr_, nr_) outer_tile<mr_, nr_>
+  static constexpr OuterTile table[NR_MAX][MR_MAX] = GK_TILE_TABLE;
+#undef GK_TILE
+  return table[nr - 1][mr - 1];
+}
+#undef GK_TILE_TABLE
+#undef GK_TILE_ROWS
+
+}  // namespace gk::GK_ISA
