@@ -132,11 +132,13 @@ class WinogradProduct {
     for (int64_t k = 0; k < COMPONENTS; ++k)
       for (int64_t c = 0; c < C; c += PIECE) {
         const float* const from = in.data + f * in.phase + k * in.component + first_tile * in.pitch + c;
+        const float* const next = from + (c + PIECE < C ? PIECE : in.component - c);
         for_row_tiles(tiles, [&](int64_t first, int64_t count) {
+          const float* const ahead = first + count < tiles ? from + (first + count) * in.pitch : next;
           for (int64_t p = 0; p < panels; ++p) {
             const int64_t width = panel[p].width();
             rows_tile_of(count, panel[p].nr)(from + first * in.pitch, in.pitch, joined_, in.phase, min64(PIECE, C - c),
-                                             weights[p] + k * (steps() * width + LINE) + c * width, adds || c > 0,
+                                             weights[p] + k * (steps() * width + LINE) + c * width, ahead, adds || c > 0,
                                              products[p] + k * (tiles * width + LINE) + first * width, width);
           }
         });

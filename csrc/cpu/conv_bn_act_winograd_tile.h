@@ -18,17 +18,23 @@ GK_INLINE void store_tile(const Vec (&acc)[MR][NR], bool adds, float* out, int64
     }
 }
 
+template <int MR>
+GK_INLINE void prefetch_tile(bool adds, const float* out, int64_t out_step) {
+  if (adds) GK_UNROLL for (int i = 0; i < MR; ++i) __builtin_prefetch(out + i * out_step);
+}
+
 // out[i][j] (+)= sum over s < segments, k < length of a[i * a_step + s * segment_step + k] * panel[s * length + k][j].
-// The next tile is expected MR rows on.
+// `ahead` is the `a` of a tile that is to come.
 template <int MR, int NR>
 void rows_tile(const float* a, int64_t a_step, int64_t segments, int64_t segment_step, int64_t length,
-               const float* panel, bool adds, float* out, int64_t out_step) {
+               const float* panel, const float* ahead, bool adds, float* out, int64_t out_step) {
   Vec acc[MR][NR] = {};
-  for (int64_t s = 0; s < segments; ++s, a += segment_step) {
+  prefetch_tile<MR>(adds, out, out_step);
+  for (int64_t s = 0; s < segments; ++s, a += segment_step, ahead += segment_step) {
     const float* row[MR];
     for (int i = 0; i < MR; ++i) row[i] = a + i * a_step;
     for (int64_t first = 0; first < length; first += LINE) {
-      GK_UNROLL for (int i = 0; i < MR; ++i) __builtin_prefetch(row[i] + MR * a_step + first);
+      GK_UNROLL for (int i = 0; i < MR; ++i) __builtin_prefetch(ahead + i * a_step + first);
       const int64_t last = min64(length, first + LINE);
       for (int64_t k = first; k < last; ++k) {
         Vec b[NR];
@@ -45,17 +51,18 @@ void rows_tile(const float* a, int64_t a_step, int64_t segments, int64_t segment
   store_tile<MR, NR>(acc, adds, out, out_step);
 }
 
-// out[i][j] += sum over k < count of a[k * a_step + i] * b[k * b_step + j]. The next tile is expected MR elements of `a`
-// on; of `ahead`, which moves along with b, a line a step will be read soon.
+// out[i][j] += sum over k < count of a[k * a_step + i] * b[k * b_step + j]. `ahead_a` and `ahead_b` are the operands of
+// a tile that is to come.
 template <int MR, int NR>
-void outer_tile(const float* a, int64_t a_step, const float* b, int64_t b_step, int64_t count, const float* ahead,
-                float* out, int64_t out_step) {
+void outer_tile(const float* a, int64_t a_step, const float* b, int64_t b_step, int64_t count,
+                const float* ahead_a, const float* ahead_b, float* out, int64_t out_step) {
   Vec acc[MR][NR] = {};
-  for (int64_t k = 0; k < count; ++k, a += a_step, b += b_step, ahead += b_step) {
+  prefetch_tile<MR>(true, out, out_step);
+  for (int64_t k = 0; k < count; ++k, a += a_step, b += b_step, ahead_a += a_step, ahead_b += b_step) {
     Vec column[NR];
     GK_UNROLL for (int j = 0; j < NR; ++j) column[j] = load(b + j * VL);
-    __builtin_prefetch(a + LINE);
-    GK_UNROLL for (int j = 0; j < NR * VL; j += LINE) __builtin_prefetch(ahead + j);
+    __builtin_prefetch(ahead_a);
+    GK_UNROLL for (int j = 0; j < NR * VL; j += LINE) __builtin_prefetch(ahead_b + j);
     GK_UNROLL for (int i = 0; i < MR; ++i) {
       const Vec x = broadcast(a[i]);
       GK_UNROLL for (int j = 0; j < NR; ++j) acc[i][j] += x * column[j];
@@ -64,8 +71,10 @@ void outer_tile(const float* a, int64_t a_step, const float* b, int64_t b_step, 
   store_tile<MR, NR>(acc, true, out, out_step);
 }
 
-using RowsTile = void (*)(const float*, int64_t, int64_t, int64_t, int64_t, const float*, bool, float*, int64_t);
-using OuterTile = void (*)(const float*, int64_t, const float*, int64_t, int64_t, const float*, float*, int64_t);
+using RowsTile = void (*)(const float*, int64_t, int64_t, int64_t, int64_t, const float*, const float*, bool,
+                          float*, int64_t);
+using OuterTile = void (*)(const float*, int64_t, const float*, int64_t, int64_t, const float*, const float*, float*,
+                           int64_t);
 
 #define GK_TILE_ROWS(nr)                                                                                          \
   {GK_TILE(1, nr), GK_TILE(2, nr), GK_TILE(3, nr), GK_TILE(4, nr), GK_TILE(5, nr), GK_TILE(6, nr)}

@@ -46,10 +46,15 @@ class WinogradWeightGradient {
           const float* const a = small.data + k * small.component + tile * small.pitch + row0;
           const float* const b = large.data + f * large.phase + k * large.component + tile * large.pitch + panel.first;
           float* const to = sums + (f * COMPONENTS + k) * component_floats();
-          const float* const ahead = b + (f + 1 < PHASES ? large.phase : large.component - f * large.phase);
+          // What the first tile of the next phase or component reads.
+          const bool same = f + 1 < PHASES;
+          const float* const next_a = same ? a : a + small.component;
+          const float* const next_b = b + (same ? large.phase : large.component - f * large.phase);
           for_row_tiles(rows, [&](int64_t first, int64_t count) {
+            const bool last = first + count == rows;
             outer_tile_of(count, panel.nr)(a + first, small.pitch, b, large.pitch, min64(CHUNK, tiles - tile),
-                                           first + count < rows ? b : ahead, to + first * PANEL_MAX, PANEL_MAX);
+                                           last ? next_a : a + first + count, last ? next_b : b,
+                                           to + first * PANEL_MAX, PANEL_MAX);
           });
         }
     if (round + 1 < rounds_) return;
