@@ -1,5 +1,5 @@
 // Convolution and transposed convolution with batch norm and activation. The arithmetic is in
-//   conv_bn_act_product.cpp   the product of a forward pass, and of an input gradient
+//   conv_bn_act_forward.cpp   the product of a forward pass
 //   conv_bn_act_backward.cpp  the input gradient (by the same code) and the weight gradient
 //   conv_bn_act_norm.cpp      the passes over values alone: normalise, sums of the gradient
 #pragma once

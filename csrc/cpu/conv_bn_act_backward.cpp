@@ -2,7 +2,8 @@
 //
 // The gradient of the convolution's result is made once, through activation and batch norm, while grad_y and z (or y)
 // are read into scratch; both products read it there. grad_x is the twin product of conv_bn_act_product.h (of a
-// convolution the transposed one, and the other way round), the weight gradient that of conv_bn_act_weight.h.
+// convolution the transposed one, and the other way round), the weight gradient that of conv_bn_act_weight.h; kernels of
+// 4 x 4 with stride 2 and many channels take both in Winograd's form, conv_bn_act_winograd.h.
 // Scratch, in float32: the result's gradient as pixels, x in the order that the weight gradient wants (nothing where x
 // already is so), and of a plain convolution the gradient's planes too. Units of both products share one queue.
 // Traffic: grad_y, z and x once, the gradients once, scratch once per panel. Bound: the multiply-add units.

@@ -1,7 +1,7 @@
 // y = act(scale * product + shift), or the product with the mean and spread of each of its channels.
 //
-// See conv_bn_act_product.h for the tiling; up to 7 output channels of a transposed convolution go by
-// conv_bn_act_scatter.h.
+// See conv_bn_act_product.h for the tiling; kernels of 4 x 4 with stride 2 and many channels go by
+// conv_bn_act_winograd_product.h, up to 7 output channels of a transposed convolution by conv_bn_act_scatter.h.
 // Traffic: x once into scratch (none for float32 channels_last) and from there once per panel of 16 outputs, y once,
 // the weights once per part. Bound: the multiply-add units; taps on the border are not multiplied.
 #include "cpu/conv_bn_act_scatter.h"
