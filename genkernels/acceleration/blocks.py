@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .. import ops
 from ..nn.conv_bn_act import norm_options
 from ..ops.conv_bn_act.choice import prefers_torch
-from .swap import Swapped, is_hooked
+from .swap import Swapped, is_hooked, original_class
 
 CONVOLUTIONS = (nn.ConvTranspose2d, nn.Conv2d)
 ACTIVATIONS: dict[type[nn.Module], str] = {
@@ -38,7 +38,7 @@ class Run:
 
 @dataclass(frozen=True)
 class SequentialPlan:
-    """The runs, by the index of their first child, and the classes of all children, which have to stay."""
+    """The runs, and the classes of all children as they were before any swap: these have to stay."""
 
     runs: tuple[Run, ...]
     types: tuple[type[nn.Module], ...]
@@ -106,7 +106,7 @@ class AcceleratedSequential(Swapped):
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         plan = self._genkernels_plan
         layers = list(self._modules.values())
-        if len(args) != 1 or kwargs or plan is None or tuple(type(layer) for layer in layers) != plan.types:
+        if len(args) != 1 or kwargs or plan is None or tuple(map(original_class, layers)) != plan.types:
             return super().forward(*args, **kwargs)  # type: ignore[misc]
         x, index = args[0], 0
         for run in plan.runs:
@@ -149,9 +149,9 @@ def run_block(
         and not (norm is not None and is_hooked(norm))
         and not nn.modules.module._has_any_global_hook()
     )
-    if not fits or prefers_torch(x, conv.weight, conv.stride, transposed):
-        return one_by_one()
     name, slope = activation
+    if not fits or prefers_torch(x, conv, norm, name, slope):
+        return one_by_one()
     options: dict[str, Any] = {"stride": conv.stride, "padding": conv.padding, "activation": name}
     options |= {"negative_slope": slope, **norm_options(norm)}
     if transposed:

@@ -80,7 +80,7 @@ class _Block:
             and weight.is_cpu
             and x.shape[0] > 0
             and (self.bn is None or type(self.bn) is nn.BatchNorm2d)
-            and prefers_torch(x, weight, self.stride, transposed)
+            and prefers_torch(x, self, self.bn, self.activation, self.negative_slope)
         )
 
     def _norm_and_act(self, z: Tensor) -> Tensor:

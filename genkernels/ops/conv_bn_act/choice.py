@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..verbose import is_on, say
+from ..tile_conv import gpu
+from ..verbose import is_on, like, say
+from . import cpu
 
 MULTIPLY_ADDS = 12_000_000
 _always_kernel = False
@@ -30,24 +33,52 @@ def always_kernel() -> Iterator[None]:
         _always_kernel = before
 
 
-def prefers_torch(x: Tensor, weight: Tensor, stride: tuple[int, ...], transposed: bool) -> bool:
-    """Whether PyTorch's own operators are quicker for a call; x is [N, C, H, W] and not empty."""
-    if _always_kernel or not x.is_cpu:
+def prefers_torch(x: Tensor, conv: Any, norm: Any, activation: str | None, negative_slope: float) -> bool:
+    """Whether PyTorch's own operators are quicker for a call.
+
+    Args:
+        x: [N, C, H, W], not empty.
+        conv: an ``nn.ConvTranspose2d`` or ``nn.Conv2d``.
+        norm: the batch norm after it, or None.
+        activation, negative_slope: what follows.
+    """
+    if _always_kernel:
         return False
-    taps = weight.shape[2] * weight.shape[3]
-    pixels = x.shape[0] * x.shape[2] * x.shape[3]
-    work = pixels * weight.shape[0] * weight.shape[1] * taps
-    if not transposed:
-        work = work // (stride[0] * stride[1])
-    own = work < MULTIPLY_ADDS or (taps == 1 and x.shape[2] * x.shape[3] > 1)
+    own, reason = _choose(x, conv)
     if is_on() and not torch.compiler.is_compiling():
-        layer = "ConvTransposeBnAct2d" if transposed else "ConvBnAct2d"
-        channels = weight.shape[:2] if transposed else weight.shape[1::-1]
-        say(
-            "conv_bn_act",
-            "PyTorch's own operators" if own else "this library's kernels",
-            f"{work / 1e6:.3g} million multiply-adds, {taps} taps",
-            f"genkernels.nn.{layer}({channels[0]}, {channels[1]}, {tuple(weight.shape[2:])}, {stride})"
-            f"(torch.randn({list(x.shape)}))",
-        )
+        kernel = "the CPU kernel" if x.is_cpu else "the Triton kernel"
+        line = _line(x, conv, norm, activation, negative_slope)
+        say("conv_bn_act", "PyTorch's own operators" if own else kernel, reason, line)
     return own
+
+
+def _choose(x: Tensor, conv: Any) -> tuple[bool, str]:
+    if not (x.is_cpu or x.is_cuda):
+        return True, f"no kernel for {x.device.type}"
+    if not torch.compiler.is_compiling():
+        missing = cpu.why_not(x) if x.is_cpu else gpu.why_not(x)
+        if missing is not None:
+            return True, missing
+    taps = conv.kernel_size[0] * conv.kernel_size[1]
+    if not x.is_cpu:
+        return False, f"{taps} taps"
+    work = x.shape[0] * x.shape[2] * x.shape[3] * conv.in_channels * conv.out_channels * taps
+    if isinstance(conv, nn.Conv2d):
+        work = work // (conv.stride[0] * conv.stride[1])
+    own = work < MULTIPLY_ADDS or (taps == 1 and x.shape[2] * x.shape[3] > 1)
+    return own, f"{work / 1e6:.3g} million multiply-adds, {taps} taps"
+
+
+def _line(x: Tensor, conv: Any, norm: Any, activation: str | None, negative_slope: float) -> str:
+    """The same call as one layer of this library's."""
+    transposed = isinstance(conv, nn.ConvTranspose2d)
+    sizes: list[Any] = [conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding]
+    sizes += [conv.output_padding] if transposed else []
+    options: dict[str, Any] = {"bias": conv.bias is not None, "batch_norm": norm is not None, "activation": activation}
+    if activation == "leaky_relu":
+        options["negative_slope"] = negative_slope
+    options |= {"device": str(conv.weight.device), "dtype": conv.weight.dtype}
+    arguments = [*(str(size) for size in sizes), *(f"{name}={value!r}" for name, value in options.items())]
+    evaluation = ".eval()" if norm is not None and not norm.training else ""
+    layer = "ConvTransposeBnAct2d" if transposed else "ConvBnAct2d"
+    return f"genkernels.nn.{layer}({', '.join(arguments)}){evaluation}({like(x)})"
