@@ -17,7 +17,7 @@ from torch import nn
 from torch.fx.graph import Graph
 from torch.fx.node import Node
 
-from .blocks import ACTIVATIONS, CONVOLUTIONS, activation_of, run_block, why_not
+from .blocks import ACTIVATIONS, CONVOLUTIONS, activation_of, is_for_kernel, run_block, why_not
 from .swap import Swapped, is_hooked, swap
 from .tracing import Trace, Watched, trace
 
@@ -98,23 +98,21 @@ def _activation(root: nn.Module, node: Node) -> tuple[str | None, float] | None:
 
 def run_nodes(conv: Any, norm: Any, layer: Any, activation: str | None, slope: float, x: Any) -> Any:
     """A run in the traced pass; ``layer`` is the activation where it is a module."""
-
-    def one_by_one() -> Any:
-        y = conv(x)
-        if norm is not None:
-            y = norm(y)
-        if layer is not None:
-            return layer(y)
-        if activation is None:
-            return y
-        return F.leaky_relu(y, slope) if activation == "leaky_relu" else _CALLS[activation](y)
-
     still = type(conv) in CONVOLUTIONS and (norm is None or type(norm) is nn.BatchNorm2d)
     still = still and (layer is None or type(layer) in ACTIVATIONS)
-    if not still:
-        return one_by_one()
-    chosen = (activation, slope) if layer is None else activation_of(layer)
-    return run_block(conv, norm, chosen, x, one_by_one, layer is not None and is_hooked(layer))
+    if still:
+        name, factor = (activation, slope) if layer is None else activation_of(layer)
+        layers = [part for part in (conv, norm, layer) if part is not None]
+        if is_for_kernel(layers, norm, name, factor, x):
+            return run_block(conv, norm, name, factor, x)
+    y = conv(x)
+    if norm is not None:
+        y = norm(y)
+    if layer is not None:
+        return layer(y)
+    if activation is None:
+        return y
+    return F.leaky_relu(y, slope) if activation == "leaky_relu" else _CALLS[activation](y)
 
 
 def swap_forward(module: nn.Module, runs: tuple[tuple[str, ...], ...], traced: Trace) -> None:

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..ops.direct import are_plain
+from ..ops.masked_conv import reference
+from ..ops.masked_conv.choice import prefers_torch
 from ..ops.masked_conv.mask import GROUP_LAYOUTS, MASK_TYPES, MaskSpec, mask_tensor
 from .proof import first_line
 from .swap import Swapped, is_hooked, is_one_tensor, why_weight_is_computed
@@ -88,11 +90,15 @@ class AcceleratedMaskedConv2d(Swapped):
         plan = self._genkernels_plan
         if plan is None or kwargs or not is_one_tensor(args) or not _holds(self, plan):
             return super().forward(*args, **kwargs)  # type: ignore[misc]
-        weight = _get(self, plan.weight)
+        x, weight = args[0], _get(self, plan.weight)
+        weight = F.pad(weight, plan.crop) if any(plan.crop) else weight
+        bias = None if plan.bias is None else _get(self, plan.bias)
+        if prefers_torch(x, weight, bias, plan.spec, plan.dilation):
+            return reference.forward(x, weight, bias, plan.spec, plan.dilation, "none")
         return ops.masked_conv2d(
-            args[0],
-            F.pad(weight, plan.crop) if any(plan.crop) else weight,
-            None if plan.bias is None else _get(self, plan.bias),
+            x,
+            weight,
+            bias,
             mask_type=plan.spec.mask_type,
             channel_groups=plan.spec.channel_groups,
             group_layout=plan.spec.group_layout,
@@ -131,6 +137,8 @@ def _look_at_masks(module: Any, plan: MaskPlan) -> None:
 
 
 def _same(mask: Tensor, value: Tensor) -> bool:
+    if mask.is_cpu and mask.dtype == value.dtype:
+        return torch.equal(mask, value)
     return mask.shape == value.shape and torch.equal(mask.detach().cpu().to(value.dtype), value)
 
 
