@@ -35,10 +35,11 @@ def accelerate(model: nn.Module, *, example: Any = None) -> Report:
     * Row and Diagonal LSTM layers that loop in Python (:mod:`genkernels.acceleration.recurrent` says which).
 
     Modules keep their parameters, buffers, names, hooks and their class, of which they become a subclass; so
-    checkpoints, optimisers, deepcopy, pickle, DistributedDataParallel and torch.compile work as before. Two things
-    are seen from outside: masked taps get a gradient of exactly zero, also where the original writes zeros into its
-    weight and leaves a gradient for them, and settings of a swapped layer (its stride, say) are not to be changed
-    afterwards: call :func:`restore` first.
+    checkpoints, optimisers, deepcopy, pickle, DistributedDataParallel and torch.compile work as before. Little is
+    seen from outside. Masked taps get a gradient of exactly zero, also where the original writes zeros into its weight
+    and leaves a gradient for them. A mask that changes later counts, but a compiled model keeps the one that was there
+    when it last ran uncompiled or was loaded, and on a GPU one written through ``.data`` is not noticed. Settings of a
+    swapped layer (its stride, say) are not to be changed afterwards: call :func:`restore` first.
 
     Args:
         model: any module; swapped again without harm.
