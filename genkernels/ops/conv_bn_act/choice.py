@@ -7,12 +7,13 @@ functions of ``genkernels.ops`` do as they are told and always run the kernel.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..tile_conv import gpu
 from ..verbose import is_on, like, say
@@ -48,34 +49,42 @@ def prefers_torch(x: Tensor, conv: Any, norm: Any, activation: str | None, negat
     """
     if _always_kernel:
         return False
-    own, reason = _choose(x, conv)
+    own = (x.is_cpu and _is_small(x, conv)) or _why_no_kernel(x) is not None
     if is_on() and not torch.compiler.is_compiling():
         kernel = "the CPU kernel" if x.is_cpu else "the Triton kernel"
+        size = f"{_multiply_adds(x, conv) / 1e6:.3g} million multiply-adds, {math.prod(conv.kernel_size)} taps"
         line = _line(x, conv, norm, activation, negative_slope)
-        say("conv_bn_act", "PyTorch's own operators" if own else kernel, reason, line)
+        say("conv_bn_act", "PyTorch's own operators" if own else kernel, _why_no_kernel(x) or size, line)
     return own
 
 
-def _choose(x: Tensor, conv: Any) -> tuple[bool, str]:
+def _multiply_adds(x: Tensor, conv: Any) -> int:
+    count, channels, height, width = x.shape
+    vertical, horizontal = conv.kernel_size
+    work = count * channels * height * width * conv.out_channels * vertical * horizontal
+    if conv.transposed:
+        return work
+    down, right = conv.stride
+    return work // (down * right)
+
+
+def _is_small(x: Tensor, conv: Any) -> bool:
+    if _multiply_adds(x, conv) < MULTIPLY_ADDS:
+        return True
+    return conv.kernel_size == (1, 1) and x.shape[2] * x.shape[3] > 1
+
+
+def _why_no_kernel(x: Tensor) -> str | None:
     if not (x.is_cpu or x.is_cuda):
-        return True, f"no kernel for {x.device.type}"
-    if not torch.compiler.is_compiling():
-        missing = cpu.why_not(x) if x.is_cpu else gpu.why_not(x)
-        if missing is not None:
-            return True, missing
-    taps = conv.kernel_size[0] * conv.kernel_size[1]
-    if not x.is_cpu:
-        return False, f"{taps} taps"
-    work = x.shape[0] * x.shape[2] * x.shape[3] * conv.in_channels * conv.out_channels * taps
-    if isinstance(conv, nn.Conv2d):
-        work = work // (conv.stride[0] * conv.stride[1])
-    own = work < MULTIPLY_ADDS or (taps == 1 and x.shape[2] * x.shape[3] > 1)
-    return own, f"{work / 1e6:.3g} million multiply-adds, {taps} taps"
+        return f"no kernel for {x.device.type}"
+    if torch.compiler.is_compiling():
+        return None  # the operator itself finds out
+    return cpu.why_not(x) if x.is_cpu else gpu.why_not(x)
 
 
 def _line(x: Tensor, conv: Any, norm: Any, activation: str | None, negative_slope: float) -> str:
     """The same call as one layer of this library's."""
-    transposed = isinstance(conv, nn.ConvTranspose2d)
+    transposed = conv.transposed
     sizes: list[Any] = [conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding]
     sizes += [conv.output_padding] if transposed else []
     options: dict[str, Any] = {"bias": conv.bias is not None, "batch_norm": norm is not None, "activation": activation}
