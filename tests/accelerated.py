@@ -2,23 +2,13 @@
 
 import copy
 
-import pytest
 import torch
 
 import genkernels
 from genkernels.ops.conv_bn_act.choice import always_kernel
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(threads)
-
-
-def step(model, x, live=None):
+def step(model, x):
     """Output, gradients by name and buffers, with the kernels at every size."""
     x = x.clone().requires_grad_()
     model.zero_grad()

@@ -9,11 +9,17 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from accelerated import assert_same, one_thread, pair, step  # noqa: F401 - one_thread is a fixture
+from accelerated import assert_same, pair, step
 from torch import nn
 
 import genkernels
 from genkernels.ops.conv_bn_act.choice import always_kernel
+
+
+@pytest.fixture(autouse=True)
+def seeded(one_thread):
+    torch.manual_seed(0)
+
 
 # --- what is swapped -------------------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ import public_styles as styles
 import pytest
 import torch
 import torch.nn.functional as F
-from accelerated import assert_same, one_thread, pair, step  # noqa: F401 - one_thread is a fixture
+from accelerated import assert_same, pair, step
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -15,6 +15,11 @@ import genkernels
 from genkernels.ops.conv_bn_act.choice import always_kernel
 
 X = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(autouse=True)
+def seeded(one_thread):
+    torch.manual_seed(0)
 
 
 class Body(nn.Module):
