@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import genkernels
+from genkernels.acceleration import masked
 from genkernels.ops.conv_bn_act.choice import always_kernel
 
 X = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -331,3 +332,13 @@ def test_restore_refuses_a_class_that_has_changed_again():
     nn.utils.parametrize.remove_parametrizations(layer, "weight")
     genkernels.restore(layer)
     assert type(layer) is styles.WritesItsWeight
+
+
+def test_masks_on_a_gpu_are_read_once_for_each_tensor_and_version(monkeypatch):
+    layer, mask, value, read = nn.Identity(), torch.ones(3, 3), torch.ones(3, 3), []
+    monkeypatch.setattr(masked, "_same", lambda a, b: read.append(1) or torch.equal(a, b))
+    for number, expected in ((1, False), (0, True), (1, False)):
+        mask[0, 0] = number
+        assert [masked._other_elsewhere(layer, [(mask, value)]) for _ in range(2)] == [expected] * 2
+    assert masked._other_elsewhere(layer, [(torch.zeros(3, 3), value)])
+    assert len(read) == 4

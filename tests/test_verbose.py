@@ -55,9 +55,6 @@ CALLS = {
         [TORCH], "9 taps",
     ),
     "masked": (lambda: masked("interleaved")(torch.randn(2, 6, 8, 8)), [CPU], "it skips what is masked"),
-    "masked, small": (
-        lambda: masked("data")(torch.randn(1, 4, 8, 8)), [TORCH], "a single image, 0.0138 million multiply-adds",
-    ),
     "masked, channels_last": (
         lambda: masked("data")(torch.randn(2, 4, 8, 8).to(memory_format=torch.channels_last)), [CPU], "channels_last",
     ),
@@ -84,11 +81,8 @@ def test_it_says_what_ran_and_its_line_makes_the_same_call(name, capsys):
     assert any(reason in line for line in said), said
     for line in said:
         verbose._said.clear()
-        again = line.split("; again with: ")[1]
-        result = eval(again, {"torch": torch, "genkernels": genkernels})
-        assert isinstance(result, torch.Tensor)
-        # What PyTorch does by itself says nothing.
-        assert capsys.readouterr().err.splitlines() == [line] * again.startswith("genkernels.")
+        eval(line.split("; again with: ")[1], {"torch": torch, "genkernels": genkernels})
+        assert capsys.readouterr().err.splitlines() == [line]
 
 
 def test_it_says_so_once_for_each_shape_and_never_of_the_trials(capsys):

@@ -8,7 +8,7 @@ kernel with padding on some sides, a wrapper with the convolution inside all loo
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +18,6 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..ops.direct import are_plain
-from ..ops.masked_conv import reference
-from ..ops.masked_conv.choice import prefers_torch
 from ..ops.masked_conv.mask import GROUP_LAYOUTS, MASK_TYPES, MaskSpec, mask_tensor
 from .proof import first_line
 from .swap import Swapped, is_hooked, is_one_tensor, why_weight_is_computed
@@ -59,9 +57,6 @@ class MaskPlan:
             text += f", {self.spec.channel_groups} colours in {self.spec.group_layout}"
         return text + (", cropped kernel" if any(self.crop) else "")
 
-    def mask_values(self) -> Iterator[Tensor]:
-        return (value for _, value in self.masks)
-
     def live(self) -> Tensor:
         """[out, in, kh, kw] of the layer's own weight."""
         left, right, top, bottom = self.crop
@@ -90,15 +85,11 @@ class AcceleratedMaskedConv2d(Swapped):
         plan = self._genkernels_plan
         if plan is None or kwargs or not is_one_tensor(args) or not _holds(self, plan):
             return super().forward(*args, **kwargs)  # type: ignore[misc]
-        x, weight = args[0], _get(self, plan.weight)
-        weight = F.pad(weight, plan.crop) if any(plan.crop) else weight
-        bias = None if plan.bias is None else _get(self, plan.bias)
-        if prefers_torch(x, weight, bias, plan.spec, plan.dilation):
-            return reference.forward(x, weight, bias, plan.spec, plan.dilation, "none")
+        weight = _get(self, plan.weight)
         return ops.masked_conv2d(
-            x,
-            weight,
-            bias,
+            args[0],
+            F.pad(weight, plan.crop) if any(plan.crop) else weight,
+            None if plan.bias is None else _get(self, plan.bias),
             mask_type=plan.spec.mask_type,
             channel_groups=plan.spec.channel_groups,
             group_layout=plan.spec.group_layout,
@@ -120,20 +111,30 @@ def _holds(module: Any, plan: MaskPlan) -> bool:
 
 
 def _look_at_masks(module: Any, plan: MaskPlan) -> None:
-    masks = [_get(module, path) for path, _ in plan.masks]
-    if not are_plain(*masks) or any(mask.is_meta for mask in masks):
-        other = True
-    elif all(mask.is_cpu for mask in masks):  # cheaper than the product that the layer itself would make
-        other = not all(map(_same, masks, plan.mask_values()))
-    else:  # a look into a GPU's memory would wait for it: once for each tensor and version
-        seen = [(mask, -1 if mask.is_inference() else mask._version) for mask in masks]
-        known = module.__dict__.get("_genkernels_seen", ())
-        if len(known) == len(seen) and all(a is b and v == w for (a, v), (b, w) in zip(known, seen, strict=True)):
-            return
-        other = not all(map(_same, masks, plan.mask_values()))
-        module.__dict__["_genkernels_seen"] = seen
+    other, elsewhere = False, []
+    for path, value in plan.masks:
+        mask = _get(module, path)
+        if not are_plain(mask) or mask.is_meta:
+            other = True
+        elif mask.is_cpu:  # cheaper than the product that the layer itself would make
+            other = other or not _same(mask, value)
+        else:
+            elsewhere.append((mask, value))
+    if elsewhere:
+        other = other or _other_elsewhere(module, elsewhere)
     if other != module._genkernels_other_mask:
         module.__dict__["_genkernels_other_mask"] = other
+
+
+def _other_elsewhere(module: Any, masks: Sequence[tuple[Tensor, Tensor]]) -> bool:
+    """A look into a GPU's memory waits for it: once for each tensor and version."""
+    stamps = [(mask, -1 if mask.is_inference() else mask._version) for mask, _ in masks]
+    known, other = module.__dict__.get("_genkernels_seen", ((), False))
+    same = len(known) == len(stamps) and all(a is b and v == w for (a, v), (b, w) in zip(known, stamps, strict=True))
+    if not same:
+        other = not all(_same(mask, value) for mask, value in masks)
+        module.__dict__["_genkernels_seen"] = stamps, other
+    return bool(other)
 
 
 def _same(mask: Tensor, value: Tensor) -> bool:

@@ -34,10 +34,6 @@ def always_kernel() -> Iterator[None]:
         _always_kernel = before
 
 
-def is_forced() -> bool:
-    return _always_kernel
-
-
 def prefers_torch(x: Tensor, conv: Any, norm: Any, activation: str | None, negative_slope: float) -> bool:
     """Whether PyTorch's own operators are quicker for a call.
 
