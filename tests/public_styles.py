@@ -214,3 +214,44 @@ class RowLoop(nn.Module):
             h = o.sigmoid() * c.tanh()
             rows.append(h)
         return torch.stack(rows, 2)
+
+
+class DiagonalLoop(nn.Module):
+    """One direction of a Diagonal LSTM: skews, loops over columns, unskews; its gates in the order i, g, f, o."""
+
+    def __init__(self, channels=3, hidden=4):
+        super().__init__()
+        self.hidden = hidden
+        self.conv_is = nn.Conv2d(channels, 4 * hidden, 1)
+        self.conv_ss = nn.Conv1d(hidden, 4 * hidden, 2, bias=False)
+
+    def forward(self, x):
+        batch, _, height, width = x.shape
+        gates = self.conv_is(x)
+        skewed = gates.new_zeros(batch, 4 * self.hidden, height, height + width - 1)
+        for row in range(height):
+            skewed[:, :, row, row : row + width] = gates[:, :, row]
+        h = c = x.new_zeros(batch, self.hidden, height)
+        columns = []
+        for column in skewed.unbind(3):
+            i, g, f, o = (column + self.conv_ss(F.pad(h, (1, 0)))).chunk(4, 1)
+            c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+            h = o.sigmoid() * c.tanh()
+            columns.append(h)
+        whole = torch.stack(columns, 3)
+        return torch.stack([whole[:, :, row, row : row + width] for row in range(height)], 2)
+
+
+class BidirectionalLoop(nn.Module):
+    """Both directions: the second reads a mirrored image, and is shifted down by a row."""
+
+    def __init__(self, channels=3, hidden=4):
+        super().__init__()
+        self.left, self.right = DiagonalLoop(channels, hidden), DiagonalLoop(channels, hidden)
+
+    def forward(self, x):
+        mirrored = self.right(x.flip(3)).flip(3)
+        return self.left(x) + F.pad(mirrored, (0, 0, 1, 0))[:, :, :-1]
+
+
+LOOPS = {"row": RowLoop, "diagonal": DiagonalLoop, "bidirectional": BidirectionalLoop}

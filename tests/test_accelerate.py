@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from accelerated import assert_same, pair, step
 from torch import nn
 
 import genkernels
@@ -16,39 +17,8 @@ from genkernels.ops.conv_bn_act.choice import always_kernel
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def seeded(one_thread):
     torch.manual_seed(0)
-    yield
-    torch.set_num_threads(threads)
-
-
-def step(model, x, live=None):
-    """Output, gradients by name and buffers, with the kernels at every size."""
-    x = x.clone().requires_grad_()
-    model.zero_grad()
-    with always_kernel():
-        y = model(x)
-    y.square().sum().backward()
-    grads = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-    return {"y": y.detach(), "x": x.grad, **grads, **{name: b.clone() for name, b in model.named_buffers()}}
-
-
-def assert_same(got, expected, masks=()):
-    assert got.keys() == expected.keys()
-    for name, value in expected.items():
-        mask = dict(masks).get(name, 1)
-        torch.testing.assert_close(got[name] * mask, value * mask, rtol=1e-3, atol=1e-3, msg=lambda m, n=name: n + m)
-
-
-def pair(make, *, swapped=1, example=None):
-    """A model and its accelerated copy."""
-    plain = make()
-    fast = copy.deepcopy(plain)
-    report = genkernels.accelerate(fast, example=example)
-    assert len(report.swapped) == swapped, str(report)
-    return plain, fast, report
 
 
 # --- what is swapped -------------------------------------------------------------------------------------------------
@@ -92,11 +62,19 @@ def test_a_skip_reads_what_its_layer_gives():
     assert [entry.detail for entry in report.swapped if entry.kind == "Residual"] == ["conv2 + norm2: one operator"] * 2
 
 
-def test_a_row_lstm_that_loops():
-    plain, fast, report = pair(styles.RowLoop, swapped=2)
-    assert report.swapped[0].detail == "Row LSTM, gates in the order o, f, i, g"
-    x = torch.randn(2, 3, 5, 6)
+@pytest.mark.parametrize("name", styles.LOOPS)
+def test_recurrences_that_loop(name):
+    detail, runs = {
+        "row": ("Row LSTM, gates in the order o, f, i, g", 2),  # and the masked convolution before it
+        "diagonal": ("Diagonal LSTM, gates in the order i, g, f, o", 1),
+        "bidirectional": ("Diagonal LSTM, gates in the order i, g, f, o", 2),
+    }[name]
+    plain, fast, report = pair(styles.LOOPS[name], swapped=runs)
+    assert report.swapped[0].detail == detail
+    x = torch.randn(2, 3, 5, 7)
     assert_same(step(fast, x), step(plain, x))
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(fast(x), plain(x), rtol=0.1, atol=0.1)
 
 
 class Reshapes(nn.Module):

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx.graph import Graph
+from torch.nn.parameter import is_lazy
 
+from ..ops.verbose import silent
 from . import blocks, graphs, masked, recurrent
 from .proof import NotEqualError, prove, random_input
 from .report import Entry, Report
-from .swap import Swapped, original_forward, swap, unswap, why_not
+from .swap import Swapped, original_class, original_forward, swap, unswap, why_not
+from .tracing import trace
 
 _TRIAL_SIZES = (8, 16, 32, 64)
 
@@ -30,10 +35,11 @@ def accelerate(model: nn.Module, *, example: Any = None) -> Report:
     * Row and Diagonal LSTM layers that loop in Python (:mod:`genkernels.acceleration.recurrent` says which).
 
     Modules keep their parameters, buffers, names, hooks and their class, of which they become a subclass; so
-    checkpoints, optimisers, deepcopy, pickle, DistributedDataParallel and torch.compile work as before. Two things
-    are seen from outside: masked taps get a gradient of exactly zero, also where the original writes zeros into its
-    weight and leaves a gradient for them, and settings of a swapped layer (its stride, say) are not to be changed
-    afterwards: call :func:`restore` first.
+    checkpoints, optimisers, deepcopy, pickle, DistributedDataParallel and torch.compile work as before. Little is
+    seen from outside. Masked taps get a gradient of exactly zero, also where the original writes zeros into its weight
+    and leaves a gradient for them. A mask that changes later counts, but a compiled model keeps the one that was there
+    when it last ran uncompiled or was loaded, and on a GPU one written through ``.data`` is not noticed. Settings of a
+    swapped layer (its stride, say) are not to be changed afterwards: call :func:`restore` first.
 
     Args:
         model: any module; swapped again without harm.
@@ -43,13 +49,26 @@ def accelerate(model: nn.Module, *, example: Any = None) -> Report:
     Returns:
         What was swapped and what was left, with the reasons; print it for a table.
     """
+    with silent():
+        return _accelerate(model, example)
+
+
+def _accelerate(model: nn.Module, example: Any) -> Report:
     report = Report()
+    reason = _why_nothing(model)
+    if reason is not None:
+        report.entries.append(Entry("", type(model).__name__, None, reason))
+        return report
     inputs = {} if example is None else _inputs_of(model, example)
+    owners = Counter(id(p) for part in model.modules() for p in part._parameters.values())
     done: set[int] = set()
     for name, module in list(model.named_modules()):
         if id(module) in done or isinstance(module, Swapped):
             continue
-        if _recurrence(name, module, report) or _masked(name, module, report):
+        if isinstance(module, torch.jit.ScriptModule):
+            done.update(id(part) for part in module.modules())
+            report.entries.append(Entry(name, type(module).__name__, None, "it is a TorchScript module"))
+        elif _recurrence(name, module, report) or _masked(name, module, report, owners):
             done.update(id(part) for part in module.modules() if not _is_input_part(module, part))
         elif type(module).forward is nn.Sequential.forward:
             _sequential(name, module, report)
@@ -64,6 +83,15 @@ def restore(model: nn.Module) -> None:
         unswap(module)
 
 
+def _why_nothing(model: nn.Module) -> str | None:
+    for p in (*model.parameters(), *model.buffers()):
+        if is_lazy(p):
+            return "it has lazy parameters: run it once first"
+        if p.is_meta:
+            return "it lies on the meta device: nothing can be tried"
+    return None
+
+
 _CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 
 
@@ -76,7 +104,7 @@ def _add(report: Report, name: str, module: nn.Module, swapped: str | None, deta
 # --- masked convolutions and recurrences -----------------------------------------------------------------------------
 
 
-def _masked(name: str, module: nn.Module, report: Report) -> bool:
+def _masked(name: str, module: nn.Module, report: Report, owners: Counter[int]) -> bool:
     if not masked.is_candidate(module):
         return False
     reason = why_not(module)
@@ -101,6 +129,8 @@ def _masked(name: str, module: nn.Module, report: Report) -> bool:
     except NotEqualError as error:
         return _add(report, name, module, None, str(error))
     if masked.writes_its_weight(module, plan):
+        if owners[id(masked.weight_of(module, plan))] > 1:
+            return _add(report, name, module, None, "its weight, into which it writes zeros, is shared")
         masked.zero_masked_taps(module, plan)
     swapper(module)
     return _add(report, name, module, "masked_conv2d", str(plan))
@@ -153,13 +183,13 @@ def _sequential(name: str, module: nn.Module, report: Report) -> None:
         else:
             report.entries.append(Entry(where, kinds, None, reason))
     if kept:
-        plan = blocks.SequentialPlan(tuple(kept), tuple(type(layer) for layer in layers))
+        plan = blocks.SequentialPlan(tuple(kept), tuple(original_class(layer) for layer in layers))
         swap(module, blocks.AcceleratedSequential, plan)
 
 
 def _prove_run(layers: Sequence[nn.Module]) -> str | None:
     alone = nn.Sequential(*layers)
-    plan = blocks.SequentialPlan((blocks.Run(0, len(layers)),), tuple(type(layer) for layer in layers))
+    plan = blocks.SequentialPlan((blocks.Run(0, len(layers)),), tuple(original_class(layer) for layer in layers))
     x = random_input(alone, blocks.trial_input_shape(layers[0]))
     try:
         prove(alone, lambda copied: swap(copied, blocks.AcceleratedSequential, plan), [x])
@@ -169,16 +199,16 @@ def _prove_run(layers: Sequence[nn.Module]) -> str | None:
 
 
 def _own_forward(name: str, module: nn.Module, report: Report, inputs: tuple[Any, ...] | None) -> None:
-    direct = [child for child in module.modules() if type(child) in blocks.CONVOLUTIONS]
-    if not direct or why_not(module) is not None:
+    if not any(type(part) in blocks.CONVOLUTIONS for part in module.modules()):
         return
-    graph = graphs.trace(module)
-    if isinstance(graph, str):
-        norms = any(type(child) is nn.BatchNorm2d for child in module.children())
-        if norms and any(type(child) in blocks.CONVOLUTIONS for child in module.children()):
-            _add(report, name, module, None, graph)
+    reason = why_not(module)
+    traced = trace(module) if reason is None else reason
+    if isinstance(traced, str):
+        reported = any(entry.name == name for entry in report.entries)
+        if not reported and any(type(child) in blocks.CONVOLUTIONS for child in module.children()):
+            _add(report, name, module, None, traced)
         return
-    found = graphs.find_runs(module, graph)
+    found = graphs.find_runs(module, traced.graph)
     kept = []
     for run, reason in found:
         if reason is None:
@@ -187,16 +217,15 @@ def _own_forward(name: str, module: nn.Module, report: Report, inputs: tuple[Any
             _add(report, name, module, None, f"{_describe(graphs.names_of(run))}: {reason}")
     if not kept:
         return
-    arguments = sum(node.op == "placeholder" for node in graph.nodes)
 
     def swapper(taken: nn.Module) -> None:
-        graphs.swap_forward(taken, tuple(kept), arguments)
+        graphs.swap_forward(taken, tuple(kept), traced)
 
     error: str | None = "give example= (an input of the model): what reaches it is not known"
-    trials = [inputs] if inputs is not None else _guesses(module, graph)
+    trials = [inputs] if inputs is not None else _guesses(module, traced.graph)
     for trial in trials:
-        if len(trial) != arguments:
-            error = f"it is called with {len(trial)} of its {arguments} arguments"
+        if len(trial) != traced.arguments:
+            error = f"it is called with {len(trial)} of its {traced.arguments} arguments"
             continue
         try:
             prove(module, swapper, trial)
@@ -214,7 +243,7 @@ def _own_forward(name: str, module: nn.Module, report: Report, inputs: tuple[Any
         swapper(module)
 
 
-def _guesses(module: nn.Module, graph: Any) -> list[tuple[Tensor, ...]]:
+def _guesses(module: nn.Module, graph: Graph) -> list[tuple[Tensor, ...]]:
     """Inputs that a module with one argument may take, by the layer that reads it first."""
     places = [node for node in graph.nodes if node.op == "placeholder"]
     if len(places) != 1:

@@ -6,7 +6,7 @@ cannot speak for them (hooks, an unusual input) or would be slower, they are cal
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .. import ops
 from ..nn.conv_bn_act import norm_options
 from ..ops.conv_bn_act.choice import prefers_torch
-from .swap import Swapped, is_hooked
+from .swap import Swapped, is_hooked, original_class
 
 CONVOLUTIONS = (nn.ConvTranspose2d, nn.Conv2d)
 ACTIVATIONS: dict[type[nn.Module], str] = {
@@ -38,7 +38,7 @@ class Run:
 
 @dataclass(frozen=True)
 class SequentialPlan:
-    """The runs, by the index of their first child, and the classes of all children, which have to stay."""
+    """The runs, and the classes of all children as they were before any swap: these have to stay."""
 
     runs: tuple[Run, ...]
     types: tuple[type[nn.Module], ...]
@@ -106,7 +106,7 @@ class AcceleratedSequential(Swapped):
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         plan = self._genkernels_plan
         layers = list(self._modules.values())
-        if len(args) != 1 or kwargs or plan is None or tuple(type(layer) for layer in layers) != plan.types:
+        if len(args) != 1 or kwargs or plan is None or tuple(map(original_class, layers)) != plan.types:
             return super().forward(*args, **kwargs)  # type: ignore[misc]
         x, index = args[0], 0
         for run in plan.runs:
@@ -122,39 +122,33 @@ class AcceleratedSequential(Swapped):
 def run_layers(layers: Sequence[Any], x: Any) -> Any:
     """A run, as one operator where that is possible and quicker."""
     conv, *rest = layers
-    norm = rest[0] if rest and type(rest[0]) is nn.BatchNorm2d else None
+    norm = rest[0] if type(rest[0]) is nn.BatchNorm2d else None
     activation = rest[-1] if len(rest) > (norm is not None) else None
-
-    def one_by_one() -> Any:
-        y = x
-        for layer in layers:
-            y = layer(y)
-        return y
-
-    hooked = activation is not None and is_hooked(activation)
-    return run_block(conv, norm, activation_of(activation), x, one_by_one, hooked)
+    name, slope = activation_of(activation)
+    if is_for_kernel(layers, norm, name, slope, x):
+        return run_block(conv, norm, name, slope, x)
+    for layer in layers:
+        x = layer(x)
+    return x
 
 
-def run_block(
-    conv: Any, norm: Any, activation: Activation, x: Any, one_by_one: Callable[[], Any], hooked: bool = False
-) -> Any:
-    transposed = type(conv) is nn.ConvTranspose2d
-    fits = (
-        not hooked
-        and isinstance(x, Tensor)
+def is_for_kernel(layers: Sequence[Any], norm: Any, activation: str | None, slope: float, x: Any) -> bool:
+    """Whether the operator takes a run, convolution first, and is quicker; the cheap questions first."""
+    return (
+        isinstance(x, Tensor)
         and x.dim() == 4
+        and x.is_floating_point()
+        and not prefers_torch(x, layers[0], norm, activation, slope)
         and x.shape[0] > 0
-        and x.dtype.is_floating_point
-        and not is_hooked(conv)
-        and not (norm is not None and is_hooked(norm))
+        and not any(map(is_hooked, layers))
         and not nn.modules.module._has_any_global_hook()
     )
-    if not fits or prefers_torch(x, conv.weight, conv.stride, transposed):
-        return one_by_one()
-    name, slope = activation
-    options: dict[str, Any] = {"stride": conv.stride, "padding": conv.padding, "activation": name}
+
+
+def run_block(conv: Any, norm: Any, activation: str | None, slope: float, x: Tensor) -> Tensor:
+    options: dict[str, Any] = {"stride": conv.stride, "padding": conv.padding, "activation": activation}
     options |= {"negative_slope": slope, **norm_options(norm)}
-    if transposed:
+    if isinstance(conv, nn.ConvTranspose2d):
         return ops.conv_transpose2d_bn_act(x, conv.weight, conv.bias, output_padding=conv.output_padding, **options)
     return ops.conv2d_bn_act(x, conv.weight, conv.bias, **options)
 

@@ -2,8 +2,8 @@
 
 The forward pass of one module is traced with its children as black boxes. Where a convolution goes into a batch norm or
 an activation and nowhere else, the calls become one; the rest of the pass is what it was. The traced pass stands for
-the original only while everything that could steer it stays: the number of arguments, and the numbers, strings and
-switches among the module's attributes. Else the original runs.
+the original only while everything that could steer it stays: the number of arguments, the attributes that it read, and
+which children there are (tracing.py). Else the original runs.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import fx, nn
+from torch import nn
 from torch.fx.graph import Graph
 from torch.fx.node import Node
 
-from .blocks import ACTIVATIONS, CONVOLUTIONS, activation_of, run_block, why_not
-from .swap import Swapped, is_hooked, original_forward, swap
+from .blocks import ACTIVATIONS, CONVOLUTIONS, activation_of, is_for_kernel, run_block, why_not
+from .swap import Swapped, is_hooked, swap
+from .tracing import Trace, Watched, trace
 
 _FUNCTIONS: dict[Any, str] = {
     F.relu: "relu", torch.relu: "relu", "relu": "relu",
@@ -34,51 +35,12 @@ class GraphPlan:
     The traced function itself is made with the swap, and again in every copy.
     """
 
-    def __init__(self, runs: tuple[tuple[str, ...], ...], arguments: int, settings: dict[str, Any]) -> None:
-        self.runs, self.arguments, self.settings = runs, arguments, settings
+    def __init__(self, runs: tuple[tuple[str, ...], ...], arguments: int, watched: Watched) -> None:
+        self.runs, self.arguments, self.watched = runs, arguments, watched
         self.function: Callable[..., Any] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "function": None}
-
-
-class _ChildrenAreBoxes(fx.Tracer):
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return True
-
-
-def settings_of(module: nn.Module) -> dict[str, Any]:
-    """Attributes that may steer a pass; ``training`` apart, in which both ways are traced."""
-    simple = (bool, int, float, str, type(None))
-    return {
-        name: value
-        for name, value in module.__dict__.items()
-        if isinstance(value, simple) and name != "training" and not name.startswith("_")
-    }
-
-
-def trace(module: nn.Module) -> Graph | str:
-    """The pass of a module, the same in training and evaluation; or why there is none."""
-    shadow = original_forward(module)
-    training, settings = module.training, settings_of(module)
-    graphs = []
-    try:
-        for mode in (not training, training):
-            module.__dict__["training"] = mode
-            graphs.append(_ChildrenAreBoxes().trace(shadow))
-    except Exception as error:  # whatever a stranger's forward does with a proxy
-        text = str(error).splitlines()[0][:100] if str(error) else type(error).__name__
-        return f"torch.fx cannot follow its forward: {text}"
-    finally:
-        module.__dict__["training"] = training
-    if settings_of(module) != settings:
-        return "its forward changes its attributes"
-    if str(graphs[0]) != str(graphs[1]):
-        return "its forward does other things in training than in evaluation"
-    for node in graphs[0].nodes:
-        if node.op == "get_attr" and str(node.target).startswith("_tensor_constant"):
-            return "its forward makes tensors that do not depend on its input"
-    return graphs[1]
 
 
 def find_runs(module: nn.Module, graph: Graph) -> list[tuple[list[Node], str | None]]:
@@ -136,27 +98,25 @@ def _activation(root: nn.Module, node: Node) -> tuple[str | None, float] | None:
 
 def run_nodes(conv: Any, norm: Any, layer: Any, activation: str | None, slope: float, x: Any) -> Any:
     """A run in the traced pass; ``layer`` is the activation where it is a module."""
-
-    def one_by_one() -> Any:
-        y = conv(x)
-        if norm is not None:
-            y = norm(y)
-        if layer is not None:
-            return layer(y)
-        if activation is None:
-            return y
-        return F.leaky_relu(y, slope) if activation == "leaky_relu" else _CALLS[activation](y)
-
     still = type(conv) in CONVOLUTIONS and (norm is None or type(norm) is nn.BatchNorm2d)
     still = still and (layer is None or type(layer) in ACTIVATIONS)
-    if not still:
-        return one_by_one()
-    chosen = (activation, slope) if layer is None else activation_of(layer)
-    return run_block(conv, norm, chosen, x, one_by_one, layer is not None and is_hooked(layer))
+    if still:
+        name, factor = (activation, slope) if layer is None else activation_of(layer)
+        layers = [part for part in (conv, norm, layer) if part is not None]
+        if is_for_kernel(layers, norm, name, factor, x):
+            return run_block(conv, norm, name, factor, x)
+    y = conv(x)
+    if norm is not None:
+        y = norm(y)
+    if layer is not None:
+        return layer(y)
+    if activation is None:
+        return y
+    return F.leaky_relu(y, slope) if activation == "leaky_relu" else _CALLS[activation](y)
 
 
-def swap_forward(module: nn.Module, runs: tuple[tuple[str, ...], ...], arguments: int) -> None:
-    plan = GraphPlan(runs, arguments, settings_of(module))
+def swap_forward(module: nn.Module, runs: tuple[tuple[str, ...], ...], traced: Trace) -> None:
+    plan = GraphPlan(runs, traced.arguments, traced.watched)
     plan.function = build(module, runs)
     swap(module, AcceleratedForward, plan)
 
@@ -167,9 +127,10 @@ def names_of(run: list[Node]) -> tuple[str, ...]:
 
 def build(module: nn.Module, runs: tuple[tuple[str, ...], ...]) -> Callable[..., Any] | None:
     """The traced pass with its runs as single calls, a function of (module, *arguments)."""
-    graph = trace(module)
-    if isinstance(graph, str):
+    traced = trace(module)
+    if isinstance(traced, str):
         return None
+    graph = traced.graph
     by_name = {node.name: node for node in graph.nodes}
     for names in runs:
         if any(name not in by_name for name in names):
@@ -196,12 +157,9 @@ class AcceleratedForward(Swapped):
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         plan = self._genkernels_plan
-        if plan is None or kwargs or len(args) != plan.arguments:
+        if plan is None or plan.function is None or kwargs or len(args) != plan.arguments:
             return super().forward(*args, **kwargs)  # type: ignore[misc]
-        for name, value in plan.settings.items():
-            if getattr(self, name) != value:
-                return super().forward(*args, **kwargs)  # type: ignore[misc]
-        if plan.function is None:
+        if not plan.watched.holds(self):
             return super().forward(*args, **kwargs)  # type: ignore[misc]
         return plan.function(self, *args)
 

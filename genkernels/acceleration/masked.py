@@ -8,7 +8,7 @@ kernel with padding on some sides, a wrapper with the convolution inside all loo
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops
+from ..ops.direct import are_plain
 from ..ops.masked_conv.mask import GROUP_LAYOUTS, MASK_TYPES, MaskSpec, mask_tensor
-from .swap import Swapped, is_hooked, why_weight_is_computed
+from .proof import first_line
+from .swap import Swapped, is_hooked, is_one_tensor, why_weight_is_computed
+from .tracing import state_of
 
 _MOST_PARTS = 6  # modules in a wrapper
 _MOST_GROUPS = 64
@@ -71,9 +74,16 @@ def _get(module: nn.Module, path: Path) -> Any:
 class AcceleratedMaskedConv2d(Swapped):
     """The forward pass of a recognised layer, on :func:`genkernels.ops.masked_conv2d`."""
 
+    _genkernels_other_mask = False
+
+    def _load_from_state_dict(self: Any, *args: Any) -> None:
+        super()._load_from_state_dict(*args)  # type: ignore[misc]
+        if self._genkernels_plan is not None:
+            _look_at_masks(self, self._genkernels_plan)
+
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         plan = self._genkernels_plan
-        if len(args) != 1 or kwargs or plan is None or not _holds(self, plan):
+        if plan is None or kwargs or not is_one_tensor(args) or not _holds(self, plan):
             return super().forward(*args, **kwargs)  # type: ignore[misc]
         weight = _get(self, plan.weight)
         return ops.masked_conv2d(
@@ -88,26 +98,49 @@ class AcceleratedMaskedConv2d(Swapped):
 
 
 def _holds(module: Any, plan: MaskPlan) -> bool:
-    """Whether the layer still is what was recognised."""
+    """Whether the layer still is what was recognised.
+
+    A compiler cannot look into the masks: it takes (and guards on) what was seen last, in an eager call or on loading
+    a checkpoint.
+    """
     if any(is_hooked(_get(module, path)) for path in plan.parts):
         return False
-    if torch.compiler.is_compiling() or not plan.masks:
-        return True
-    seen = [_stamp(_get(module, path)) for path, _ in plan.masks]
-    if module.__dict__.get("_genkernels_seen") == seen:
-        return True
-    same = all(_same(_get(module, path), value) for path, value in plan.masks)
-    if same:
-        module.__dict__["_genkernels_seen"] = seen
-    return same
+    if not torch.compiler.is_compiling():
+        _look_at_masks(module, plan)
+    return not module._genkernels_other_mask
 
 
-def _stamp(tensor: Tensor) -> tuple[int, int]:
-    return id(tensor), -1 if tensor.is_inference() else tensor._version
+def _look_at_masks(module: Any, plan: MaskPlan) -> None:
+    other, elsewhere = False, []
+    for path, value in plan.masks:
+        mask = _get(module, path)
+        if not are_plain(mask) or mask.is_meta:
+            other = True
+        elif mask.is_cpu:  # cheaper than the product that the layer itself would make
+            other = other or not _same(mask, value)
+        else:
+            elsewhere.append((mask, value))
+    if elsewhere:
+        other = other or _other_elsewhere(module, elsewhere)
+    if other != module._genkernels_other_mask:
+        module.__dict__["_genkernels_other_mask"] = other
 
 
-def _same(tensor: Tensor, value: Tensor) -> bool:
-    return tensor.shape == value.shape and torch.equal(tensor.detach().cpu().to(value.dtype), value)
+def _other_elsewhere(module: Any, masks: Sequence[tuple[Tensor, Tensor]]) -> bool:
+    """A look into a GPU's memory waits for it: once for each tensor and version."""
+    stamps = [(mask, -1 if mask.is_inference() else mask._version) for mask, _ in masks]
+    known, other = module.__dict__.get("_genkernels_seen", ((), False))
+    same = len(known) == len(stamps) and all(a is b and v == w for (a, v), (b, w) in zip(known, stamps, strict=True))
+    if not same:
+        other = not all(_same(mask, value) for mask, value in masks)
+        module.__dict__["_genkernels_seen"] = stamps, other
+    return bool(other)
+
+
+def _same(mask: Tensor, value: Tensor) -> bool:
+    if mask.is_cpu and mask.dtype == value.dtype:
+        return torch.equal(mask, value)
+    return mask.shape == value.shape and torch.equal(mask.detach().cpu().to(value.dtype), value)
 
 
 # --- recognition -----------------------------------------------------------------------------------------------------
@@ -121,8 +154,8 @@ def is_candidate(module: nn.Module) -> bool:
         return False
     if isinstance(module, nn.Conv2d) and why_weight_is_computed(module) is not None:
         return True  # to be left with the reason
-    parameters = [p for _, p in module.named_parameters() if p.dim() != 1]
-    return sum(p.dim() == 4 for p in parameters) == 1 and bool(_extras(module) or type(module) is not nn.Sequential)
+    weights = [path for path, p in _trained(module) if p.dim() == 4]
+    return len(weights) == 1 and bool(_extras(module) or type(module) is not nn.Sequential)
 
 
 def _owners(module: nn.Module) -> Iterator[tuple[Path, nn.Module]]:
@@ -131,16 +164,28 @@ def _owners(module: nn.Module) -> Iterator[tuple[Path, nn.Module]]:
 
 
 def _extras(module: nn.Module) -> list[tuple[Path, Tensor]]:
-    """Tensors that are no parameters: buffers and plain attributes."""
+    """Tensors from which a mask may be made: buffers, plain attributes and parameters that are frozen masks."""
     found = []
     for path, part in _owners(module):
-        values = {**part.__dict__, **part._buffers}
+        values = {**part.__dict__, **part._buffers, **part._parameters}
         found += [
             ((*path, name), value)
             for name, value in values.items()
-            if isinstance(value, Tensor) and not isinstance(value, nn.Parameter)
+            if isinstance(value, Tensor) and (not isinstance(value, nn.Parameter) or _is_mask(value))
         ]
     return found
+
+
+def _trained(module: nn.Module) -> list[tuple[Path, nn.Parameter]]:
+    """Weights and biases: the parameters that are no masks."""
+    return [(tuple(name.split(".")), p) for name, p in module.named_parameters() if not _is_mask(p)]
+
+
+def _is_mask(p: nn.Parameter) -> bool:
+    """Some keep their mask as a parameter without gradient; a frozen weight does not hold zeros and ones alone."""
+    if p.requires_grad or p.dim() < 2 or p.is_meta:
+        return False
+    return bool(((p == 0) | (p == 1)).all())
 
 
 def recognise(module: nn.Module) -> MaskPlan | str | None:
@@ -151,7 +196,7 @@ def recognise(module: nn.Module) -> MaskPlan | str | None:
     computed = why_weight_is_computed(module)
     if computed is not None:
         return computed
-    named = [(tuple(name.split(".")), p) for name, p in module.named_parameters()]
+    named = _trained(module)
     weights = [(path, p) for path, p in named if p.dim() == 4]
     biases = [(path, p) for path, p in named if p.dim() == 1]
     if len(weights) != 1 or len(biases) > 1 or len(named) != 1 + len(biases):
@@ -172,7 +217,7 @@ def recognise(module: nn.Module) -> MaskPlan | str | None:
     try:
         response = _response(module, path, biases[0][0] if biases else None, pair)
     except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
-        return f"it could not be tried: {str(error).splitlines()[0][:120] if str(error) else type(error).__name__}"
+        return f"it could not be tried: {first_line(error)}"
     if isinstance(response, str):
         return response
     mask, anchor = response
@@ -197,7 +242,10 @@ def _response(
         size = 2 * reach + 1
         lit = torch.zeros(inputs + 1, inputs, size, size, dtype=torch.float64)
         lit[torch.arange(inputs), torch.arange(inputs), reach, reach] = 1
+        before = state_of(twin, parameters=False)  # many write zeros into their weight
         answer = twin.forward(lit)
+        if state_of(twin, parameters=False) != before:
+            return "its forward changes its attributes"
         if not isinstance(answer, Tensor) or answer.shape != (inputs + 1, out, size, size):
             return "it does not keep the size of the image, as a masked convolution does"
         if bool((twin.forward(2 * lit) - answer[-1:] - 2 * (answer - answer[-1:])).abs().max() > 1e-9):
@@ -246,9 +294,14 @@ def _plan(
     return "its mask is none that the kernel knows"
 
 
+def weight_of(module: nn.Module, plan: MaskPlan) -> Tensor:
+    weight: Tensor = _get(module, plan.weight)
+    return weight
+
+
 def zero_masked_taps(module: nn.Module, plan: MaskPlan) -> None:
     """Once, for a layer that writes the zeros into its weight in every pass, as its own next pass would."""
-    weight = _get(module, plan.weight)
+    weight = weight_of(module, plan)
     with torch.no_grad():
         weight.mul_(plan.live().to(weight))
 

@@ -2,7 +2,7 @@
 
 Both run on copies, in training and in evaluation mode, once in float64 (where rounding hides nothing) and once in the
 model's own dtype (where the kernels run). Outputs, the gradients of inputs and parameters, and the buffers afterwards
-are compared.
+are compared; and the dtype that autocast gives, which a layer may have a will of its own about.
 """
 
 from __future__ import annotations
@@ -46,13 +46,14 @@ def prove(module: nn.Module, swapper: Swapper, inputs: Sequence[Any], *, live: d
             try:
                 expected = _results(before, inputs, dtype, live)
             except (RuntimeError, TypeError, ValueError, NotImplementedError, IndexError) as error:
-                raise NotEqualError(f"it could not be run on a trial input: {_first_line(error)}") from error
+                raise NotEqualError(f"it could not be run on a trial input: {first_line(error)}") from error
             try:
                 with always_kernel():
                     got = _results(after, inputs, dtype, live)
             except (RuntimeError, TypeError, ValueError, NotImplementedError, IndexError) as error:
-                raise NotEqualError(f"the operator does not take it: {_first_line(error)}") from error
+                raise NotEqualError(f"the operator does not take it: {first_line(error)}") from error
             _compare(got, expected, dtype, training)
+    _compare_autocast(before, after, inputs, own)
 
 
 def random_input(module: nn.Module, shape: Sequence[int]) -> Tensor:
@@ -61,7 +62,7 @@ def random_input(module: nn.Module, shape: Sequence[int]) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(0)).to(device)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
 
 
@@ -95,6 +96,21 @@ def _results(
         "gradient": filled,
         "buffer": [b for b in module.buffers() if b.is_floating_point()],
     }
+
+
+def _compare_autocast(before: nn.Module, after: nn.Module, inputs: Sequence[Any], dtype: torch.dtype) -> None:
+    if dtype != torch.float32:
+        return
+    found = []
+    for module in (before, after):
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16), always_kernel():
+            try:
+                outputs = tree_flatten(module(*inputs))[0]
+            except RuntimeError as error:
+                outputs = [first_line(error)]
+        found.append([t.dtype if isinstance(t, Tensor) else t for t in outputs])
+    if found[0] != found[1]:
+        raise NotEqualError(f"its output under autocast is {found[0]}, and would be {found[1]}")
 
 
 def _compare(

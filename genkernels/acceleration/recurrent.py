@@ -1,38 +1,46 @@
 """Row and Diagonal LSTM layers that loop over rows or columns in Python.
 
-The interface that is looked for: a module with exactly two children that have parameters, and none of its own,
+The interface that is looked for: a module that maps [N, C, H, W] to [N, h, H, W], is called with that one tensor, and
+has exactly two children with parameters, and none of its own:
 
-* an input-to-state part, a ``Conv2d`` (or a masked one) from C to 4h channels that keeps the size of the image, and
-* a state-to-state part, a ``Conv1d(h, 4h, 3, padding=1)`` for a Row LSTM, ``Conv1d(h, 4h, 2)`` over rows, padded on
-  top, for one direction of a Diagonal LSTM,
+* an input-to-state part that maps [N, C, H, W] to [N, 4h, H, W], with one convolution weight (a ``Conv2d``, a masked
+  one, a wrapper), and
+* a state-to-state part, an ``nn.Conv1d``: ``Conv1d(h, 4h, 3, padding=1)`` along the row above for a Row LSTM;
+  ``Conv1d(h, 4h, 2, bias=False)`` along a column of the skewed map, padded on top, for one direction of a Diagonal
+  LSTM. (In the skewed map a bias would fill the cells beside the image, and what is in them flows into the image.)
 
-which maps [N, C, H, W] to [N, h, H, W]. The order of the four gates may be any: it is found by trying. The
-input-to-state part goes on being called as it is; the loop becomes one operator.
+State and cell begin as zeros; i, f, o are sigmoids, g is a tanh; ``c = f * c + i * g``, ``h = o * tanh(c)``. Names are
+free, and so is the order of the four gates, which is found by trying. The input-to-state part goes on being called as
+it is (and is swapped by itself where it is a masked convolution); the loop becomes one operator. A bidirectional layer
+is two such modules and whatever their parent does with their results; each becomes one operator.
 """
 
 from __future__ import annotations
 
+import copy
 import itertools
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .. import ops
 from ..ops.wavefront_lstm.converters import GATES, reorder_gates, state_from_conv1d
-from .proof import NotEqualError, prove, random_input
-from .swap import Swapped, is_hooked, swap, why_weight_is_computed
+from .proof import NotEqualError, first_line, prove, random_input
+from .swap import Swapped, is_hooked, is_one_tensor, swap, why_weight_is_computed
+from .tracing import state_of
 
 
 @dataclass(frozen=True)
 class LoopPlan:
-    """Names of the two parts, the front ("row", "diagonal") and the order of the gates."""
+    """Names of the two parts, the front ("row", "diagonal"), the order of the gates, the dtype under autocast."""
 
     input_part: str
     state_part: str
     front: str
     gate_order: str
+    keeps_dtype: bool
 
     def __str__(self) -> str:
         return f"{'Row' if self.front == 'row' else 'Diagonal'} LSTM, gates in the order {', '.join(self.gate_order)}"
@@ -44,7 +52,7 @@ class AcceleratedLoop(Swapped):
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         plan = self._genkernels_plan
         state = None if plan is None else getattr(self, plan.state_part)
-        if state is None or len(args) != 1 or kwargs or type(state) is not nn.Conv1d or is_hooked(state):
+        if type(state) is not nn.Conv1d or kwargs or not is_one_tensor(args) or is_hooked(state):
             return super().forward(*args, **kwargs)  # type: ignore[misc]
         gates = getattr(self, plan.input_part)(args[0])
         if state.bias is not None:
@@ -53,7 +61,8 @@ class AcceleratedLoop(Swapped):
             gates = reorder_gates(gates.transpose(0, -3), plan.gate_order).transpose(0, -3)
         weight = state_from_conv1d(state.weight, front=plan.front, gate_order=plan.gate_order)
         run = ops.row_lstm if plan.front == "row" else ops.diagonal_lstm
-        return run(gates, weight)
+        y = run(gates, weight)
+        return y.to(args[0].dtype) if plan.keeps_dtype else y
 
 
 def parts_of(module: nn.Module) -> tuple[str, str] | None:
@@ -87,10 +96,16 @@ def recognise(module: nn.Module) -> LoopPlan | str | None:
     front = "row" if state.kernel_size == (3,) else "diagonal"
     weight = next(p for p in getattr(module, parts[0]).parameters() if p.dim() == 4)
     x = random_input(module, (2, weight.shape[1], 3, 4))
+    try:
+        keeps_dtype = _keeps_dtype(module, x)
+    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+        return f"it could not be tried: {first_line(error)}"
+    if keeps_dtype is None:
+        return "its forward changes its attributes"
     reason = ""
     with torch.random.fork_rng(devices=[]):
         for order in itertools.permutations(GATES):
-            plan = LoopPlan(*parts, front, "".join(order))
+            plan = LoopPlan(*parts, front, "".join(order), keeps_dtype)
             try:
                 prove(module, lambda copy, plan=plan: swap(copy, AcceleratedLoop, plan), [x])  # type: ignore[misc]
             except NotEqualError as error:
@@ -99,4 +114,15 @@ def recognise(module: nn.Module) -> LoopPlan | str | None:
                     break
             else:
                 return plan
+    if front == "diagonal" and state.bias is not None:
+        reason += "; the bias of its state-to-state part reaches cells beside the image"
     return f"no order of the gates makes it a {front} LSTM ({reason})"
+
+
+def _keeps_dtype(module: nn.Module, x: Tensor) -> bool | None:
+    """Whether it gives the dtype of its input under autocast too; None where a call leaves something behind."""
+    twin = copy.deepcopy(module).float().eval()
+    before = state_of(twin)
+    with torch.no_grad(), torch.autocast(x.device.type, torch.bfloat16):
+        y = twin(x)
+    return y.dtype == x.dtype if state_of(twin) == before else None

@@ -7,7 +7,7 @@ spot; pickle and deepcopy make it again from its two halves, which both can be i
 from __future__ import annotations
 
 import copyreg
-from functools import cache
+from functools import cache, wraps
 from typing import Any
 
 import torch
@@ -39,7 +39,13 @@ def _again(kind: Any, original: Any) -> Any:
 @cache
 def made_class(kind: Any, original: Any) -> Any:
     """The subclass that runs as ``kind`` says, one for each class."""
+
+    @wraps(original.forward)  # for those who look at its arguments
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return kind.forward(self, *args, **kwargs)
+
     names = {
+        "forward": forward,
         "_genkernels_kind": kind,
         "_genkernels_original": original,
         "__module__": original.__module__,
@@ -51,8 +57,6 @@ def made_class(kind: Any, original: Any) -> Any:
 
 def why_not(module: nn.Module) -> str | None:
     """The reason why the class of a module cannot be swapped, or None."""
-    if isinstance(module, torch.jit.ScriptModule):
-        return "it is a TorchScript module"
     if "forward" in module.__dict__:
         return "its forward is replaced on the instance"
     if type(module).__reduce_ex__ is not object.__reduce_ex__ or type(module).__reduce__ is not object.__reduce__:
@@ -68,9 +72,19 @@ def swap(module: nn.Module, kind: Any, plan: Any) -> None:
 
 def unswap(module: nn.Module) -> None:
     if isinstance(module, Swapped):
-        module.__class__ = module._genkernels_original  # type: ignore[assignment]
+        original = module._genkernels_original
+        if type(module).__bases__ != (module._genkernels_kind, original):
+            raise RuntimeError(
+                f"model: expected a {original.__name__} as accelerate left it; got a {type(module).__name__} (was a "
+                "parametrization registered since? remove it, restore, and register it again)"
+            )
+        module.__class__ = original  # type: ignore[assignment]
         for name in [name for name in module.__dict__ if name.startswith("_genkernels_")]:
             del module.__dict__[name]
+
+
+def original_class(module: nn.Module) -> type[nn.Module]:
+    return module._genkernels_original if isinstance(module, Swapped) else type(module)
 
 
 def original_forward(module: nn.Module) -> nn.Module:
@@ -81,6 +95,11 @@ def original_forward(module: nn.Module) -> nn.Module:
     shadow: nn.Module = original.__new__(original)
     object.__setattr__(shadow, "__dict__", module.__dict__)
     return shadow
+
+
+def is_one_tensor(args: tuple[Any, ...]) -> bool:
+    """Whether a layer is called as usual; not so by a tracer, which hands over a stand-in."""
+    return len(args) == 1 and isinstance(args[0], torch.Tensor)
 
 
 def is_hooked(module: nn.Module) -> bool:

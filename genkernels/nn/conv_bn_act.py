@@ -71,20 +71,22 @@ class _Block:
 
     def _is_for_torch(self: Any, x: Tensor, transposed: bool) -> bool:
         """Whether PyTorch's own operators are quicker, and nothing about the call needs this library's checks."""
-        weight = self.weight
+        weight, bn = self.weight, self.bn  # a module looks each of them up the long way
+        shape = x.shape
         return (
             is_open(x)
-            and x.dim() == 4
+            and len(shape) == 4
             and x.dtype == weight.dtype
-            and x.shape[1] == weight.shape[0 if transposed else 1]
+            and shape[1] == weight.shape[0 if transposed else 1]
             and weight.is_cpu
-            and x.shape[0] > 0
-            and (self.bn is None or type(self.bn) is nn.BatchNorm2d)
-            and prefers_torch(x, weight, self.stride, transposed)
+            and shape[0] > 0
+            and (bn is None or type(bn) is nn.BatchNorm2d)
+            and prefers_torch(x, self, bn, self.activation, self.negative_slope)
         )
 
     def _norm_and_act(self, z: Tensor) -> Tensor:
-        y = z if self.bn is None else self.bn.forward(z)
+        bn = self.bn
+        y = z if bn is None else bn.forward(z)
         return act(y, self.activation or "none", self.negative_slope)
 
     def _repr_of_block(self) -> str:

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
 
 _said: set[tuple[str, str]] = set()
 _ON = os.environ.get("GENKERNELS_VERBOSE", "") not in ("", "0")
@@ -11,6 +16,27 @@ _ON = os.environ.get("GENKERNELS_VERBOSE", "") not in ("", "0")
 
 def is_on() -> bool:
     return _ON
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """For calls that are trials."""
+    global _ON
+    before, _ON = _ON, False
+    try:
+        yield
+    finally:
+        _ON = before
+
+
+def like(tensor: Tensor | None) -> str:
+    """A Python expression for a tensor of this shape, dtype, device and layout."""
+    if tensor is None:
+        return "None"
+    options = f", dtype={tensor.dtype}" + ("" if tensor.is_cpu else f", device={str(tensor.device)!r}")
+    is_last = tensor.dim() == 4 and not tensor.is_contiguous()
+    is_last = is_last and tensor.is_contiguous(memory_format=torch.channels_last)
+    return f"torch.randn({list(tensor.shape)}{options})" + (".to(memory_format=torch.channels_last)" if is_last else "")
 
 
 def say(operator: str, implementation: str, reason: str, line: str) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..direct import are_plain, is_open
 from ..tile_conv import gpu
-from ..verbose import is_on, say
+from ..verbose import is_on, like, say
 from . import cpu, reference, schema
 from .derivatives import backward, forward
 from .layout import empty_grad_input, empty_output, input_format, output_format
@@ -74,7 +74,7 @@ def masked_conv2d(
     if is_open(x) and are_plain(weight, bias) and type(dilation) in (int, tuple):
         key = key_of(x, weight, bias, (mask_type, channel_groups, group_layout, dilation, activation))
         ready = _ready.get(key)
-        if ready is not None:
+        if ready is not None and not is_on():
             return ready(x, weight, bias)
     check_options(mask_type, channel_groups, group_layout, activation)
     spread = check_dilation(dilation)
@@ -85,7 +85,7 @@ def masked_conv2d(
         spec = _spec(weight, mask_type, channel_groups, group_layout)
         _ready[key] = Ready(x, weight, spec, spread, activation or "none")
     if is_on() and not torch.compiler.is_compiling():
-        _say(x, weight, mask_type, channel_groups, group_layout, spread)
+        _say(x, weight, bias, mask_type, channel_groups, group_layout, spread, activation)
     batched = x if x.dim() == 4 else x.unsqueeze(0)
     y = forward(batched, weight, bias, mask_type, channel_groups, group_layout, spread, activation or "none")
     return y if x.dim() == 4 else y.squeeze(0)
@@ -160,15 +160,18 @@ def _refuse_dtype(name: str, tensor: Tensor, x: Tensor) -> NoReturn:
 
 
 def _say(
-    x: Tensor, weight: Tensor, mask_type: str, channel_groups: int, group_layout: str, dilation: _Pair
+    x: Tensor, weight: Tensor, bias: Tensor | None,
+    mask_type: str, channel_groups: int, group_layout: str, dilation: _Pair, activation: str | None,
 ) -> None:  # fmt: skip
-    reason = cpu.why_not(x) if x.is_cpu else f"the device is {x.device.type}"
+    kernel = "the CPU kernel" if x.is_cpu else "the Triton kernel"
+    reason = cpu.why_not(x) if x.is_cpu else gpu.why_not(x)
+    tensors = f"{like(x)}, {like(weight)}, {like(bias)}"
     say(
         "masked_conv2d",
-        "the CPU kernel" if reason is None else "another implementation than the CPU kernel",
+        kernel if reason is None else "the reference in plain PyTorch",
         reason or "it skips what is masked",
-        f"genkernels.ops.masked_conv2d(torch.randn({list(x.shape)}, dtype={x.dtype}), torch.randn("
-        f"{list(weight.shape)}, dtype={weight.dtype}), {mask_type=}, {channel_groups=}, {group_layout=}, {dilation=})",
+        f"genkernels.ops.masked_conv2d({tensors}, {mask_type=}, {channel_groups=}, {group_layout=}, {dilation=}, "
+        f"{activation=})",
     )
 
 

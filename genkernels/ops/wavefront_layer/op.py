@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ..masked_conv.op import check_options, check_tensors
+from ..verbose import is_on
 from ..wavefront_lstm.geometry import Geometry
-from ..wavefront_lstm.op import DIAGONAL_TAPS, ROW_TAPS, cast, check_state, check_together, geometry_of, keeps
+from ..wavefront_lstm.op import DIAGONAL_TAPS, ROW_TAPS, cast, check_state, check_together, geometry_of, keeps, say_walk
 from . import cpu, schema
 from .derivatives import layers, moved_up
 
@@ -136,6 +137,12 @@ def _layer(
         raise ValueError(f"input_weight{names[-1]}: expected the shape of input_weight{names[0]}, {first}; got {last}")
     tensors = [x.unsqueeze(0) if x.dim() == 3 else x, *(t for walk in parameters for t in walk)]
     keep = keeps(tensors, checkpoint)
+    if is_on() and not torch.compiler.is_compiling():
+        kinds = ("input_weight", "input_bias", "weight", "h0", "c0")
+        named: dict[str, Tensor | None] = {"x": x}
+        for walk, name in zip(parameters, names, strict=True):
+            named.update(zip((f"{kind}{name}" for kind in kinds), walk, strict=True))
+        say_walk("lstm_layer", named, geometry, checkpoint, {"mask_type": mask_type})
     hidden, _ = layers[len(parameters)].forward(*tensors, mask_type, geometry.front, list(geometry.taps), keep)
     return hidden.squeeze(0) if x.dim() == 3 else hidden
 

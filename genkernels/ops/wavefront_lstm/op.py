@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..verbose import is_on, like, say
 from . import cpu, cuda, reference, schema
 from .derivatives import geometries, walks, walks_of
 from .geometry import Geometry
@@ -161,8 +162,26 @@ def _walk(
     for gates, *others in inputs:
         flat += [gates.unsqueeze(0) if len(shape) == 3 else gates, *others]
     keep = keeps(flat, checkpoint)
+    if is_on() and not torch.compiler.is_compiling():
+        options = {"mirrored": mirrored[0]} if geometry.front == "diagonal" and len(inputs) == 1 else {}
+        say_walk("lstm", together, geometry, checkpoint, options)
     *hidden, _ = walks[len(inputs)].forward(*flat, geometry.front, list(geometry.taps), list(mirrored), keep)
     return tuple(h.squeeze(0) for h in hidden) if len(shape) == 3 else tuple(hidden)
+
+
+def say_walk(
+    kind: str, named: dict[str, Tensor | None], geometry: Geometry, checkpoint: bool, options: dict[str, Any]
+) -> None:
+    """Which implementation runs, of an operator of this kind ("lstm", "lstm_layer"); by name its tensors."""
+    first = next(tensor for tensor in named.values() if tensor is not None)
+    name = f"{geometry.front}_{'bi' * any(key.endswith('_right') for key in named)}{kind}"
+    kernels = KERNELS.get(first.device.type.upper())
+    reason = f"no kernel for {first.device.type}" if kernels is None else kernels.why_not(first, [geometry])
+    kernel = f"the {first.device.type.upper()} kernel" if reason is None else "the reference in plain PyTorch"
+    arguments = [f"{key}={like(tensor)}" for key, tensor in named.items()]
+    options = {**options, "taps": geometry.taps, "checkpoint": checkpoint}
+    arguments += [f"{key}={value!r}" for key, value in options.items()]
+    say(name, kernel, reason or "it walks the image in one call", f"genkernels.ops.{name}({', '.join(arguments)})")
 
 
 def keeps(tensors: Sequence[Tensor | None], checkpoint: bool) -> bool:

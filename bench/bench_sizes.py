@@ -1,0 +1,128 @@
+"""Whether ``genkernels.accelerate`` loses anywhere: single layers from tiny to large, against what they were before.
+
+    python -m bench.bench_sizes [--quick] [--seconds S] [--json DIR]
+    pytest bench/bench_sizes.py --benchmark-only
+
+Masked convolutions that write zeros into their weight, and blocks on both sides of the size from which a block takes
+this library's kernel (``ops/conv_bn_act/choice.py``). Training is forward and backward in training mode; evaluation is
+forward alone, without autograd. The claims are the worst cases.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import genkernels
+from bench.bench_accelerate import WritesItsWeight
+from bench.machine import machine, software
+from bench.report import Claim, Report, Row, command_line
+from bench.roofline import measure_ceilings
+from bench.timing import check_equal, interleave
+
+OURS, PLAIN = "accelerated", "plain PyTorch"
+LEAST = 0.95  # of the plain layer's speed: two timings of the same thing differ by as much
+MASKED = ((1, 8, 8, 8, 3), (1, 1, 64, 28, 7), (16, 1, 64, 28, 7), (16, 3, 32, 32, 5), (1, 64, 64, 28, 3),
+          (64, 16, 16, 4, 3), (16, 64, 64, 28, 7), (2, 256, 256, 8, 3))  # fmt: skip
+# Transposed or not, batch, channels in and out, image before, kernel, stride, padding, activation, batch norm.
+BLOCKS = (
+    (False, 1, 8, 8, 8, 3, 1, 1, nn.ReLU, True), (True, 1, 8, 8, 8, 4, 2, 1, nn.ReLU, True),
+    (False, 16, 3, 64, 16, 4, 2, 1, nn.LeakyReLU, False), (False, 16, 3, 64, 64, 4, 2, 1, nn.LeakyReLU, False),
+    (False, 16, 64, 1, 4, 4, 1, 0, nn.Sigmoid, False), (True, 16, 100, 64, 1, 4, 1, 0, nn.ReLU, True),
+    (True, 4, 64, 32, 8, 4, 2, 1, nn.ReLU, True), (True, 16, 64, 32, 8, 4, 2, 1, nn.ReLU, True),
+    (True, 16, 32, 3, 16, 4, 2, 1, nn.Tanh, False), (True, 16, 128, 64, 16, 4, 2, 1, nn.ReLU, True),
+    (False, 4, 32, 32, 16, 3, 1, 1, nn.ReLU, True), (False, 16, 64, 128, 16, 4, 2, 1, nn.LeakyReLU, True),
+    (False, 16, 64, 64, 16, 1, 1, 0, nn.ReLU, True), (False, 16, 64, 64, 32, 3, 1, 1, nn.ReLU, True),
+)  # fmt: skip
+
+
+def masked(batch: int, inputs: int, outputs: int, size: int, kernel: int) -> tuple[str, nn.Module, Tensor]:
+    layer = WritesItsWeight("B", inputs, outputs, kernel, padding=kernel // 2)
+    return (
+        f"masked {kernel}x{kernel}, {batch}x{inputs}→{outputs}, {size}²",
+        layer,
+        torch.randn(batch, inputs, size, size),
+    )
+
+
+def block(
+    transposed: bool, batch: int, inputs: int, outputs: int, size: int, kernel: int, stride: int, padding: int,
+    activation: type[nn.Module], norm: bool,
+) -> tuple[str, nn.Module, Tensor]:  # fmt: skip
+    conv = (nn.ConvTranspose2d if transposed else nn.Conv2d)(inputs, outputs, kernel, stride, padding, bias=not norm)
+    layers = [conv, *([nn.BatchNorm2d(outputs)] if norm else []), activation()]
+    kinds = " + ".join(type(layer).__name__ for layer in layers)
+    text = f"{kinds}, {kernel}x{kernel} by {stride}, {batch}x{inputs}→{outputs}, {size}²"
+    return text, nn.Sequential(*layers), torch.randn(batch, inputs, size, size)
+
+
+def cases() -> list[tuple[str, nn.Module, Tensor]]:
+    torch.manual_seed(0)
+    return [*(masked(*sizes) for sizes in MASKED), *(block(*sizes) for sizes in BLOCKS)]
+
+
+def calls(layer: nn.Module, x: Tensor, train: bool) -> dict[str, Callable[[], object]]:
+    """Both, checked."""
+    plain, ours = copy.deepcopy(layer).train(train), copy.deepcopy(layer).train(train)
+    if not genkernels.accelerate(ours).swapped:
+        raise AssertionError(f"nothing was swapped in {layer}")
+    x = x.clone().requires_grad_(train)
+
+    def call(model: nn.Module) -> Callable[[], object]:
+        def forward() -> object:
+            with torch.no_grad():
+                return model(x)
+
+        def step() -> object:
+            model.zero_grad()
+            x.grad = None
+            return model(x).sum().backward()
+
+        return step if train else forward
+
+    exact = copy.deepcopy(layer).double().train(train)(x.detach().double())
+    check_equal({OURS: [ours(x)], PLAIN: [plain(x)]}, [exact])
+    return {OURS: call(ours), PLAIN: call(plain)}
+
+
+def run(quick: bool, seconds: float) -> Report:
+    """Time every layer both ways."""
+    torch.set_num_threads(2)
+    seconds, min_rounds = (min(seconds, 0.02), 3) if quick else (seconds, 11)
+    ceilings = measure_ceilings()
+    rows, claims = [], []
+    for mode, train in (("training", True), ("evaluation", False)):
+        of_mode = [
+            Row(mode, name, interleave(calls(layer, x, train), seconds=seconds, min_rounds=min_rounds), (OURS,), PLAIN)
+            for name, layer, x in cases()
+        ]
+        worst = min(of_mode, key=lambda row: row.speed_up(PLAIN))
+        claims.append(Claim(f"{mode}, slowest: {worst.case}", worst.speed_up(PLAIN), "×", LEAST))
+        rows += of_mode
+    return Report(
+        benchmark="sizes",
+        title="Accelerated layers at every size, float32",
+        ceilings=ceilings.highest(measure_ceilings()),
+        rows=tuple(rows),
+        claims=tuple(claims),
+        settings={"quick": quick, "seconds": seconds, "min_rounds": min_rounds},
+        machine=machine(),
+        software=software(),
+    )
+
+
+@pytest.mark.parametrize("which", [OURS, PLAIN])
+@pytest.mark.parametrize("index", range(len(MASKED) + len(BLOCKS)))
+def test_training(benchmark: Any, index: int, which: str) -> None:
+    name, layer, x = cases()[index]
+    benchmark.group = name
+    benchmark.pedantic(calls(layer, x, True)[which], rounds=5, warmup_rounds=2)
+
+
+if __name__ == "__main__":
+    command_line(run, "bench.bench_sizes", seconds=0.5)

@@ -1,0 +1,104 @@
+"""``GENKERNELS_VERBOSE=1``: says which implementation ran and why, with a line that makes the same call again."""
+
+import public_styles as styles
+import pytest
+import torch
+from fresh_process import run_fresh
+
+import genkernels
+from genkernels import nn, ops
+from genkernels.ops import verbose
+
+torch64 = {"dtype": torch.float64}
+needs_native = pytest.mark.skipif(
+    genkernels.backends.native() is None, reason="the native extension is not loaded: the reference runs everywhere"
+)
+
+
+@pytest.fixture(autouse=True)
+def on(monkeypatch):
+    monkeypatch.setattr(verbose, "_ON", True)
+    monkeypatch.setattr(verbose, "_said", set())
+
+
+def discriminator(**options):
+    """Its middle block is large enough for the kernel, the others are not."""
+    model = styles.discriminator(width=64).to(**options)
+    genkernels.accelerate(model)
+    return model
+
+
+def masked(style):
+    model = styles.MASKED[style]()
+    genkernels.accelerate(model)
+    return model
+
+
+def row_loop():
+    model = styles.RowLoop()
+    genkernels.accelerate(model)
+    return model
+
+
+CPU, TORCH, REFERENCE = "the CPU kernel", "PyTorch's own operators", "the reference in plain PyTorch"
+CALLS = {
+    "blocks": (lambda: discriminator()(torch.randn(16, 3, 16, 16)), [TORCH, CPU, TORCH], "33.6 million multiply-adds"),
+    "blocks, evaluation": (
+        lambda: discriminator().eval()(torch.randn(16, 3, 16, 16)), [TORCH, CPU, TORCH], "0.524 million multiply-adds",
+    ),
+    "blocks, float64": (
+        lambda: discriminator(**torch64)(torch.randn(16, 3, 16, 16, **torch64)),
+        [TORCH] * 3, "no native kernel for torch.float64",
+    ),
+    "own layer": (
+        lambda: nn.ConvTransposeBnAct2d(8, 4, 3, 2, 1, 1, activation="tanh")(torch.randn(2, 8, 4, 5)),
+        [TORCH], "9 taps",
+    ),
+    "masked": (lambda: masked("interleaved")(torch.randn(2, 6, 8, 8)), [CPU], "it skips what is masked"),
+    "masked, channels_last": (
+        lambda: masked("data")(torch.randn(2, 4, 8, 8).to(memory_format=torch.channels_last)), [CPU], "channels_last",
+    ),
+    "masked, float64": (
+        lambda: nn.MaskedConv2d(3, 4, 3, mask_type="A", **torch64)(torch.randn(3, 8, 8, **torch64)),
+        [REFERENCE], "no native kernel for torch.float64",
+    ),
+    "row loop": (lambda: row_loop()(torch.randn(2, 3, 4, 5)), [CPU, CPU], "it walks the image in one call"),
+    "one diagonal": (
+        lambda: ops.diagonal_lstm(torch.randn(1, 8, 4, 5), torch.randn(2, 8, 2), mirrored=True), [CPU], "mirrored=True",
+    ),
+    "diagonal layer": (lambda: nn.DiagonalBiLSTM(3, 4)(torch.randn(2, 3, 4, 5)), [CPU], "diagonal_bilstm"),
+}  # fmt: skip
+
+
+@needs_native
+@pytest.mark.parametrize("name", CALLS)
+def test_it_says_what_ran_and_its_line_makes_the_same_call(name, capsys):
+    call, implementations, reason = CALLS[name]
+    capsys.readouterr()
+    call()
+    said = capsys.readouterr().err.splitlines()
+    assert [line.split(": ", 2)[2].split(", ")[0] for line in said] == implementations, said
+    assert any(reason in line for line in said), said
+    for line in said:
+        verbose._said.clear()
+        eval(line.split("; again with: ")[1], {"torch": torch, "genkernels": genkernels})
+        assert capsys.readouterr().err.splitlines() == [line]
+
+
+def test_it_says_so_once_for_each_shape_and_never_of_the_trials(capsys):
+    layer = styles.MASKED["data"]()
+    genkernels.accelerate(layer)
+    assert capsys.readouterr().err == ""
+    for size in (5, 6, 5):
+        layer(torch.randn(2, 4, size, size))
+    assert len(capsys.readouterr().err.splitlines()) == 2
+
+
+def test_the_environment_switches_it_on():
+    code = """
+        import contextlib, io, torch, genkernels
+        with contextlib.redirect_stderr(io.StringIO()) as said:
+            genkernels.nn.MaskedConv2d(1, 2, 3, mask_type="A")(torch.randn(1, 1, 4, 4))
+        print(said.getvalue().count("genkernels: masked_conv2d: "))
+    """
+    assert [run_fresh(code, GENKERNELS_VERBOSE=value) for value in ("1", "0")] == ["1", "0"]
