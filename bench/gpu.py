@@ -29,6 +29,7 @@ BENCHMARKS: dict[str, int] = {
     "gpu_masked_conv": 130,
     "gpu_conv_bn_act": 150,
     "gpu_wavefront_lstm": 60,
+    "gpu_sampler": 110,
 }
 TEST_SECONDS = 200
 BUILD_SECONDS = 240

@@ -156,9 +156,9 @@ def norm_gradient_sums(
     sums: int,
 ) -> bool: ...
 
-# Sampling programs. Records of whole numbers are those of csrc/cpu/sampler.h; constants are (address, stride from image
-# to image, offset, length). `levels`, `free` (bytes) and `uniforms` (float64) are [images, C, H, W], `logits` float32
-# [images, levels, C, H, W] or 0. False where memory for the values ran out. sampler_panel: (columns, lanes).
+# Sampling programs. Records of whole numbers are those of csrc/sampler_records.h; constants are (address, stride from
+# image to image, offset, length). `levels`, `free` (bytes) and `uniforms` (float64) are [images, C, H, W], `logits`
+# float32 [images, levels, C, H, W] or 0. False where memory for the values ran out. sampler_panel: (columns, lanes).
 _Records = list[list[int]]
 _Constant = tuple[int, int, int, int]
 
@@ -219,3 +219,41 @@ class CudaWavefrontPlan:
     def backward_division(self) -> dict[str, int]: ...
     def forward(self, device: int, stream: int, walks: list[_CudaWalk], saved: int) -> None: ...
     def backward(self, device: int, stream: int, walks: list[_CudaWalkBackward], saved: int) -> None: ...
+
+# Likewise. `weights` are those of the pixel phase, `tables` what tables() gives; both and `floats` on the device, as is
+# `memory`, float32 [images, floats of an image]: zero, or what is read outside of a value, and the vectors. A map is
+# (address, stride from image to image).
+class CudaSamplerPlan:
+    def __init__(
+        self,
+        weight_count: int,
+        float_count: int,
+        sizes: list[int],
+        buffers: _Records,
+        places: _Records,
+        instructions: _Records,
+        groups: _Records,
+        runs: _Records,
+        phases: _Records,
+    ) -> None: ...
+    def tables(self) -> bytes: ...
+    def division(self, batch: int, limits: tuple[int, int, int]) -> dict[str, int]: ...
+    def run(
+        self,
+        device: int,
+        stream: int,
+        limits: tuple[int, int, int],
+        tables: int,
+        weights: int,
+        floats: int,
+        memory: int,
+        maps: list[tuple[int, int]],
+        images: int,
+        levels: int,
+        free: int,
+        uniforms: int,
+        logits: int,
+        temperature: float,
+        top_k: int,
+        last: tuple[int, int, int],
+    ) -> None: ...

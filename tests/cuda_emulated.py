@@ -17,7 +17,7 @@ from types import ModuleType
 
 import pytest
 
-from genkernels.ops.wavefront_lstm import cuda
+from genkernels.ops.cuda_device import Device
 
 ROOT = Path(__file__).resolve().parent.parent
 NAME = "genkernels_emulated"
@@ -37,7 +37,7 @@ def sources() -> list[Path]:
     """What is compiled: every kernel, its bindings and the emulator."""
     folder = ROOT / "csrc/cuda"
     kernels = [path for path in sorted(folder.glob("*.cu")) if path.name != "build_info.cu"]
-    return [*kernels, folder / "bindings.cpp", *sorted((folder / "emulator").glob("*.cpp"))]
+    return [*kernels, *sorted(folder.glob("*bindings.cpp")), *sorted((folder / "emulator").glob("*.cpp"))]
 
 
 def _compiler() -> str:
@@ -51,7 +51,8 @@ def _compiler() -> str:
 def module() -> ModuleType:
     """The emulated module, compiled if need be."""
     pybind11 = pytest.importorskip("pybind11")
-    headers = [ROOT / "csrc/cpu/tensor_view.h", *sorted((ROOT / "csrc/cuda").rglob("*.h"))]
+    headers = [ROOT / "csrc/cpu/tensor_view.h", ROOT / "csrc/sampler_records.h", ROOT / "csrc/bindings/sampler_plan.h"]
+    headers += sorted((ROOT / "csrc/cuda").rglob("*.h"))
     compiler = _compiler()
     digest = hashlib.sha256(f"{compiler} {FLAGS} {pybind11.__version__} {sysconfig.get_platform()}".encode())
     for path in [*sources(), *headers]:
@@ -88,7 +89,7 @@ def _run(command: list[str]) -> None:
     assert done.returncode == 0, f"{' '.join(command)}\n{done.stderr}"
 
 
-class EmulatedDevice(cuda.Device):
+class EmulatedDevice(Device):
     """A CUDA device that is not there: tensors are the CPU's, and there is one stream."""
 
     def current(self) -> contextlib.AbstractContextManager[None]:

@@ -63,9 +63,8 @@ def predict(model: Any, images: Tensor, condition: Tensor | None = None) -> Tens
 
 
 def program_of(model: Any, n: int, size: tuple[int, int, int], condition: Tensor | None = None) -> Program:
-    return sampler.compile_program(
-        model, model.predict, (n, *size), model._scaled(torch.arange(model.levels)), condition
-    )
+    levels = torch.arange(model.levels, device=next(model.parameters()).device)
+    return sampler.compile_program(model, model.predict, (n, *size), model._scaled(levels), condition)
 
 
 def random_images(n: int, size: tuple[int, int, int], levels: int, seed: int = 0) -> Tensor:
@@ -78,7 +77,7 @@ def logits_from_poisoned_memory(program: Program, images: Tensor) -> Tensor:
     walk = walk_of(request, slice(0, len(images)), lambda y: None)
     walk.free = torch.zeros_like(walk.free)
     walk.logits = program.table.new_zeros(len(images), program.levels, *images.shape[1:])
-    execution = torch_executor._Execution(program, walk)
+    execution = torch_executor.Execution(program, walk)
     for value, kept in zip(program.values, execution.maps, strict=True):
         if value.constant is None:
             columns = slice(value.columns[0] + kept.left, value.columns[1] + kept.left)

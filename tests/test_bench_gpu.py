@@ -11,9 +11,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench is no part of the installed package
 
-from bench import gpu, gpu_conv_bn_act, gpu_masked_conv, gpu_tools, gpu_wavefront_lstm, report
+from bench import gpu, gpu_conv_bn_act, gpu_masked_conv, gpu_sampler, gpu_tools, gpu_wavefront_lstm, report
 from bench.roofline import Ceilings
 from bench.timing import MismatchError, Timing, check_equal
+from genkernels.models import PixelCNN
 from genkernels.ops.masked_conv.mask import MaskSpec
 
 ROOT = Path(gpu.__file__).resolve().parents[1]
@@ -40,6 +41,12 @@ def on_cpu(monkeypatch):
     monkeypatch.setattr(walks, "timed", lambda calls, seconds: run_once(calls, seconds=seconds))
     monkeypatch.setattr(walks, "measure_gpu_ceilings", lambda dtype: Ceilings("bfloat16", 132, 1e5, 1e3))
     monkeypatch.setattr(walks, "gpu_machine", lambda: machine)
+    monkeypatch.setattr(gpu_sampler, "DEVICE", "cpu")
+    monkeypatch.setattr(gpu_sampler, "BACKEND", "cpu")  # in the place of the CUDA executor
+    monkeypatch.setattr(gpu_sampler, "captured", lambda call: call)
+    monkeypatch.setattr(gpu_sampler, "interleave", lambda calls, seconds, min_rounds: run_once(calls, seconds=seconds))
+    monkeypatch.setattr(gpu_sampler, "measure_gpu_ceilings", lambda dtype: Ceilings("float32", 132, 5e4, 1e3))
+    monkeypatch.setattr(gpu_sampler, "gpu_machine", lambda: machine)
     # Compiling is slow and tested elsewhere.
     monkeypatch.setattr(torch, "compile", lambda function, **_options: function)
 
@@ -79,6 +86,33 @@ def test_all_alternatives_to_the_diagonal_walks_agree_and_are_reported(monkeypat
     assert "per step of the walk" in text
 
 
+def test_all_alternatives_to_the_sampler_draw_the_same_and_are_reported(monkeypatch, on_cpu):
+    small = gpu_sampler.Case("small", lambda: PixelCNN(3, 6, 1, 4), (3, 3, 4), 2, 0.06, 50, 10)
+    monkeypatch.setattr(gpu_sampler, "CASES", (small,))
+    done = gpu_sampler.run(0.0)
+    (row,) = done.rows
+    assert set(row.timings) == {
+        "ours",
+        "ours, CUDA graph",
+        "cached PyTorch",
+        "cached PyTorch, CUDA graph",
+        gpu_sampler.FULL,
+    }
+    assert row.timings[gpu_sampler.FULL].median == pytest.approx(36 * 3e-3)  # 36 times the third call's made-up time
+    text = report.markdown(done, full=True)
+    assert "Some GPU" in text
+    assert "60 ms were promised" in text
+
+
+def test_samples_that_are_not_those_of_the_cached_sampler_are_refused(monkeypatch, on_cpu):
+    sampling = gpu_sampler.Sampling(gpu_sampler.Case("small", lambda: PixelCNN(1, 6, 1, 4), (1, 3, 4), 2))
+    sampling.check()
+    drawn = sampling.draw
+    monkeypatch.setattr(sampling, "draw", lambda backend: drawn(backend) + (backend == "torch"))
+    with pytest.raises(MismatchError, match=r"only 0\.0% of the images"):
+        sampling.check()
+
+
 @pytest.mark.parametrize("name", gpu_wavefront_lstm.WALKS)
 def test_the_diagonal_walks_that_are_timed_are_the_same_walk(on_cpu, name):
     problem = gpu_wavefront_lstm.Problem(gpu_wavefront_lstm.Case(2, 3, 4), torch.float32)
@@ -108,7 +142,7 @@ def test_without_a_gpu_the_command_says_so_and_ends_with_2(module):
 def test_every_benchmark_that_the_runner_lists_exists_and_the_gpu_tests_are_found():
     assert all((ROOT / "bench" / f"{name}.py").is_file() for name in gpu.BENCHMARKS)
     names = {file.name for file in gpu.gpu_tests()}
-    assert {"test_masked_conv_triton.py", "test_conv_bn_act_triton.py"} <= names
+    assert {"test_masked_conv_triton.py", "test_conv_bn_act_triton.py", "test_sampler_cuda.py"} <= names
     assert "test_bench_gpu.py" not in names
 
 

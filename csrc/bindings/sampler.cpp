@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <array>
-#include <cstring>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -11,28 +10,15 @@
 #include <vector>
 
 #include "bindings/bindings.h"
+#include "bindings/sampler_plan.h"
 
 namespace gk::bindings {
 
 namespace {
 
-void require(bool ok, const char* what) {
-  if (!ok) throw py::value_error(std::string("sampler plan: ") + what);
-}
-
-// Records of whole numbers, in the order of the struct's members.
-template <class Record>
-std::vector<Record> records(const std::vector<std::vector<int64_t>>& lists) {
-  constexpr std::size_t size = sizeof(Record) / sizeof(int64_t);
-  std::vector<Record> result(lists.size());
-  for (std::size_t i = 0; i < lists.size(); ++i) {
-    require(lists[i].size() == size, "a record has the wrong length");
-    std::memcpy(&result[i], lists[i].data(), sizeof(Record));
-  }
-  return result;
-}
-
-using Lists = std::vector<std::vector<int64_t>>;
+using Records = SamplerRecords;
+using Lists = Records::Lists;
+constexpr auto& require = Records::require;
 using Constants = std::vector<std::tuple<Address, int64_t, int64_t, int64_t>>;
 
 class SamplerPlan {
@@ -40,27 +26,22 @@ class SamplerPlan {
   SamplerPlan(const std::vector<int64_t>& sizes, Address floats, int64_t float_count, const Lists& buffers,
               const Lists& places, const Lists& instructions, const Lists& groups, const Lists& runs,
               const Lists& phases)
-      : buffers_(records<SamplerBuffer>(buffers)),
-        places_(records<SamplerPlace>(places)),
-        instructions_(records<SamplerInstruction>(instructions)),
-        groups_(records<SamplerGroup>(groups)),
-        runs_(records<SamplerRun>(runs)),
-        phases_(records<SamplerPhase>(phases)) {
-    require(sizes.size() == 7, "sizes: expected 7 numbers");
+      : records_(sizes, float_count, buffers, places, instructions, groups, runs, phases) {
+    const Records& r = records_;
     program_ = {};
-    int64_t* const fields[] = {&program_.height, &program_.width,        &program_.grid_width, &program_.colours,
-                               &program_.levels, &program_.image_floats, &program_.table};
-    for (std::size_t i = 0; i < 7; ++i) *fields[i] = sizes[i];
-    program_.floats = reinterpret_cast<const float*>(floats);
-    program_.buffers = buffers_.data();
-    program_.buffer_count = size(buffers_);
-    program_.places = places_.data();
-    program_.place_count = size(places_);
-    program_.instructions = instructions_.data();
-    program_.groups = groups_.data();
-    program_.runs = runs_.data();
-    program_.phases = phases_.data();
-    check_plan(float_count);
+    program_.height = r.height, program_.width = r.width, program_.grid_width = r.grid_width;
+    program_.colours = r.colours, program_.levels = r.levels, program_.image_floats = r.image_floats;
+    program_.table = r.table, program_.floats = reinterpret_cast<const float*>(floats);
+    program_.buffers = r.buffers.data(), program_.buffer_count = Records::size(r.buffers);
+    program_.places = r.places.data(), program_.place_count = Records::size(r.places);
+    program_.instructions = r.instructions.data(), program_.groups = r.groups.data();
+    program_.runs = r.runs.data(), program_.phases = r.phases.data();
+    for (const auto& i : r.instructions) {
+      require(Records::inside(i.weight, i.rows * i.reductions, float_count), "a weight: out of range");
+      require(Records::inside(i.bias, i.rows, float_count), "a bias: out of range");
+      program_.most_segments = std::max(program_.most_segments, i.segments);
+      program_.most_groups = std::max(program_.most_groups, i.group_count);
+    }
   }
   SamplerPlan(const SamplerPlan&) = delete;
   SamplerPlan& operator=(const SamplerPlan&) = delete;
@@ -73,7 +54,7 @@ class SamplerPlan {
     require(last[0] >= 0 && last[0] < program_.height && last[1] >= 0 && last[1] < program_.width && last[2] >= 0 &&
                 last[2] < program_.colours,
             "last: outside the image");
-    require(static_cast<int64_t>(maps.size()) == maps_, "maps: not as many as the plan was made with");
+    require(Records::size(maps) == records_.maps, "maps: not as many as the plan was made with");
     const auto map_views = constants(maps), vector_views = constants(vectors);
     for (const auto& v : vector_views)
       require(v.offset >= 0 && v.length >= 0 && v.offset + v.length <= program_.image_floats, "vectors: out of place");
@@ -91,7 +72,7 @@ class SamplerPlan {
                                last[2],
                                map_views.data(),
                                vector_views.data(),
-                               size(vector_views),
+                               Records::size(vector_views),
                                threads,
                                &Caller::poll,
                                &caller};
@@ -125,11 +106,6 @@ class SamplerPlan {
     }
   };
 
-  template <class T>
-  static int64_t size(const std::vector<T>& v) {
-    return static_cast<int64_t>(v.size());
-  }
-
   static std::vector<SamplerConstant> constants(const Constants& list) {
     std::vector<SamplerConstant> result;
     for (const auto& [data, image_stride, offset, length] : list)
@@ -137,50 +113,8 @@ class SamplerPlan {
     return result;
   }
 
-  // Everything lies inside what it points into.
-  void check_plan(int64_t float_count) {
-    const auto inside = [](int64_t first, int64_t count, int64_t all) {
-      return first >= 0 && count >= 0 && first + count <= all;
-    };
-    require(program_.height >= 1 && program_.width >= 1 && program_.grid_width >= program_.width, "bad sizes");
-    require(inside(program_.table, program_.levels, float_count), "table: out of range");
-    require(size(phases_) == program_.colours + 2, "phases: expected the row's and one for each step");
-    for (const auto& b : buffers_) {
-      require(b.rows >= 1 && b.columns >= 1 && b.channels >= 0, "an empty buffer");
-      require(b.external >= 0 || inside(b.offset, b.rows * b.columns * b.channels, program_.image_floats),
-              "a buffer: out of range");
-      require(b.outside < 0 || (b.external < 0 && inside(b.outside, b.channels, float_count)),
-              "what a buffer reads as outside: out of range");
-      maps_ = std::max(maps_, b.external + 1);
-    }
-    for (const auto& place : places_) {
-      require(place.value >= 0 && place.value < size(buffers_), "a place in no value");
-      require(place.length >= 0, "a place of negative length");
-    }
-    for (const auto& phase : phases_)
-      require(inside(phase.first, phase.last - phase.first, size(instructions_)), "phases: out of range");
-    for (const auto& i : instructions_) {
-      require(i.kind >= 0 && i.kind <= 4 && i.function >= 0 && i.function <= 17, "an unknown instruction");
-      require(i.operands >= 0 && i.operands <= SAMPLER_OPERANDS, "an instruction with too many operands");
-      require(inside(i.places, 1 + i.operands + i.segments, program_.place_count), "places: out of range");
-      require(inside(i.groups, i.group_count, size(groups_)), "groups: out of range");
-      require(inside(i.runs, i.run_count, size(runs_)), "runs: out of range");
-      require(inside(i.body, i.count, size(instructions_)), "a scan's body: out of range");
-      require(inside(i.weight, i.rows * i.reductions, float_count), "a weight: out of range");
-      require(inside(i.bias, i.rows, float_count), "a bias: out of range");
-      program_.most_segments = std::max(program_.most_segments, i.segments);
-      program_.most_groups = std::max(program_.most_groups, i.group_count);
-    }
-  }
-
+  const Records records_;
   SamplerProgram program_;
-  std::vector<SamplerBuffer> buffers_;
-  std::vector<SamplerPlace> places_;
-  std::vector<SamplerInstruction> instructions_;
-  std::vector<SamplerGroup> groups_;
-  std::vector<SamplerRun> runs_;
-  std::vector<SamplerPhase> phases_;
-  int64_t maps_ = 0;
 };
 
 }  // namespace

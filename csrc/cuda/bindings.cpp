@@ -9,6 +9,7 @@
 #include <tuple>
 #include <vector>
 
+#include "cuda/device.h"
 #include "cuda/wavefront_lstm.h"
 
 namespace py = pybind11;
@@ -29,10 +30,6 @@ using WalkBackward =
 template <typename T>
 void check(bool ok, const char* name, const char* expected, const T& got) {
   if (!ok) throw py::value_error(std::string(name) + ": expected " + expected + ", got " + std::to_string(got));
-}
-
-void check_launch(const char* kernel, const char* error) {
-  if (error) throw std::runtime_error(std::string(kernel) + " failed: " + error);
 }
 
 void* pointer(Address address) { return reinterpret_cast<void*>(address); }
@@ -135,6 +132,7 @@ void bind_kernels(py::module_& m) {
            py::arg("saved"), NoGil())
       .def("backward", &CudaWavefrontPlan::backward, py::arg("device"), py::arg("stream"), py::arg("walks"),
            py::arg("saved"), NoGil());
+  bind_sampler_plan(m);
 }
 
 }  // namespace gk::cuda

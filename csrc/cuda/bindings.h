@@ -3,8 +3,16 @@
 
 #include <pybind11/pybind11.h>
 
+#include <stdexcept>
+#include <string>
+
 namespace gk::cuda {
 
 void bind_kernels(pybind11::module_& m);
+void bind_sampler_plan(pybind11::module_& m);  // called by bind_kernels
+
+inline void check_launch(const char* kernel, const char* error) {
+  if (error) throw std::runtime_error(std::string(kernel) + " failed: " + error);
+}
 
 }  // namespace gk::cuda

@@ -6,6 +6,7 @@
 //   Region, SharedLayout        where things lie in dynamic shared memory; host and kernel compute it alike
 //   Shared<T>                   such a region: get, put, and put_to another block of the cluster. No raw pointers
 //   load_rows                   ldmatrix.x4: the rows of a 16 x 32-byte block, each lane naming one half row
+//   load_streamed               16 bytes of global memory, past L1
 //   multiply<Math>              mma.sync of a 16 x 32-byte A with a 32-byte x 8 B, float32 sums
 //   cluster_rank, cluster_sync  thread block clusters (compute capability 9.0; one block alone before that)
 //   launch                      with dynamic shared memory and clusters

@@ -8,6 +8,9 @@
 
 #include "cuda/memory.h"
 
+// A function of its own, for what is seldom called.
+#define GK_NOINLINE __noinline__
+
 namespace gk::cuda {
 
 // --- numbers ---
@@ -44,6 +47,16 @@ inline __device__ float tanh_approximate(float x) {  // relative error 2^-11
 }
 inline __device__ float exp_fast(float x) { return __expf(x); }
 inline __device__ float divide_fast(float x, float y) { return __fdividef(x, y); }
+
+// 16 bytes of global memory that no thread writes during the launch, read past L1: it stays for what is used again.
+template <class T>
+__device__ __forceinline__ T load_streamed(const float* p) {
+  float4 x;
+  asm("ld.global.nc.L1::no_allocate.v4.f32 {%0, %1, %2, %3}, [%4];"
+      : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w)
+      : "l"(__cvta_generic_to_global(p)));
+  return {{x.x, x.y, x.z, x.w}};
+}
 
 // --- shared memory and clusters ---
 

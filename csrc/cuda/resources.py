@@ -96,7 +96,7 @@ def main() -> None:
         if numbers["spilled"]
     ]
     if options.update:
-        table |= {"nvcc": version, "kernels": found}  # what else it holds is tests/ops/test_wavefront_lstm_cuda.py's
+        table |= {"nvcc": version, "kernels": found}  # what else it holds is that of tests/ops/test_*_cuda.py
         TABLE.write_text(json.dumps(table, indent=1) + "\n")
     elif version == table["nvcc"]:
         wrong += [

@@ -51,9 +51,6 @@ struct WavefrontPlans {
 // The quickest division by a model of what a front costs. Pure arithmetic: asks no device.
 WavefrontPlans plan_wavefront(const WavefrontShape& shape, const WavefrontLimits& limits);
 
-// Makes a device the current one of this thread; nullptr, or what went wrong.
-const char* select_device(int device);
-
 struct Pixels {
   void* data;
   int64_t stride_n, stride_h, stride_w;  // in elements; channels are next to each other

@@ -60,8 +60,6 @@ WavefrontPlan best_plan(const WavefrontShape& l, const WavefrontLimits& limits, 
 
 }  // namespace
 
-const char* select_device(int device) { return use_device(device); }
-
 WavefrontPlans plan_wavefront(const WavefrontShape& shape, const WavefrontLimits& limits) {
   WavefrontPlans plans = {};
   if (position_count(shape) > MAX_TILES * TILE) return plans;

@@ -153,7 +153,8 @@ class AutoregressiveModel(GenerativeModel):
             condition: int64 labels [n] where the model has classes, else None.
             size: height and width, instead of the model's ``image_size``.
             generator: for the uniforms, when they are not given.
-            progress: called as ``progress(done, total)``, in sub-pixels, after each row at least.
+            progress: called as ``progress(done, total)``, in sub-pixels, after each row at least; where one CUDA launch
+                draws everything, as soon as it is under way.
             backend: "torch" or, where it runs, "cpu" or "cuda"; "full_forward" for one forward pass a sub-pixel;
                 None for the quickest.
 

@@ -10,49 +10,29 @@ import pytest
 import torch
 from fresh_process import run_fresh
 from sampler_cases import CASES, program_of, random_images
+from sampler_checks import (
+    FUNCTIONS,
+    PARAMETERS,
+    assert_draws_as_float64_at_boundaries,
+    assert_same_where_clear,
+    constant_program,
+    drawn,
+    synthetic_program,
+    to_double,
+)
 
 from genkernels import backends
 from genkernels.models import CausalAudioNet, PixelCNN
 from genkernels.ops import sampler
 from genkernels.ops.sampler import cpu_plan, executors
-from genkernels.ops.sampler.drawing import draw
-from genkernels.ops.sampler.program import BINARY, UNARY, Affine, Draw, Function, Pointwise, Program, Read, Value
-from genkernels.ops.sampler.request import Request, check_request
+from genkernels.ops.sampler.program import Function
+from genkernels.ops.sampler.request import Request
 from genkernels.ops.sampler.torch_executor import evaluate
 
 pytestmark = [
     pytest.mark.skipif(backends.native() is None, reason="the native extension is not loaded"),
     pytest.mark.usefixtures("one_thread"),
 ]
-
-PARAMETERS = {
-    "elu": (1.2, 0.9, 1.1),
-    "leaky_relu": (0.1,),
-    "softplus": (2.0, 3.0),
-    "clamp": (-0.4, 0.7),
-    "scale": (1.5, -0.2),
-}
-
-
-def drawn(case, model, n, backend, *, seed=1, **options):
-    """Levels [n, C, H, W] and the request's uniforms."""
-    uniforms = torch.rand(n, *case.size, generator=torch.Generator().manual_seed(seed))
-    settings = {"given": None, "known": None, "temperature": 1.0, "top_k": None, "generator": None} | options
-    request = check_request((n, *case.size), model.levels, torch.device("cpu"), uniforms=uniforms, **settings)
-    table = model._scaled(torch.arange(model.levels))
-    return sampler.sample(model, model.predict, table, request, condition=case.condition(n), backend=backend), uniforms
-
-
-def assert_same_where_clear(program, ours, theirs, uniforms, **options):
-    """Equal levels, but for images whose first difference lies where u is within 1e-4 of a boundary."""
-    exact = sampler.teacher_forced(program, theirs)
-    for k in (ours != theirs).flatten(1).any(1).nonzero().flatten().tolist():
-        y, x, c = (ours[k] != theirs[k]).permute(1, 2, 0).nonzero()[0].tolist()
-        logits = exact[k, :, c, y, x].expand(2, -1)
-        near = draw(logits, (uniforms[k, c, y, x] + torch.tensor([-1e-4, 1e-4])).clamp(0, 1), **options)
-        assert near[0] != near[1], (
-            f"image {k}, colour {c} of pixel {y, x}: {ours[k, c, y, x]}, not {theirs[k, c, y, x]}"
-        )
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -103,34 +83,8 @@ def test_temperature_and_top_k_act_as_in_the_pytorch_executor(options):
 
 @pytest.mark.parametrize("levels", [2, 3, 16, 37, 256])
 def test_a_drawn_level_is_the_one_that_float64_gives_even_at_a_boundary(levels):
-    generator = torch.Generator().manual_seed(0)
-    n = 1000
-    logits = 4 * torch.randn(n, levels, generator=generator)
-    cdf = logits.double().softmax(1).cumsum(1)
-    uniforms = torch.rand(n, generator=generator, dtype=torch.float64)
-    picked = cdf[torch.arange(n), torch.randint(levels - 1, (n,), generator=generator)]
-    uniforms[::4] = (picked[::4] * (1 + 1e-9)).clamp(max=1 - 1e-12)  # just above a boundary
-    uniforms[1::4] = picked[1::4] * (1 - 1e-9)  # just below one
-    uniforms[:8] = 0
-    program = constant_program(logits)
-    for options in ({}, {"temperature": 0.3}, {"top_k": 1 + levels // 3}):
-        settings = {"given": None, "known": None, "temperature": 1.0, "top_k": None, "generator": None} | options
-        request = check_request(
-            (n, 1, 1, 1), levels, torch.device("cpu"), uniforms=uniforms.view(n, 1, 1, 1), **settings
-        )
-        ours = executors.execute(program, request, backend="cpu").flatten().long()
-        assert torch.equal(ours, draw(logits, uniforms, **options))
-
-
-def constant_program(logits):
-    """Images of one pixel whose logits are given."""
-    levels = logits.shape[1]
-    image = Value(0, "image", 1, (1,), 0, (0, 1))
-    constant = Value(1, "constant", levels, (-1,) * levels, 0, (0, 1), constant=logits)
-    result = Value(2, "logits", levels, (0,) * levels, 0, (0, 1))
-    copy = Pointwise("copy", 0, 2, ((0, levels),), Function("copy"), (Read(1, 0, 0, ((0, levels),)),))
-    return Program(
-        1, 1, 1, 1, levels, torch.linspace(0, 1, levels), (image, constant, result), (), ((copy, Draw(0, 2)), ())
+    assert_draws_as_float64_at_boundaries(
+        levels, lambda program, request: executors.execute(program, request, backend="cpu")
     )
 
 
@@ -146,49 +100,6 @@ def test_completion_keeps_every_known_sub_pixel(name):
     theirs, _ = drawn(case, model, 5, "torch", given=given, known=known)
     assert torch.equal(ours[known], given[known])
     assert_same_where_clear(program_of(model, 5, case.size, case.condition(5)), ours, theirs, uniforms)
-
-
-FUNCTIONS = [*((name, 1) for name in UNARY), *((name, 2) for name in BINARY)]
-
-
-def synthetic_program(name, operands, levels=11, width=7, height=3):
-    """One function in every place where one can stand, on channels that are taken apart, with a constant map."""
-    generator = torch.Generator().manual_seed(0)
-    function = Function(name, PARAMETERS.get(name, ()))
-    spread = ((6, 11), (0, 6))
-    noise = torch.randn(2, levels, height, width, generator=generator)
-    values = (
-        Value(0, "image", 1, (1,), 0, (0, width), rows_back=1, columns_left=2, columns_right=1),
-        Value(1, "map", levels, (-1,) * levels, 0, (0, width), constant=noise),
-        Value(
-            2, "row", levels, (-1,) * levels, 0, (0, width), rows_back=1, columns_left=1, outside=torch.randn(levels)
-        ),
-        Value(3, "pixel", levels, (0,) * levels, 0, (0, width)),
-        Value(4, "logits", levels, (0,) * levels, 0, (0, width)),
-    )
-    reads = (Read(2, 0, 0, spread), Read(1, 0, 0, ((0, 5), (5, 11))))
-    whole = ((0, levels),)
-    activation = function if operands == 1 and name != "exp" else None  # exp of exp of exp overflows
-    weight = torch.randn(levels, 3 + levels, generator=generator) * 0.15
-    taps = (Read(0, -1, -1, ((0, 1),)), Read(0, -1, 0, ((0, 1),)), Read(0, -1, 1, ((0, 1),)), Read(1, 0, 0, whole))
-    row = (
-        Affine("row", -1, 2, whole, taps, weight, torch.rand(levels, generator=generator) - 0.5, activation=activation),
-        Pointwise(
-            "row point", -1, 2, ((0, 5), (5, 11)), function, (Read(2, 0, 0, ((0, 5), (5, 11))), reads[1])[:operands]
-        ),
-    )
-    mixed = (Read(0, 0, -2, ((0, 1),)), Read(0, 0, -1, ((0, 1),)), Read(2, -1, -1, ((1, 4), (7, 9))))
-    terms = (*[Read(2, 0, 0, ((0, 5), (5, 11)))] * 6, Read(1, 0, 0, ((0, 5), (5, 11))))
-    step = (
-        Pointwise("point", 0, 3, ((0, 5), (5, 11)), function, reads[:operands]),
-        Affine(
-            "sum", 0, 4, ((0, 5), (5, 11)), (*mixed, Read(3, 0, 0, whole)),
-            torch.randn(levels, 7 + levels, generator=generator) * 0.3, None, terms,
-            activation=activation,
-        ),
-        Draw(0, 4),
-    )  # fmt: skip
-    return Program(height, width, width, 1, levels, torch.linspace(-1, 1, levels), values, row, (step, ()))
 
 
 @pytest.mark.parametrize(("name", "operands"), FUNCTIONS)
@@ -215,23 +126,6 @@ def applied(name, x):
     copy, draw_it = program.steps[0]
     program = replace(program, steps=((replace(copy, function=Function(name, PARAMETERS.get(name, ()))), draw_it), ()))
     return sampler.teacher_forced(program, torch.zeros(1, 1, 1, 1, dtype=torch.uint8), "cpu").flatten()
-
-
-def to_double(program):
-    def double(tensor):
-        return None if tensor is None else tensor.double()
-
-    def instruction(i):
-        return replace(i, weight=double(i.weight), bias=double(i.bias)) if isinstance(i, Affine) else i
-
-    return replace(
-        program,
-        table=program.table.double(),
-        values=tuple(replace(v, outside=double(v.outside), constant=double(v.constant)) for v in program.values),
-        row=tuple(map(instruction, program.row)),
-        steps=tuple(tuple(map(instruction, step)) for step in program.steps),
-        cache={},
-    )
 
 
 @torch.no_grad()

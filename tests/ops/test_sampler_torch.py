@@ -1,5 +1,7 @@
 """Sampling with a program in plain PyTorch: exactly what full forward passes give, in float64."""
 
+import dataclasses
+
 import pytest
 import torch
 from sampler_cases import CASES, logits_from_poisoned_memory, predict, program_of, random_images
@@ -104,6 +106,12 @@ def test_a_batch_too_large_for_the_memory_is_drawn_in_parts(monkeypatch):
     assert torch.equal(parts, whole)
     assert sizes == [2, 2, 1]
     assert calls == [(12 * k, 180) for k in range(1, 16)]  # rows of 4 pixels and 3 colours, three times 5 of them
+    roomy = dataclasses.replace(executors.EXECUTORS[0], spare_memory=lambda program: 4 * one)
+    monkeypatch.setattr(executors, "EXECUTORS", [roomy])
+    sizes.clear()
+    parts = model.sample(5, uniforms=uniforms, size=case.size[1:], condition=case.condition(5))
+    assert torch.equal(parts, whole)
+    assert sizes == [4, 1]
 
 
 def test_nothing_is_computed_behind_the_last_open_sub_pixel(monkeypatch):

@@ -15,6 +15,7 @@
 #define __restrict__ __restrict
 #define __launch_bounds__(...)
 #define __grid_constant__
+#define GK_NOINLINE
 #define threadIdx (gk::emulator::current->index)
 #define blockIdx (gk::emulator::current->block->index)
 #define blockDim (gk::emulator::block_size)
@@ -144,6 +145,13 @@ inline float tanh_approximate(float x) {  // as far off as the instruction may b
 }
 inline float exp_fast(float x) { return std::exp(x); }
 inline float divide_fast(float x, float y) { return x / y; }
+
+template <class T>
+T load_streamed(const float* p) {
+  T x;
+  memcpy(&x, p, sizeof(T));
+  return x;
+}
 
 // --- shared memory and clusters ---
 

@@ -6,11 +6,10 @@ import torch
 from torch import Tensor
 
 from ... import backends
-from .cpu_plan import Layout, Plan, build, layout
+from .cpu_plan import Plan, build
+from .plan import Layout, layout, map_memory
 from .program import Program
 from .walk import Walk
-
-_PADDING = 64  # floats behind a constant: loads of whole vectors may reach beyond it
 
 
 def why_not(program: Program) -> str | None:
@@ -81,20 +80,13 @@ class _Constants:
     def _vector(self, program: Program, k: int, offset: int) -> tuple[int, int, int, int]:
         constant = program.values[k].constant
         assert constant is not None
-        return self._keep(constant.contiguous(), constant[0].numel(), offset)
+        length = constant[0].numel()
+        return self._keep(constant.contiguous()), length if len(constant) > 1 else 0, offset, length
 
     def _map(self, program: Program, k: int, where: Layout) -> tuple[int, int, int, int]:
-        """Rows [height + those above, which read as zero and stand at the end], columns, channels."""
-        constant, buffer = program.values[k].constant, where.buffers[k]
-        assert constant is not None
-        n, channels, height, width = constant.shape
-        image = buffer.rows * buffer.row_stride
-        flat = constant.new_zeros(n * image + _PADDING)
-        whole = flat[: n * image].view(n, buffer.rows, buffer.columns, channels)
-        whole[:, :height, -buffer.first_column : width - buffer.first_column] = constant.permute(0, 2, 3, 1)
-        return self._keep(flat, image, 0, n)
+        flat, stride = map_memory(program, k, where)
+        return self._keep(flat), stride, 0, 0
 
-    def _keep(self, tensor: Tensor, length: int, offset: int, n: int | None = None) -> tuple[int, int, int, int]:
+    def _keep(self, tensor: Tensor) -> int:
         self.tensors.append(tensor)
-        n = tensor.shape[0] if n is None else n
-        return tensor.data_ptr(), 0 if n == 1 else length, offset, length
+        return tensor.data_ptr()

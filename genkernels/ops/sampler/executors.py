@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from . import cpu, torch_executor
+from . import cpu, cuda, torch_executor
 from .program import Program
 from .request import Progress, Request
 from .walk import Walk
 
-MEMORY = 1 << 30  # bytes that a batch may take; larger ones are drawn in parts
+MEMORY = 1 << 30  # bytes that a batch may take at least; larger ones are drawn in parts
 
 
 @dataclass(frozen=True)
@@ -25,16 +25,19 @@ class Executor:
         refuses: why it cannot run a program, or None.
         run: draws the open sub-pixels of a walk.
         bytes_per_image: the memory that an image of the batch takes.
+        spare_memory: bytes that may be taken where that is more than MEMORY.
     """
 
     name: str
     refuses: Callable[[Program], str | None]
     run: Callable[[Program, Walk], None]
     bytes_per_image: Callable[[Program], int]
+    spare_memory: Callable[[Program], int] = lambda program: 0
 
 
 EXECUTORS: list[Executor] = [
     Executor("cpu", cpu.why_not, cpu.run, cpu.bytes_per_image),
+    Executor("cuda", cuda.why_not, cuda.run, cuda.bytes_per_image, cuda.spare_memory),
     Executor("torch", lambda program: None, torch_executor.run, torch_executor.bytes_per_image),
 ]
 """The first that does not refuse is taken: the native ones, then PyTorch."""
@@ -65,7 +68,8 @@ def execute(program: Program, request: Request, progress: Progress | None = None
     ``progress(done, total)`` is called after each row, in sub-pixels that were open.
     """
     executor = choose(program, backend)
-    size = max(1, MEMORY // max(1, executor.bytes_per_image(program)))
+    memory = max(MEMORY, executor.spare_memory(program))
+    size = max(1, memory // max(1, executor.bytes_per_image(program)))
     parts = [slice(start, start + size) for start in range(0, request.images.shape[0], size)]
     opened = [request.free[part].any(0).sum((0, 2)).tolist() for part in parts]  # by part and row
     total, before = sum(map(sum, opened)), 0

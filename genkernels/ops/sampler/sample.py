@@ -50,7 +50,8 @@ def sample(
     Args:
         model, predict, table, condition: see :func:`genkernels.ops.sampler.compile_program`.
         request: what is to be drawn.
-        progress: called as ``progress(done, total)``, in sub-pixels, after each row at least.
+        progress: called as ``progress(done, total)``, in sub-pixels, after each row at least; where one CUDA launch
+            draws everything, as soon as it is under way.
         backend: "torch", "cpu", ...: the executor; "full_forward": without a program; None: the quickest.
     """
     if not bool(request.free.any()):

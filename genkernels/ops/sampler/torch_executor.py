@@ -36,10 +36,12 @@ class _Map:
 
 def run(program: Program, walk: Walk) -> None:
     """Draws the open sub-pixels of ``walk.images`` in place."""
-    _Execution(program, walk).run()
+    Execution(program, walk).run()
 
 
-class _Execution:
+class Execution:
+    """A walk on its way, row by row."""
+
     def __init__(self, program: Program, walk: Walk) -> None:
         self.program, self.walk = program, walk
         self.images = walk.images.shape[0]
@@ -65,19 +67,21 @@ class _Execution:
         return _Map(data, top, left)
 
     def run(self) -> None:
-        program, walk = self.program, self.walk
-        last_row, last_column, last_colour = walk.last
-        for y in range(last_row + 1):
-            for instruction in program.row:
-                self._in_row(instruction, y)
-            width = last_column + 1 if y == last_row else program.grid_width
-            for x in range(width):
-                for step, instructions in enumerate(program.steps):
-                    if (y, x, step) > (last_row, last_column, last_colour):
-                        break
-                    for instruction in instructions:
-                        self._at_pixel(instruction, y, x)
-            walk.row_done(y)
+        for y in range(self.walk.last[0] + 1):
+            self.row(y)
+            self.walk.row_done(y)
+
+    def row(self, y: int) -> None:
+        program, (last_row, last_column, last_colour) = self.program, self.walk.last
+        for instruction in program.row:
+            self._in_row(instruction, y)
+        width = last_column + 1 if y == last_row else program.grid_width
+        for x in range(width):
+            for step, instructions in enumerate(program.steps):
+                if (y, x, step) > (last_row, last_column, last_colour):
+                    break
+                for instruction in instructions:
+                    self._at_pixel(instruction, y, x)
 
     def _in_row(self, instruction: Instruction, y: int) -> None:
         if isinstance(instruction, Scan):
@@ -161,7 +165,7 @@ class _Execution:
             walk.logits[:, :, colour, y, x] = logits
         free = walk.free[:, colour, y, x]
         shown = self.known[:, colour, y, x]
-        if bool(free.any()):
+        if free.is_cuda or bool(free.any()):  # on a GPU asking would mean waiting
             drawn = draw(logits, walk.uniforms[:, colour, y, x], walk.temperature, walk.top_k)
             here = walk.images[:, colour, y, x]
             here.copy_(torch.where(free, drawn.to(here.dtype), here))

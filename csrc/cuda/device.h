@@ -1,0 +1,8 @@
+#pragma once
+
+namespace gk::cuda {
+
+// Makes a device the current one of this thread; nullptr, or what went wrong.
+const char* select_device(int device);
+
+}  // namespace gk::cuda
