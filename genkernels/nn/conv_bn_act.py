@@ -42,7 +42,7 @@ def norm_options(bn: nn.BatchNorm2d | nn.SyncBatchNorm | None) -> dict[str, Any]
     return options
 
 
-class _Block:
+class _Block(nn.Module):
     """What both layers add to torch.nn's convolution."""
 
     bn: nn.BatchNorm2d | nn.SyncBatchNorm | None
@@ -89,8 +89,10 @@ class _Block:
         y = z if bn is None else bn.forward(z)
         return act(y, self.activation or "none", self.negative_slope)
 
-    def _repr_of_block(self) -> str:
-        text = "" if self.activation is None else f", activation={self.activation!r}"
+    def extra_repr(self) -> str:
+        text = super().extra_repr()
+        if self.activation is not None:
+            text += f", activation={self.activation!r}"
         return f"{text}, negative_slope={self.negative_slope}" if self.activation == "leaky_relu" else text
 
 
@@ -173,9 +175,6 @@ class ConvTransposeBnAct2d(_Block, nn.ConvTranspose2d):
             **self._block_options(),
         )
 
-    def extra_repr(self) -> str:
-        return super().extra_repr() + self._repr_of_block()
-
 
 class ConvBnAct2d(_Block, nn.Conv2d):
     __doc__ = "``act(bn(conv(x)))``, a block of a DCGAN discriminator.\n" + _DOC.format(base="Conv2d")
@@ -217,9 +216,6 @@ class ConvBnAct2d(_Block, nn.Conv2d):
         return ops.conv2d_bn_act(
             input, self.weight, self.bias, stride=self.stride, padding=padding, **self._block_options()
         )
-
-    def extra_repr(self) -> str:
-        return super().extra_repr() + self._repr_of_block()
 
 
 def _check_unused(groups: int, dilation: _Size, padding_mode: str) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ... import backends
-from .layout import empty_grad_input, empty_output
+from .layout import empty_gradients, empty_output
 from .mask import MaskSpec
 
 _STORAGE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -124,9 +124,7 @@ def backward(
     activation: str,
     needs: tuple[bool, bool, bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    grad_x = empty_grad_input(x) if needs[0] else x.new_empty(0)
-    grad_weight = torch.empty_like(weight) if needs[1] else x.new_empty(0)
-    grad_bias = x.new_empty(weight.shape[0]) if needs[2] else x.new_empty(0)
+    grad_x, grad_weight, grad_bias = empty_gradients(x, weight, needs)
     if x.numel() == 0:
         return grad_x, grad_weight.zero_(), grad_bias.zero_()
     grads = [grad if need else None for grad, need in zip((grad_x, grad_weight, grad_bias), needs, strict=True)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -49,3 +51,12 @@ def empty_output(x: Tensor, weight: Tensor) -> Tensor:
 def empty_grad_input(x: Tensor) -> Tensor:
     """The gradient of x, [N, C, H, W], not yet written."""
     return torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=input_format(x))
+
+
+def empty_gradients(x: Tensor, weight: Tensor, needs: Sequence[bool]) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of x, weight and bias [O], not yet written; those that are not needed have no elements."""
+    return (
+        empty_grad_input(x) if needs[0] else x.new_empty(0),
+        torch.empty_like(weight) if needs[1] else x.new_empty(0),
+        x.new_empty(weight.shape[0]) if needs[2] else x.new_empty(0),
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any, NoReturn
 
 import torch
@@ -13,7 +14,7 @@ from ..tile_conv import gpu
 from ..verbose import is_on, like, say
 from . import cpu, reference, schema
 from .derivatives import backward, forward
-from .layout import empty_grad_input, empty_output, input_format, output_format
+from .layout import empty_gradients, empty_output, input_format, output_format
 from .mask import GROUP_LAYOUTS, MASK_TYPES, MaskSpec
 from .ready import MOST_CALLS, Key, Ready, key_of, worth_keeping
 
@@ -209,54 +210,41 @@ def _backward_reference(
     )
 
 
-def _forward_cpu(x: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
-    if cpu.why_not(x) is not None:
-        return _forward_reference(x, weight, bias, *options)
-    mask_type, channel_groups, group_layout, dilation, activation = options
-    spec = _spec(weight, mask_type, channel_groups, group_layout)
-    return cpu.forward(x, weight, bias, spec, _dilation(dilation), activation)
-
-
-def _backward_cpu(
-    grad_output: Tensor, x: Tensor, weight: Tensor, output: Tensor | None, *options: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    if cpu.why_not(x) is not None:
-        return _backward_reference(grad_output, x, weight, output, *options)
-    mask_type, channel_groups, group_layout, dilation, activation, needs = options
-    spec = _spec(weight, mask_type, channel_groups, group_layout)
-    return cpu.backward(grad_output, x, weight, output, spec, _dilation(dilation), activation, needs)
-
-
-def _forward_cuda(x: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
-    if gpu.why_not(x) is not None:
-        return _forward_reference(x, weight, bias, *options)
+def _kernels(x: Tensor) -> ModuleType | None:
+    """The kernels that take x, or None where the reference does."""
+    if x.is_cpu:
+        return cpu if cpu.why_not(x) is None else None
+    if not x.is_cuda or gpu.why_not(x) is not None:
+        return None
     from . import triton_kernels  # here, since it imports Triton
 
+    return triton_kernels
+
+
+def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
+    kernels = _kernels(x)
+    if kernels is None:
+        return _forward_reference(x, weight, bias, *options)
     mask_type, channel_groups, group_layout, dilation, activation = options
     spec = _spec(weight, mask_type, channel_groups, group_layout)
-    return triton_kernels.forward(x, weight, bias, spec, _dilation(dilation), activation)
+    return kernels.forward(x, weight, bias, spec, _dilation(dilation), activation)
 
 
-def _backward_cuda(
+def _backward(
     grad_output: Tensor, x: Tensor, weight: Tensor, output: Tensor | None, *options: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if gpu.why_not(x) is not None:
+    kernels = _kernels(x)
+    if kernels is None:
         return _backward_reference(grad_output, x, weight, output, *options)
-    from . import triton_kernels
-
     mask_type, channel_groups, group_layout, dilation, activation, needs = options
     spec = _spec(weight, mask_type, channel_groups, group_layout)
-    return triton_kernels.backward(grad_output, x, weight, output, spec, _dilation(dilation), activation, needs)
+    return kernels.backward(grad_output, x, weight, output, spec, _dilation(dilation), activation, needs)
 
 
-forward.use_directly(_forward_cpu, tensors=3)
-backward.use_directly(_backward_cpu, tensors=4)
-schema.library.impl("masked_conv2d", _forward_reference, "CompositeExplicitAutograd")
-schema.library.impl("masked_conv2d_backward", _backward_reference, "CompositeExplicitAutograd")
-schema.library.impl("masked_conv2d", _forward_cpu, "CPU")
-schema.library.impl("masked_conv2d_backward", _backward_cpu, "CPU")
-schema.library.impl("masked_conv2d", _forward_cuda, "CUDA")
-schema.library.impl("masked_conv2d_backward", _backward_cuda, "CUDA")
+forward.use_directly(_forward, tensors=3)
+backward.use_directly(_backward, tensors=4)
+schema.library.impl("masked_conv2d", _forward, "CompositeExplicitAutograd")
+schema.library.impl("masked_conv2d_backward", _backward, "CompositeExplicitAutograd")
 
 
 @torch.library.register_fake("genkernels::masked_conv2d", lib=schema.library)
@@ -268,12 +256,7 @@ def _forward_fake(x: Tensor, weight: Tensor, bias: Tensor | None, *options: Any)
 def _backward_fake(
     grad_output: Tensor, x: Tensor, weight: Tensor, output: Tensor | None, *options: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    needs = options[-1]
-    return (
-        empty_grad_input(x) if needs[0] else x.new_empty(0),
-        torch.empty_like(weight) if needs[1] else x.new_empty(0),
-        x.new_empty(weight.shape[0]) if needs[2] else x.new_empty(0),
-    )
+    return empty_gradients(x, weight, options[-1])
 
 
 # --- autocast --------------------------------------------------------------------------------------------------

@@ -11,11 +11,10 @@ both halves.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from ..tile_conv.launch import Gate, Walk, convolve, gate_gradient, gradient, weight_gradient
-from .layout import empty_grad_input, empty_output
+from .layout import empty_gradients, empty_output
 from .mask import MaskSpec
 
 
@@ -51,9 +50,7 @@ def backward(
     needs: tuple[bool, bool, bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As cpu.backward."""
-    grad_x = empty_grad_input(x) if needs[0] else x.new_empty(0)
-    grad_weight = torch.empty_like(weight) if needs[1] else x.new_empty(0)
-    grad_bias = x.new_empty(weight.shape[0]) if needs[2] else x.new_empty(0)
+    grad_x, grad_weight, grad_bias = empty_gradients(x, weight, needs)
     if x.numel() == 0:
         return grad_x, grad_weight.zero_(), grad_bias.zero_()
     grad_output = gradient(grad_output, output, activation, sums=grad_bias if needs[2] else None)
