@@ -31,7 +31,7 @@ from genkernels.ops.conv_bn_act.choice import always_kernel
 
 PLAIN, OURS, COMPILED, OURS_COMPILED = "plain PyTorch", "accelerated", "torch.compile", "accelerated, torch.compile"
 FIRST_STEPS, LOSS_TOLERANCE = 1, 1e-4
-LOOP_PIXELS = 24  # of the plain sampling loop, each a forward pass of the whole image; the rest is extrapolated
+LOOP_PIXELS = 16  # of the plain sampling loop, each a forward pass of the whole image; the rest is extrapolated
 DCGAN_BATCH, PIXELCNN_BATCH, SIZE, LEVELS = 16, 16, 28, 256
 
 
@@ -137,7 +137,7 @@ CASES: dict[str, tuple[Callable[..., Any], Any, tuple[str, ...], int, float]] = 
     f"DCGAN, 64x64, batch {DCGAN_BATCH}": (plain_dcgan, GanTrainer, (PLAIN, OURS, COMPILED, OURS_COMPILED), 20, 1.5),
     # Plain, it does not compile in one graph.
     f"PixelCNN, eight 7x7, 64 channels, batch {PIXELCNN_BATCH}, {SIZE}²": (
-        plain_pixelcnn, PixelTrainer, (PLAIN, OURS, OURS_COMPILED), 5, 1.7,
+        plain_pixelcnn, PixelTrainer, (PLAIN, OURS, OURS_COMPILED), 3, 1.7,
     ),
 }  # fmt: skip
 
@@ -273,7 +273,7 @@ def sampling(quick: bool) -> Row:
 def run(quick: bool, seconds: float) -> Report:
     """Compare, then time, both training steps and the sampling."""
     torch.set_num_threads(2)
-    seconds, min_rounds = (min(seconds, 1.0), 3) if quick else (seconds, 7)
+    seconds, min_rounds = (min(seconds, 1.0), 3) if quick else (seconds, 5)
     ceilings = measure_ceilings()
     rows, claims = [], []
     for case, (_, _, names, steps, target) in CASES.items():
@@ -310,4 +310,4 @@ def test_training_step(benchmark: Any, case: str, name: str) -> None:
 
 
 if __name__ == "__main__":
-    command_line(run, "bench.bench_accelerate", seconds=10.0)
+    command_line(run, "bench.bench_accelerate", seconds=8.0)
