@@ -1,7 +1,15 @@
 """Fixtures that tests of several folders ask for."""
 
+import os
+
 import pytest
 import torch
+
+
+def pytest_configure() -> None:
+    """Processes that share the tests share the cores: one thread each, but where a test asks for more."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        torch.set_num_threads(1)
 
 
 @pytest.fixture

@@ -4,12 +4,12 @@ Compiling takes some fifteen seconds; the module is kept in build/emulated under
 """
 
 import contextlib
+import fcntl
 import hashlib
 import importlib.util
 import shutil
 import subprocess
 import sysconfig
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
@@ -59,29 +59,34 @@ def module() -> ModuleType:
         digest.update(path.read_bytes())
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
     target = ROOT / "build/emulated" / digest.hexdigest()[:16] / f"{NAME}{suffix}"
-    if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = Path(tempfile.mkdtemp(dir=target.parent))  # another process may compile the same
-        includes = [f"-I{path}" for path in (ROOT / "csrc", pybind11.get_include(), sysconfig.get_paths()["include"])]
-
-        def compiled(source: Path) -> str:
-            result = unfinished / f"{source.name}.o"
-            # Bindings need no speed, and compile in half the time without it.
-            level = "-O2" if source.suffix == ".cu" or source.name == "emulator.cpp" else "-O0"
-            _run([compiler, *FLAGS, level, *includes, "-x", "c++", "-c", str(source), "-o", str(result)])
-            return str(result)
-
-        with ThreadPoolExecutor(2) as pool:
-            objects = list(pool.map(compiled, sources()))
-        _run([compiler, "-shared", "-o", str(unfinished / target.name), *objects])
-        (unfinished / target.name).rename(target)
-        shutil.rmtree(unfinished)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with open(target.parent / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # tests run in several processes: one compiles, the others wait for it
+        if not target.exists():
+            _compile(compiler, pybind11.get_include(), target)
     spec = importlib.util.spec_from_file_location(NAME, target)
     assert spec is not None
     assert spec.loader is not None
     loaded = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(loaded)
     return loaded
+
+
+def _compile(compiler: str, pybind11: str, target: Path) -> None:
+    includes = [f"-I{path}" for path in (ROOT / "csrc", pybind11, sysconfig.get_paths()["include"])]
+
+    def compiled(source: Path) -> str:
+        result = target.with_name(f"{source.name}.o")
+        # Bindings need no speed, and compile in half the time without it.
+        level = "-O2" if source.suffix == ".cu" or source.name == "emulator.cpp" else "-O0"
+        _run([compiler, *FLAGS, level, *includes, "-x", "c++", "-c", str(source), "-o", str(result)])
+        return str(result)
+
+    with ThreadPoolExecutor(2) as pool:
+        objects = list(pool.map(compiled, sources()))
+    unfinished = target.with_suffix(".unfinished")
+    _run([compiler, "-shared", "-o", str(unfinished), *objects])
+    unfinished.rename(target)
 
 
 def _run(command: list[str]) -> None:

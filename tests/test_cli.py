@@ -20,8 +20,7 @@ import genkernels  # noqa: E402
 from genkernels.cli import main  # noqa: E402
 from genkernels.cli.app import app  # noqa: E402
 
-# One process, since they share runs.
-pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.xdist_group("cli")]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 SMALL = ["--hidden-channels", "4", "--num-layers", "1", "--batch-size", "100"]
 

@@ -7,8 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-pytestmark = pytest.mark.xdist_group("emulator")  # compiled once
-
 
 @pytest.fixture(scope="module")
 def emulated():

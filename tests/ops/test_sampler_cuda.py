@@ -31,7 +31,7 @@ from genkernels.ops.sampler.request import Request
 from genkernels.ops.sampler.torch_executor import evaluate
 
 GPU = backends.available_backends()["cuda"]
-pytestmark = [pytest.mark.xdist_group("emulator"), pytest.mark.usefixtures("one_thread")]  # compiled once
+pytestmark = pytest.mark.usefixtures("one_thread")
 on_gpu = [pytest.mark.gpu, pytest.mark.skipif(not GPU.available, reason=f"needs a CUDA GPU: {GPU.reason}")]
 
 # Multiprocessors and bytes of shared memory. One image in a block, and all weights in shared memory; few blocks, so

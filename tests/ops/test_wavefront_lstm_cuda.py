@@ -34,7 +34,6 @@ from .wavefront_walks import (
 )
 
 GPU = backends.available_backends()["cuda"]
-pytestmark = pytest.mark.xdist_group("emulator")  # compiled once
 on_gpu = [pytest.mark.gpu, pytest.mark.skipif(not GPU.available, reason=f"needs a CUDA GPU: {GPU.reason}")]
 H100 = (132, 232_448, 8)
 A100 = (108, 166_912, 1)
