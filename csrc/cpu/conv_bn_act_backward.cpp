@@ -29,7 +29,7 @@ bool backward_winograd(const ConvBackward& args, int threads) {
   const bool up = args.up, wants_x = args.grad_x.data, wants_weight = args.grad_weight.data;
   const bool wants_large = up || wants_weight, wants_small = !up && wants_x;
   const TileGrid large_grid(s, false), small_grid(s, true);
-  const PixelLayout pairs_layout = pair_layout(s);
+  const PixelLayout pairs_layout = small_layout(s);
   const int64_t image_floats = (wants_large ? Transformed::image_floats(large_grid, PHASES) : 0) +
                                (wants_small ? Transformed::image_floats(small_grid, PHASES) : 0);
   // Sums wait in memory between rounds: where they are many, fewer rounds are better.
@@ -85,7 +85,7 @@ bool backward_winograd(const ConvBackward& args, int threads) {
         }
         if (wants_weight) {
           load(!up, pairs_layout, n);
-          transform_pairs(pairs_layout, own, pairs, (n - n0) * tiles);
+          transform_small(pairs_layout, own, pairs, (n - n0) * tiles);
         }
       }
 #pragma omp for schedule(dynamic)

@@ -19,8 +19,8 @@ namespace gk::GK_ISA {
 class WinogradProduct {
  public:
   static constexpr int64_t WIDE = NR_MAX == 2 ? 2 : 1;  // panels of a unit
-  static constexpr int64_t PIECE = 128;                 // reduction steps: 16 KB of two AVX2 panels
-  static constexpr int64_t TILES = 128;                 // of a group of images
+  static constexpr int64_t PIECE = 32;                  // reduction steps
+  static constexpr int64_t TILES = 96;                  // of a group of images
 
   // `images`: most that are there at a time; `rounds`: how many times run_unit is called for each unit.
   WinogradProduct(const ConvShape& s, bool up, int64_t images, int64_t rounds, const ColumnWeight& weight, const ImageView& out,
@@ -32,8 +32,6 @@ class WinogradProduct {
     panels_ = column_panels(weight.columns);
     wides_ = ceil_div(panels_, WIDE);
     parts_ = min64(ceil_div(images, group_), ceil_div(4 * threads, wides_));
-    joined_ = up ? 1 : max64(1, min64(PHASES, PIECE / weight.reductions));
-    if (joined_ == 3) joined_ = 2;
   }
 
   const TileGrid& grid() const { return grid_; }
@@ -80,11 +78,14 @@ class WinogradProduct {
     }
     for (int64_t g = first_group; g < last_group; ++g) {
       const int64_t begin = g * group_, end = min64(n1 - n0, begin + group_), images = end - begin;
-      for (int64_t f = 0; f < PHASES; f += joined_) {
-        for (int64_t p = 0; p < panels; ++p)
-          for (int64_t i = 0; i < joined_; ++i) transform_phase(packed[p], panel[p], f + i, i, weights[p]);
-        multiply(in, begin * grid_.tiles(), images * grid_.tiles(), f, weights, panel, panels, !up_ && f > 0, products);
-        if (!up_ && f + joined_ < PHASES) continue;
+      for (int64_t f = 0; f < PHASES; ++f) {
+        for (int64_t c = 0; c < weight_.reductions; c += PIECE) {
+          const int64_t length = min64(PIECE, weight_.reductions - c);
+          for (int64_t p = 0; p < panels; ++p) transform_piece(packed[p], panel[p], f, c, length, weights[p]);
+          multiply(in, begin * grid_.tiles(), images * grid_.tiles(), f, c, length, weights, panel, panels,
+                   c > 0 || (!up_ && f > 0), products);
+        }
+        if (!up_ && f + 1 < PHASES) continue;
         for (int64_t p = 0; p < panels; ++p) write_tiles(products[p], images, up_ ? f : 0, panel[p], staging[p]);
       }
       for (int64_t p = 0; p < panels; ++p) {
@@ -102,10 +103,10 @@ class WinogradProduct {
  private:
   // Where several parts or rounds use a panel's weights.
   bool packs_ahead() const { return rounds_ * parts_ > 1; }
-  int64_t steps() const { return joined_ * weight_.reductions; }
+  int64_t piece() const { return min64(PIECE, weight_.reductions); }
   int64_t moments_floats() const { return wants_moments_ ? Scratch::round(panels_ * parts_ * sizeof(Moments) / 4) : 0; }
   int64_t packed_floats() const { return Scratch::round(16 * weight_.reductions * PANEL_MAX); }
-  int64_t transformed_floats() const { return COMPONENTS * (steps() * PANEL_MAX + LINE) + PREFETCH_STEPS * PANEL_MAX; }
+  int64_t transformed_floats() const { return COMPONENTS * (piece() * PANEL_MAX + LINE) + PREFETCH_STEPS * PANEL_MAX; }
   int64_t products_floats() const { return COMPONENTS * (group_ * grid_.tiles() * PANEL_MAX + LINE); }
   int64_t staging_floats() const { return Scratch::round(height_ * width_ * group_ * PANEL_MAX); }
   int64_t table_floats() const { return Scratch::round(height_ * width_ * sizeof(int64_t) / 4); }
@@ -115,34 +116,33 @@ class WinogradProduct {
     GK_BY_STORAGE(weight_.storage, pack_columns, weight_, panel, 4, 4, places, packed);
   }
 
-  // Packed weights of a phase to weights[component][index][reduction][column].
-  void transform_phase(const float* packed, const ColumnPanel& panel, int64_t phase, int64_t index, float* weights) const {
-    const int64_t length = weight_.reductions * panel.width();
+  // A piece of the packed weights of a phase to weights[component][reduction][column].
+  void transform_piece(const float* packed, const ColumnPanel& panel, int64_t phase, int64_t c, int64_t length, float* weights) const {
+    const int64_t width = panel.width();
     const float* tap[4];
-    for (int64_t t = 0; t < 4; ++t)
-      tap[t] = packed + (TileAxis::tap(up_, phase / 2, t / 2) * 4 + TileAxis::tap(up_, phase % 2, t % 2)) * length;
-    transform_weights(tap, length, weights + index * length, joined_ * length + LINE);
+    for (int64_t t = 0; t < 4; ++t) {
+      const int64_t place = TileAxis::tap(up_, phase / 2, t / 2) * 4 + TileAxis::tap(up_, phase % 2, t % 2);
+      tap[t] = packed + (place * weight_.reductions + c) * width;
+    }
+    transform_weights(tap, length * width, weights, length * width + LINE);
   }
 
-  // products[panel][component][tile][column] (+)= the phases [f, f + joined) of the tiles. Components of weights and
-  // products are a line more apart than they are long: else all nine would meet in one set of L1.
-  void multiply(const Transformed& in, int64_t first_tile, int64_t tiles, int64_t f, float* const* weights,
-                const ColumnPanel* panel, int64_t panels, bool adds, float* const* products) const {
-    const int64_t C = weight_.reductions;
-    for (int64_t k = 0; k < COMPONENTS; ++k)
-      for (int64_t c = 0; c < C; c += PIECE) {
-        const float* const from = in.data + f * in.phase + k * in.component + first_tile * in.pitch + c;
-        const float* const next = from + (c + PIECE < C ? PIECE : in.component - c);
-        for_row_tiles(tiles, [&](int64_t first, int64_t count) {
-          const float* const ahead = first + count < tiles ? from + (first + count) * in.pitch : next;
-          for (int64_t p = 0; p < panels; ++p) {
-            const int64_t width = panel[p].width();
-            rows_tile_of(count, panel[p].nr)(from + first * in.pitch, in.pitch, joined_, in.phase, min64(PIECE, C - c),
-                                             weights[p] + k * (steps() * width + LINE) + c * width, ahead, adds || c > 0,
-                                             products[p] + k * (tiles * width + LINE) + first * width, width);
-          }
-        });
-      }
+  // products[panel][component][tile][column] (+)= the reductions [c, c + length) of a phase of the tiles. Components of
+  // weights and products are a line more apart than they are long: else they would meet in one set of L1.
+  void multiply(const Transformed& in, int64_t first_tile, int64_t tiles, int64_t f, int64_t c, int64_t length,
+                float* const* weights, const ColumnPanel* panel, int64_t panels, bool adds, float* const* products) const {
+    for (int64_t k = 0; k < COMPONENTS; ++k) {
+      const float* const from = in.data + f * in.phase + k * in.component + first_tile * in.pitch + c;
+      for_row_tiles(tiles, [&](int64_t first, int64_t count) {
+        const float* const ahead = first + count < tiles ? from + (first + count) * in.pitch : from + in.component;
+        for (int64_t p = 0; p < panels; ++p) {
+          const int64_t width = panel[p].width();
+          rows_tile_of(count, panel[p].nr)(from + first * in.pitch, in.pitch, length,
+                                           weights[p] + k * (length * width + LINE), ahead, adds,
+                                           products[p] + k * (tiles * width + LINE) + first * width, width);
+        }
+      });
+    }
   }
 
   // The outputs of one phase to the staging, [line][column][image].
@@ -152,13 +152,13 @@ class WinogradProduct {
     for (int64_t n = 0; n < images; ++n)
       for (int64_t ty = 0; ty < grid_.rows.tiles; ++ty)
         for (int64_t tx = 0; tx < grid_.cols.tiles; ++tx, from += width) {
-          float* out[2][2];
-          for (int64_t i = 0; i < 4; ++i) {
-            const int64_t y = grid_.rows.out[f / 2] + (2 * ty + i / 2) * grid_.rows.out_step;
-            const int64_t x = grid_.cols.out[f % 2] + (2 * tx + i % 2) * grid_.cols.out_step;
-            out[i / 2][i % 2] = y < height_ && x < width_ ? staging + ((y * width_ + x) * images + n) * width : nullptr;
+          float* out[TILE * TILE];
+          for (int64_t i = 0; i < TILE * TILE; ++i) {
+            const int64_t y = grid_.rows.out[f / 2] + (TILE * ty + i / TILE) * grid_.rows.out_step;
+            const int64_t x = grid_.cols.out[f % 2] + (TILE * tx + i % TILE) * grid_.cols.out_step;
+            out[i] = y < height_ && x < width_ ? staging + ((y * width_ + x) * images + n) * width : nullptr;
           }
-          transform_results(from, step, width, out);
+          transform_back<TILE>(from, step, width, out, outputs_from_points<Vec>);
         }
   }
 
@@ -169,7 +169,7 @@ class WinogradProduct {
   int64_t height_, width_;
   PanelOutput output_;
   bool wants_moments_;
-  int64_t group_, panels_, wides_, parts_, joined_;  // joined: phases that one product adds up
+  int64_t group_, panels_, wides_, parts_;
   Moments* moments_ = nullptr;
   float* packed_ = nullptr;
 };

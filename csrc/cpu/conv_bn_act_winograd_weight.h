@@ -22,7 +22,7 @@ class WinogradWeightGradient {
       : s_(s), out_(out), rounds_(rounds) {
     panels_ = column_panels(s.large_channels);
     const int64_t wanted = ceil_div(4 * threads, panels_);
-    const int64_t rows = min64(60 / NR_MAX * 2, max64(4 * MR_MAX, ceil_div(s.small_channels, wanted)));
+    const int64_t rows = min64(36, max64(4 * MR_MAX, ceil_div(s.small_channels, wanted)));
     row_blocks_ = ceil_div(s.small_channels, rows);
     rows_ = ceil_div(ceil_div(s.small_channels, row_blocks_), MR_MAX) * MR_MAX;  // full tiles but for the last block's
     row_blocks_ = ceil_div(s.small_channels, rows_);
@@ -39,9 +39,8 @@ class WinogradWeightGradient {
     float* const sums = rounds_ > 1 ? shared + unit * sums_floats() : taps + taps_floats();
     const ColumnPanel panel = column_panel(s_.large_channels, unit / row_blocks_);
     const int64_t row0 = unit % row_blocks_ * rows_, rows = min64(rows_, s_.small_channels - row0);
-    if (round == 0) memset(sums, 0, sums_floats() * sizeof(float));
-    for (int64_t tile = 0; tile < tiles; tile += CHUNK)
-      for (int64_t k = 0; k < COMPONENTS; ++k)
+    for (int64_t k = 0; k < COMPONENTS; ++k)
+      for (int64_t tile = 0; tile < tiles; tile += CHUNK)
         for (int64_t f = 0; f < PHASES; ++f) {
           const float* const a = small.data + k * small.component + tile * small.pitch + row0;
           const float* const b = large.data + f * large.phase + k * large.component + tile * large.pitch + panel.first;
@@ -53,17 +52,17 @@ class WinogradWeightGradient {
           for_row_tiles(rows, [&](int64_t first, int64_t count) {
             const bool last = first + count == rows;
             outer_tile_of(count, panel.nr)(a + first, small.pitch, b, large.pitch, min64(CHUNK, tiles - tile),
-                                           last ? next_a : a + first + count, last ? next_b : b,
+                                           last ? next_a : a + first + count, last ? next_b : b, round + tile > 0,
                                            to + first * PANEL_MAX, PANEL_MAX);
           });
         }
     if (round + 1 < rounds_) return;
     for (int64_t f = 0; f < PHASES; ++f) {
-      float* to[2][2];
+      float* to[4];
       for (int64_t t = 0; t < 4; ++t)
-        to[t / 2][t % 2] =
-            taps + (TileAxis::tap(false, f / 2, t / 2) * 4 + TileAxis::tap(false, f % 2, t % 2)) * component_floats();
-      transform_results(sums + f * COMPONENTS * component_floats(), component_floats(), component_floats(), to);
+        to[t] = taps + (TileAxis::tap(false, f / 2, t / 2) * 4 + TileAxis::tap(false, f % 2, t % 2)) * component_floats();
+      transform_back<2>(sums + f * COMPONENTS * component_floats(), component_floats(), component_floats(), to,
+                        taps_from_points<Vec>);
     }
     GK_BY_STORAGE(out_.storage, write_taps, out_, 4, 4, taps, rows_, panel, row0, rows);
   }
