@@ -31,7 +31,7 @@ class WinogradProduct {
     group_ = ceil_div(images, ceil_div(images, group_));
     panels_ = column_panels(weight.columns);
     wides_ = ceil_div(panels_, WIDE);
-    parts_ = min64(ceil_div(images, group_), ceil_div(4 * threads, wides_));
+    parts_ = min64(ceil_div(images, group_), ceil_div(8 * threads, wides_));
   }
 
   const TileGrid& grid() const { return grid_; }
