@@ -1,7 +1,8 @@
 """The short way of a call that has come before: its checks, its plan and its strides are kept by its shapes.
 
-At small sizes everything around the kernel takes longer than the kernel. A call of contiguous CPU tensors that nobody
-looks on (``ops/direct.py``) and whose like has passed the checks once goes from here straight to the native kernel.
+At small sizes everything around the kernel takes longer than the kernel. A call of dense CPU tensors that nobody looks
+on (``ops/direct.py``) and whose like has passed the checks once goes from here straight to the native kernel, and so
+does its first derivative.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..direct import is_open
 from . import cpu
 from .derivatives import backward
+from .layout import output_format
 from .mask import MaskSpec
 
 Key = tuple[Any, ...]
@@ -21,17 +24,26 @@ MOST_CALLS = 1024
 
 def key_of(x: Tensor, weight: Tensor, bias: Tensor | None, options: tuple[Any, ...]) -> Key | None:
     """What the checks and the strides depend on; None where the long way is to be taken."""
-    if x.dim() != 4 or not (x.is_contiguous() and weight.is_contiguous() and weight.is_cpu):
+    if x.dim() != 4 or weight.dim() != 4 or not weight.is_cpu:
+        return None
+    layouts = _layout(x), _layout(weight)
+    if None in layouts:
         return None
     if bias is None:
-        return (x.shape, x.dtype, weight.shape, weight.dtype, None, *options)
+        return (x.shape, x.dtype, weight.shape, weight.dtype, layouts, None, *options)
     if not (bias.is_cpu and bias.is_contiguous()):
         return None
-    return (x.shape, x.dtype, weight.shape, weight.dtype, (bias.shape, bias.dtype), *options)
+    return (x.shape, x.dtype, weight.shape, weight.dtype, layouts, (bias.shape, bias.dtype), *options)
+
+
+def _layout(t: Tensor) -> torch.memory_format | None:
+    if t.is_contiguous():
+        return torch.contiguous_format
+    return torch.channels_last if t.is_contiguous(memory_format=torch.channels_last) else None
 
 
 class Ready:
-    """A forward call whose sizes, strides and plan are known."""
+    """A call whose sizes, strides and plan are known."""
 
     def __init__(self, x: Tensor, weight: Tensor, spec: MaskSpec, dilation: tuple[int, int], activation: str) -> None:
         self.plan = cpu._plan(spec, dilation)
@@ -41,12 +53,13 @@ class Ready:
         self.dtype = x.dtype
         self.x_strides = cpu._image_strides(x)
         self.weight_strides = cpu._weight_strides(weight)
-        self.y_strides = cpu._image_strides(torch.empty(self.shape, device="meta"))
+        self.layout = output_format(x, weight)
+        self.y_strides = cpu._image_strides(torch.empty(self.shape, device="meta", memory_format=self.layout))
         self.relu = activation == "relu"
         self.options = (spec.mask_type, spec.channel_groups, spec.group_layout, dilation, activation)
 
     def run(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        y = torch.empty(self.shape, dtype=self.dtype)
+        y = torch.empty(self.shape, dtype=self.dtype, memory_format=self.layout)
         done = self.plan.forward(
             self.storage, torch.get_num_threads(), self.sizes, x.data_ptr(), self.x_strides, weight.data_ptr(),
             self.weight_strides, 0 if bias is None else bias.data_ptr(), self.relu, y.data_ptr(), self.y_strides,
@@ -54,6 +67,27 @@ class Ready:
         if not done:
             raise MemoryError("masked_conv2d: no memory for the kernel's scratch")
         return y
+
+    def run_backward(
+        self, grad_output: Tensor, x: Tensor, weight: Tensor, output: Tensor | None, needs: tuple[bool, ...]
+    ) -> tuple[Tensor | None, ...]:
+        grad_output = grad_output.contiguous(memory_format=self.layout)
+        grad_x = torch.empty_like(x) if needs[0] else None
+        grad_weight = torch.empty_like(weight) if needs[1] else None
+        grad_bias = torch.empty(weight.shape[0], dtype=self.dtype) if needs[2] else None
+        done = self.plan.backward(
+            self.storage, torch.get_num_threads(), self.sizes, grad_output.data_ptr(), self.y_strides,
+            x.data_ptr(), self.x_strides,
+            0 if output is None else output.data_ptr(), cpu._NO_STRIDES if output is None else self.y_strides,
+            weight.data_ptr(), self.weight_strides,
+            0 if grad_x is None else grad_x.data_ptr(), cpu._NO_STRIDES if grad_x is None else self.x_strides,
+            0 if grad_weight is None else grad_weight.data_ptr(),
+            (0, 0, 0) if grad_weight is None else self.weight_strides,
+            0 if grad_bias is None else grad_bias.data_ptr(),
+        )  # fmt: skip
+        if not done:
+            raise MemoryError("masked_conv2d: no memory for the backward kernel's scratch")
+        return grad_x, grad_weight, grad_bias
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if torch.is_grad_enabled() and (
@@ -80,8 +114,10 @@ class _Recorded(torch.autograd.Function):
         if grad_output is None:
             return None, None, None, None
         x, weight, *output = ctx.saved_tensors
-        needs = ctx.needs_input_grad[1:]
-        grads = backward(grad_output, x, weight, output[0] if output else None, *ctx.ready.options, needs)
+        y, needs = output[0] if output else None, ctx.needs_input_grad[1:]
+        if not torch.is_grad_enabled() and is_open(grad_output):
+            return (None, *ctx.ready.run_backward(grad_output, x, weight, y, needs))
+        grads = backward(grad_output, x, weight, y, *ctx.ready.options, needs)
         return (None, *(grad if need else None for grad, need in zip(grads, needs, strict=True)))
 
 
@@ -90,6 +126,7 @@ _apply = super(torch.autograd.Function, _Recorded).apply
 
 
 def worth_keeping(x: Tensor, weight: Tensor) -> bool:
-    """Whether x and its result are in no other layout too, which their strides alone would not tell."""
+    """Whether x and its result are in no other layout too, and the kernel takes the weight's strides as they are."""
     height, width = x.shape[2:]
-    return x.numel() > 0 and x.shape[1] > 1 and weight.shape[0] > 0 and width > 1 and height * width > 1
+    alone = x.numel() > 0 and x.shape[1] > 1 and weight.shape[0] > 0 and width > 1 and height * width > 1
+    return alone and cpu._weight_strides(weight) is not None
