@@ -181,7 +181,8 @@ def show(report: Report, *, full: bool = True) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(width=None if sys.stdout.isatty() else 150)  # a file is as wide as need be
+    # A file is as wide as need be; what is in brackets is no markup.
+    console = Console(width=None if sys.stdout.isatty() else 150, markup=False, emoji=False)
 
     def show_table(title: str, header: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
         shown = Table(title=title, title_justify="left")

@@ -17,6 +17,7 @@ Image = pytest.importorskip("PIL.Image", reason="looking at pictures needs pillo
 from typer.testing import CliRunner  # noqa: E402
 
 import genkernels  # noqa: E402
+from genkernels.backends import Backend  # noqa: E402
 from genkernels.cli import main  # noqa: E402
 from genkernels.cli.app import app  # noqa: E402
 
@@ -60,6 +61,18 @@ def test_info_names_the_version_every_backend_and_why_one_is_missing(command):
     assert genkernels.__version__ in out and torch.__version__ in out
     for backend in genkernels.available_backends().values():
         assert backend.name in out and backend.reason[:40] in out
+
+
+def test_text_in_brackets_or_colons_is_printed_as_it_is(command, trained, monkeypatch):
+    odd = "no wheel: (pip install genkernels[gpu]) in /opt/[bold]x[/] :warning: [0]"
+    backends = {"triton": Backend("triton", False, odd), "cpu": Backend("cpu", True, odd)}
+    built = {**genkernels.build_info(), "native": None, "native_error": odd}
+    monkeypatch.setattr(genkernels, "available_backends", lambda: backends)
+    monkeypatch.setattr(genkernels, "build_info", lambda: built)
+    _, out, _ = command("info")
+    assert out.count(odd) == 3
+    _, out, _ = command("sample", trained, "-n", 1, "--out", "a[red]b[1]:smile:.png")
+    assert "written to a[red]b[1]:smile:.png" in out
 
 
 def test_info_works_through_typers_own_runner():
