@@ -165,6 +165,13 @@ def test_what_would_be_lost_is_left_with_the_reason(name):
     assert [type(module) for module in model.modules()] == classes
 
 
+@pytest.mark.parametrize("model, kind", [("x", "str"), (nn.ReLU, "type")])
+@pytest.mark.parametrize("function", [genkernels.accelerate, genkernels.restore])
+def test_a_model_that_is_no_module_is_named_with_its_type(function, model, kind):
+    with pytest.raises(TypeError, match=rf"^model: expected a torch\.nn\.Module; got {kind}$"):
+        function(model)
+
+
 # --- what does not change --------------------------------------------------------------------------------------------
 
 
