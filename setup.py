@@ -9,6 +9,7 @@ MAX_JOBS, and the usual CXX, CUDACXX, CUDA_HOME.
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -57,6 +58,25 @@ def parallel_jobs(environ: dict[str, str], cores: int, memory: int | None) -> in
             fail(f"environment variable MAX_JOBS: expected a whole number of at least 1, got {wanted!r}")
         return int(wanted)
     return max(1, cores if memory is None else min(cores, memory // BYTES_PER_JOB))
+
+
+# ---- C++ ----
+
+
+def check_cxx(environ: dict[str, str]) -> None:
+    """Ends the build where the compiler that CMake is going to take, CXX or else from PATH, is missing or broken."""
+    remedy = "install one, g++ or clang++ say, or let the environment variable CXX name it."
+    candidates = [environ["CXX"]] if environ.get("CXX") else ["c++", "g++", "clang++"]
+    commands = [shlex.split(candidate) for candidate in candidates]  # CXX may be "ccache g++"
+    path = environ.get("PATH", os.defpath)
+    command = next((words for words in commands if words and shutil.which(words[0], path=path)), None)
+    if command is None:
+        fail(f"no C++ compiler was found ({', '.join(candidates)}); {remedy}")
+    try:
+        probe = [*command, "-x", "c++", "-fsyntax-only", "-"]
+        subprocess.run(probe, input="#include <vector>\n", capture_output=True, text=True, check=True, env=environ)
+    except (OSError, subprocess.CalledProcessError) as error:
+        fail(f"the C++ compiler {shlex.join(command)} does not compile ({error}); {remedy}")
 
 
 # ---- CUDA ----
@@ -163,6 +183,7 @@ class CMakeBuild(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         environ = dict(os.environ)
+        check_cxx(environ)
         nvcc = find_nvcc(environ)
         with_cuda, reason = cuda_choice(environ, nvcc)
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -23,7 +23,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import genkernels
-from bench.machine import machine, software
 from bench.report import Claim, Report, Row, command_line
 from bench.roofline import measure_ceilings
 from bench.timing import MismatchError, Timing, interleave
@@ -296,8 +295,6 @@ def run(quick: bool, seconds: float) -> Report:
         rows=tuple(rows),
         claims=tuple(claims),
         settings={"quick": quick, "seconds": seconds, "min_rounds": min_rounds},
-        machine=machine(),
-        software=software(),
     )
 
 

@@ -26,7 +26,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.baselines import COMPILED, NCHW, NHWC, OURS, Layout, is_ours, to_layout
-from bench.machine import machine, software
 from bench.report import Claim, Report, Row, command_line
 from bench.roofline import Ceilings, Work, measure_ceilings
 from bench.timing import check_equal, geometric_mean, interleave
@@ -286,8 +285,6 @@ def run(quick: bool, seconds: float) -> Report:
         rows=tuple(row for rows in measured.values() for row in rows),
         claims=tuple(summarise(measured)),
         settings={"quick": quick, "seconds": seconds, "min_rounds": min_rounds},
-        machine=machine(),
-        software=software(),
     )
 
 

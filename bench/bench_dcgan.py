@@ -22,7 +22,6 @@ import torch
 from torch import Tensor, nn
 
 from bench.baselines import NHWC, to_layout
-from bench.machine import machine, software
 from bench.report import Claim, Report, Row, command_line
 from bench.roofline import Work, measure_ceilings
 from bench.timing import check_equal, interleave
@@ -180,8 +179,6 @@ def run(quick: bool, seconds: float, compiled: bool = True) -> Report:
         rows=(row,),
         claims=tuple(claims),
         settings={"quick": quick, "seconds": seconds, "min_rounds": min_rounds, "compiled": compiled},
-        machine=machine(),
-        software=software(),
     )
 
 

@@ -21,7 +21,6 @@ from typing import Any
 import pytest
 
 from bench.baselines import EAGER, Problem, is_ours, masked_conv_work, names_for, prepare, random_problem
-from bench.machine import machine, software
 from bench.report import Claim, Report, Row, command_line
 from bench.roofline import Ceilings, measure_ceilings
 from bench.timing import check_equal, geometric_mean, interleave
@@ -163,8 +162,6 @@ def run(quick: bool, seconds: float) -> Report:
         rows=tuple(row for rows in measured.values() for row in rows),
         claims=tuple(summarise(measured, ceilings)),
         settings={"quick": quick, "seconds": seconds, "min_rounds": min_rounds},
-        machine=machine(),
-        software=software(),
     )
 
 

@@ -16,7 +16,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench.machine import machine, software
 from bench.report import Claim, Report, Row, command_line
 from bench.roofline import measure_ceilings
 from bench.timing import check_equal, interleave
@@ -76,8 +75,6 @@ def run(quick: bool, seconds: float) -> Report:
         rows=tuple(rows),
         claims=tuple(claims),
         settings={"quick": quick, "seconds": seconds, "min_rounds": min_rounds, "threads": 1},
-        machine=machine(),
-        software=software(),
     )
 
 

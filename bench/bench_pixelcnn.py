@@ -19,7 +19,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.baselines import NHWC, masked_conv_work, to_layout
-from bench.machine import machine, software
 from bench.report import Claim, Report, Row, command_line
 from bench.roofline import Work, measure_ceilings
 from bench.timing import check_equal, interleave
@@ -132,8 +131,6 @@ def run(quick: bool, seconds: float) -> Report:
         rows=(row,),
         claims=tuple(claims),
         settings={"quick": quick, "seconds": seconds, "min_rounds": min_rounds},
-        machine=machine(),
-        software=software(),
     )
 
 

@@ -21,7 +21,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.machine import machine, software
 from bench.report import Claim, Report, Row, command_line
 from bench.roofline import Ceilings, Work, measure_ceilings
 from bench.timing import MismatchError, Timing, interleave
@@ -173,8 +172,6 @@ def run(quick: bool, seconds: float) -> Report:
         rows=tuple(measured.values()),
         claims=tuple(summarise(measured)),
         settings={"quick": quick, "seconds": seconds, "min_rounds": min_rounds},
-        machine=machine(),
-        software=software(),
     )
 
 

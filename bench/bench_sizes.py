@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 import genkernels
 from bench.bench_accelerate import WritesItsWeight
-from bench.machine import machine, software
 from bench.report import Claim, Report, Row, command_line
 from bench.roofline import measure_ceilings
 from bench.timing import check_equal, interleave
@@ -111,8 +110,6 @@ def run(quick: bool, seconds: float) -> Report:
         rows=tuple(rows),
         claims=tuple(claims),
         settings={"quick": quick, "seconds": seconds, "min_rounds": min_rounds},
-        machine=machine(),
-        software=software(),
     )
 
 

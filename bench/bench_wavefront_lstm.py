@@ -30,7 +30,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.machine import machine, software
 from bench.report import Claim, Report, Row, command_line
 from bench.roofline import Ceilings, Work, measure_ceilings
 from bench.timing import check_equal, interleave
@@ -299,8 +298,6 @@ def run(quick: bool, seconds: float, compiled: bool = True) -> Report:
         rows=tuple(row for rows in measured.values() for row in rows),
         claims=(*claims, *extra),
         settings={"quick": quick, "seconds": seconds, "min_rounds": min_rounds, "compiled": compiled},
-        machine=machine(),
-        software=software(),
     )
 
 

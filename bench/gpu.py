@@ -97,7 +97,8 @@ def steps(out: Path) -> list[Step]:
 def gpu_tests() -> list[Path]:
     """The files that hold tests marked gpu: other ones may need packages that are not there."""
     files = sorted((ROOT / "tests").rglob("test_*.py"))
-    return [file for file in files if re.search(r"mark\.gpu\b|= triton_tests\b", file.read_text(encoding="utf-8"))]
+    marked = re.compile(r"mark\.gpu\b|= triton_tests\b|\bon_gpu\b")
+    return [file for file in files if marked.search(file.read_text(encoding="utf-8"))]
 
 
 def environment() -> dict[str, str]:

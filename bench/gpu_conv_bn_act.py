@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.gpu_tools import check_as_exact, command_line, gpu_machine, interleave_on_gpu, measure_gpu_ceilings
-from bench.machine import software
 from bench.report import Claim, Report, Row
 from bench.roofline import Work
 from genkernels.ops import conv_transpose2d_bn_act
@@ -154,7 +153,6 @@ def run(seconds: float) -> Report:
         ),
         settings={"seconds": seconds, "l2": "flushed before each call", "left_out": left_out},
         machine=gpu_machine(),
-        software=software(),
     )
 
 

@@ -23,7 +23,6 @@ from bench.baselines import (
     random_problem,
 )
 from bench.gpu_tools import check_as_exact, command_line, gpu_machine, interleave_on_gpu, measure_gpu_ceilings
-from bench.machine import software
 from bench.report import Claim, Report, Row
 from bench.roofline import Work
 from bench.timing import check_equal
@@ -115,7 +114,6 @@ def run(seconds: float) -> Report:
         ),
         settings={"seconds": seconds, "l2": "flushed before each call", "left_out": left_out},
         machine=gpu_machine(),
-        software=software(),
     )
 
 

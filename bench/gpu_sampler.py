@@ -23,7 +23,6 @@ from torch import Tensor
 
 from bench.gpu_tools import check_as_exact, command_line, gpu_machine, measure_gpu_ceilings
 from bench.gpu_wavefront_lstm import captured
-from bench.machine import software
 from bench.report import Claim, Report, Row
 from bench.roofline import Work
 from bench.timing import MismatchError, Timing, interleave, summarise
@@ -184,7 +183,6 @@ def run(seconds: float) -> Report:
         claims=tuple(claims),
         settings={"seconds": seconds},
         machine=gpu_machine(),
-        software=software(),
     )
 
 

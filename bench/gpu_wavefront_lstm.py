@@ -24,7 +24,6 @@ from torch import Tensor
 
 from bench.bench_wavefront_lstm import FORWARD, STEP, cell
 from bench.gpu_tools import command_line, gpu_machine, measure_gpu_ceilings
-from bench.machine import software
 from bench.report import Claim, Report, Row
 from bench.roofline import Work
 from bench.timing import Timing, check_equal, interleave
@@ -260,7 +259,6 @@ def run(seconds: float, compiled: bool = False) -> Report:
         claims=tuple(claims),
         settings={"seconds": seconds, "compiled": compiled},
         machine=gpu_machine(),
-        software=software(),
     )
 
 

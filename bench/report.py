@@ -12,10 +12,11 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bench import machine as here
 from bench.roofline import Ceilings, Work
 from bench.timing import Timing
 
@@ -72,7 +73,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Report:
-    """A finished benchmark; ``machine`` and ``software`` are what :mod:`bench.machine` tells."""
+    """A finished benchmark; ``machine`` and ``software`` are what :mod:`bench.machine` tells, here and now."""
 
     benchmark: str
     title: str
@@ -80,8 +81,8 @@ class Report:
     rows: tuple[Row, ...]
     claims: tuple[Claim, ...]
     settings: dict[str, Any]
-    machine: dict[str, Any]
-    software: dict[str, Any]
+    machine: dict[str, Any] = field(default_factory=here.machine)
+    software: dict[str, Any] = field(default_factory=here.software)
 
     def save(self, results: Path) -> Path:
         """Write ``results/<machine>/<benchmark>.json`` and return its path."""
@@ -181,7 +182,8 @@ def show(report: Report, *, full: bool = True) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(width=None if sys.stdout.isatty() else 150)  # a file is as wide as need be
+    # A file is as wide as need be; what is in brackets is no markup.
+    console = Console(width=None if sys.stdout.isatty() else 150, markup=False, emoji=False)
 
     def show_table(title: str, header: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
         shown = Table(title=title, title_justify="left")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from .arguments import check_model
 from .models.autoregressive import AutoregressiveModel
 from .ops import sampler
 from .ops.sampler.request import Progress, as_size, check_levels, check_request, check_whole
@@ -223,9 +224,11 @@ def fast_sampler(
             takes none.
 
     Raises:
+        TypeError: the model is no ``nn.Module``.
         ValueError: an argument does not fit, or the model is not causal; the message says what.
         NotTraceable: (a ValueError) the model cannot be sampled this way; with the name of the layer and the reason.
     """
+    check_model(model)
     if isinstance(model, AutoregressiveModel):
         levels, in_channels = model.levels, model.in_channels
     if levels is None:

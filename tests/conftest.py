@@ -22,6 +22,12 @@ def one_thread():
 
 
 @pytest.fixture
+def seeded(one_thread):
+    """PyTorch's own random numbers are the same each time; one thread."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture
 def threads():
     """Sets the number of threads, and sets it back in the end."""
     before = torch.get_num_threads()

@@ -1,4 +1,4 @@
-"""``genkernels.accelerate``: what it swaps, what it leaves and why, and that nothing else about a model changes."""
+"""``genkernels.accelerate``: what it swaps, and that nothing else about a model changes."""
 
 import copy
 import io
@@ -15,10 +15,7 @@ from torch import nn
 import genkernels
 from genkernels.ops.conv_bn_act.choice import always_kernel
 
-
-@pytest.fixture(autouse=True)
-def seeded(one_thread):
-    torch.manual_seed(0)
+pytestmark = pytest.mark.usefixtures("seeded")
 
 
 # --- what is swapped -------------------------------------------------------------------------------------------------
@@ -92,77 +89,6 @@ def test_an_example_shows_what_a_forward_of_its_own_takes():
     plain, fast, _ = pair(Reshapes, example=x)
     with always_kernel():
         torch.testing.assert_close(fast(*x), plain(*x), rtol=1e-4, atol=1e-4)
-
-
-# --- what is left, and why -------------------------------------------------------------------------------------------
-
-
-def sequential(*, norm=None, hook=None, **options):
-    conv = nn.Conv2d(4, 4, 3, **options)
-    model = nn.Sequential(conv, norm or nn.BatchNorm2d(4), nn.ReLU())
-    if hook is not None:
-        hook(model)
-    return model
-
-
-def hooked_wrapper():
-    wrapper = styles.Wrapper("B", 4, 6, 3)
-    wrapper.conv.register_forward_hook(lambda *_: None)
-    return wrapper
-
-
-def not_causal():
-    layer = styles.MultipliesItsWeight("B", 4, 6, 3, padding=1)
-    layer.visible[:, :, 2] = True
-    return layer
-
-
-class Twice(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv, self.norm = nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2)
-
-    def forward(self, x):
-        return self.norm(self.conv(x)) if x.sum() > 0 else x
-
-
-LEFT = {
-    "groups": (lambda: sequential(groups=2), "groups is 2"),
-    "dilation": (lambda: sequential(dilation=2), "dilation is (2, 2)"),
-    "padding mode": (lambda: sequential(padding=1, padding_mode="reflect"), "padding_mode is 'reflect'"),
-    "padding word": (lambda: sequential(padding="same"), "padding is 'same'"),
-    "momentum": (lambda: sequential(norm=nn.BatchNorm2d(4, momentum=None)), "momentum None"),
-    "hook": (
-        lambda: sequential(hook=lambda m: m[1].register_forward_hook(lambda *_: None)), "hooks on its BatchNorm2d",
-    ),
-    "weight norm": (
-        lambda: sequential(hook=lambda m: nn.utils.parametrizations.weight_norm(m[0])), "parametrization computes",
-    ),
-    "spectral norm": (
-        lambda: nn.Sequential(nn.utils.spectral_norm(nn.Conv2d(4, 4, 3)), nn.ReLU()), "computes its weight",
-    ),
-    "masked and weight norm": (
-        lambda: nn.utils.parametrizations.weight_norm(styles.MASKED["broadcast"]()), "computes its weight",
-    ),
-    "masked and strided": (lambda: styles.WritesItsWeight("B", 4, 6, 3, 2, 1), "stride is (2, 2)"),
-    "masked and grouped": (lambda: styles.WritesItsWeight("B", 4, 6, 3, padding=1, groups=2), "groups is 2"),
-    "hook inside": (hooked_wrapper, "hooks on the module inside"),
-    "not causal": (not_causal, "not causal"),
-    "cropped to its live taps": (lambda: styles.CroppedRow(4, 6, 3), "nothing to skip"),
-    "steered by data": (Twice, "torch.fx cannot follow"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", LEFT)
-def test_what_would_be_lost_is_left_with_the_reason(name):
-    make, reason = LEFT[name]
-    model = make()
-    classes = [type(module) for module in model.modules()]
-    report = genkernels.accelerate(model)
-    assert not report.swapped, str(report)
-    assert any(reason in entry.detail for entry in report.left), str(report)
-    assert reason in str(report)
-    assert [type(module) for module in model.modules()] == classes
 
 
 # --- what does not change --------------------------------------------------------------------------------------------

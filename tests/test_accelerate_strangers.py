@@ -15,12 +15,9 @@ import genkernels
 from genkernels.acceleration import masked
 from genkernels.ops.conv_bn_act.choice import always_kernel
 
+pytestmark = pytest.mark.usefixtures("seeded")
+
 X = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
-
-
-@pytest.fixture(autouse=True)
-def seeded(one_thread):
-    torch.manual_seed(0)
 
 
 class Body(nn.Module):

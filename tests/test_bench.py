@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench is no part
 
 from bench import bench_masked_conv, bench_pixelcnn
 from bench.baselines import BUILDERS, live_taps, masked_conv_work, names_for, prepare, random_problem
-from bench.machine import machine, software
+from bench.machine import machine
 from bench.report import Claim, Report, Row, markdown, table
 from bench.roofline import Ceilings, Work, measure_ceilings
 from bench.timing import MismatchError, Timing, check_equal, geometric_mean, interleave, order_of_round
@@ -213,8 +213,6 @@ def report():
         rows=(row, replace(row, group="backward", work=None)),
         claims=(Claim("over eager", 3.0, "×", 1.6), Claim("share", 0.5, "%", 0.8), Claim("more", 1.0, "×")),
         settings={"quick": True},
-        machine=machine(),
-        software=software(),
     )
 
 

@@ -257,23 +257,49 @@ def test_a_wrong_cuda_choice_is_refused():
         setup.cuda_choice({"GENKERNELS_CUDA": "yes"}, "/bin/nvcc")
 
 
-def test_cuda_demanded_without_a_compiler_ends_the_build_with_one_sentence():
+def refused_build(before: str = "", **environment: str) -> str:
+    """The one line on stderr with which a build ends that runs ``before`` first; nothing is compiled."""
     code = f"""
-import importlib.util, sys
+import importlib.util
 spec = importlib.util.spec_from_file_location("genkernels_setup", {str(ROOT / "setup.py")!r})
 setup = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(setup)
-setup.find_nvcc = lambda environ: None
+{before}
 from setuptools import Distribution
 command = setup.CMakeBuild(Distribution({{"name": "genkernels"}}))
 command.build_extension(setup.Extension("genkernels._C", sources=[]))
 """
-    environment = os.environ | {"GENKERNELS_CUDA": "1"}
-    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    result = subprocess.run([sys.executable, "-c", code], env=os.environ | environment, capture_output=True, text=True)
     assert result.returncode == 1
     assert result.stdout == ""
     (sentence,) = result.stderr.splitlines()
+    return sentence
+
+
+def test_cuda_demanded_without_a_compiler_ends_the_build_with_one_sentence():
+    sentence = refused_build("setup.find_nvcc = lambda environ: None", GENKERNELS_CUDA="1")
     assert sentence.startswith("genkernels: GENKERNELS_CUDA=1 asks for the CUDA kernels, but no nvcc was")
+
+
+def test_a_missing_cpp_compiler_ends_the_build_with_one_sentence():
+    sentence = refused_build(CXX="/nonexistent", GENKERNELS_CUDA="0")
+    assert sentence.startswith("genkernels: no C++ compiler was found (/nonexistent); install one, g++ or clang++")
+    assert "CXX" in sentence
+
+
+def test_a_cpp_compiler_is_sought_in_path_and_tried(tmp_path):
+    path = {"PATH": str(tmp_path)}
+    with pytest.raises(setup.BuildError, match=r"no C\+\+ compiler was found \(c\+\+, g\+\+, clang\+\+\); install"):
+        setup.check_cxx(path)
+    compiler = tmp_path / "g++"
+    compiler.write_text("#!/bin/sh\nexit 0\n")
+    compiler.chmod(0o755)
+    setup.check_cxx(path)
+    setup.check_cxx(path | {"CXX": "g++ -m64"})
+    compiler.write_text("#!/bin/sh\nexit 1\n")
+    for environment in (path, {"CXX": str(compiler)}):
+        with pytest.raises(setup.BuildError, match=r"the C\+\+ compiler \S*g\+\+ does not compile .* CXX name it"):
+            setup.check_cxx(environment)
 
 
 def test_nvcc_is_sought_in_the_variables_before_the_search_path(tmp_path):

@@ -1,11 +1,6 @@
 """The command line: what it writes and prints, and one sentence for every mistake."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -14,15 +9,15 @@ import torch
 pytest.importorskip("typer", reason="the command line needs the extra 'cli'")
 Image = pytest.importorskip("PIL.Image", reason="looking at pictures needs pillow")
 
+from command_lines import SMALL, is_one_sentence  # noqa: E402
 from typer.testing import CliRunner  # noqa: E402
 
 import genkernels  # noqa: E402
+from genkernels.backends import Backend  # noqa: E402
 from genkernels.cli import main  # noqa: E402
 from genkernels.cli.app import app  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-SMALL = ["--hidden-channels", "4", "--num-layers", "1", "--batch-size", "100"]
 
 
 @pytest.fixture
@@ -47,10 +42,6 @@ def trained(tmp_path_factory):
     return folder / "model.pt"
 
 
-def is_one_sentence(text: str) -> bool:
-    return text.startswith("genkernels: ") and text.count("\n") == 1 and "Traceback" not in text
-
-
 # --- each command ---------------------------------------------------------------------------------------
 
 
@@ -60,6 +51,18 @@ def test_info_names_the_version_every_backend_and_why_one_is_missing(command):
     assert genkernels.__version__ in out and torch.__version__ in out
     for backend in genkernels.available_backends().values():
         assert backend.name in out and backend.reason[:40] in out
+
+
+def test_text_in_brackets_or_colons_is_printed_as_it_is(command, trained, monkeypatch):
+    odd = "no wheel: (pip install genkernels[gpu]) in /opt/[bold]x[/] :warning: [0]"
+    backends = {"triton": Backend("triton", False, odd), "cpu": Backend("cpu", True, odd)}
+    built = {**genkernels.build_info(), "native": None, "native_error": odd}
+    monkeypatch.setattr(genkernels, "available_backends", lambda: backends)
+    monkeypatch.setattr(genkernels, "build_info", lambda: built)
+    _, out, _ = command("info")
+    assert out.count(odd) == 3
+    _, out, _ = command("sample", trained, "-n", 1, "--out", "a[red]b[1]:smile:.png")
+    assert "written to a[red]b[1]:smile:.png" in out
 
 
 def test_info_works_through_typers_own_runner():
@@ -313,50 +316,3 @@ def test_a_damaged_data_file_is_one_sentence(command):
     Path("mnist/train-labels-idx1-ubyte.gz").write_bytes(b"")
     code, _, err = command("train", "pixelcnn", "--data", "mnist:mnist")
     assert code == 1 and is_one_sentence(err) and "train-images-idx3-ubyte.gz: damaged gzip file" in err
-
-
-# --- as a process ---------------------------------------------------------------------------------------
-
-
-def start(tmp_path: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "genkernels", *arguments],
-        cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **environment},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-
-
-def test_the_module_runs_as_a_command_and_its_exit_code_is_the_processs(tmp_path):
-    process = start(tmp_path, "info")
-    out, err = process.communicate(timeout=120)
-    assert (process.returncode, err) == (0, "") and "genkernels" in out
-    process = start(tmp_path, "evaluate", "nowhere.pt")
-    out, err = process.communicate(timeout=120)
-    assert (process.returncode, out) == (1, "") and is_one_sentence(err)
-
-
-def test_ctrl_c_saves_says_how_to_go_on_and_exits_with_130(tmp_path):
-    process = start(tmp_path, "train", "pixelcnn", "--out", "run", "--epochs", "100000", *SMALL)
-    assert process.stdout is not None
-    assert "parameters" in process.stdout.readline()  # then training begins
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "run" / "model.pt").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    time.sleep(1.0)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    assert (process.returncode, err) == (130, "")
-    assert "go on with: genkernels train pixelcnn --out run --resume" in " ".join(out.split())
-    assert torch.load(tmp_path / "run" / "model.pt", weights_only=True)["progress"]["step"] > 0
-
-
-def test_without_typer_the_command_says_what_to_install(tmp_path):
-    (tmp_path / "sitecustomize.py").write_text(
-        "import importlib.util\n"
-        "find = importlib.util.find_spec\n"
-        "importlib.util.find_spec = lambda name, *rest: None if name == 'typer' else find(name, *rest)\n"
-    )
-    process = start(tmp_path, "info", PYTHONPATH=f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 1 and is_one_sentence(err)
-    assert "needs typer: pip install 'genkernels[cli]'" in err

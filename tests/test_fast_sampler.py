@@ -155,6 +155,12 @@ def test_a_wrong_argument_is_named(usual, keywords, message):
         genkernels.fast_sampler(usual, **keywords)
 
 
+@pytest.mark.parametrize("model, kind", [("x", "str"), (nn.ReLU, "type")])
+def test_a_model_that_is_no_module_is_named_with_its_type(model, kind):
+    with pytest.raises(TypeError, match=rf"^model: expected a torch\.nn\.Module; got {kind}$"):
+        genkernels.fast_sampler(model, levels=4, in_channels=1)
+
+
 def test_a_model_that_is_not_causal_is_refused_with_the_layer(usual):
     usual.convs[1] = nn.Conv2d(6, 6, 3, padding=1).double()
     with pytest.raises(sampler.NotTraceable, match=r"not causal: layer 'convs.1' reads '.*' at row \+0, column \+1"):

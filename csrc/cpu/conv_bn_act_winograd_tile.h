@@ -72,14 +72,6 @@ using RowsTile = void (*)(const float*, int64_t, int64_t, const float*, const fl
 using OuterTile = void (*)(const float*, int64_t, const float*, int64_t, int64_t, const float*, const float*, bool,
                            float*, int64_t);
 
-#define GK_TILE_ROWS(nr)                                                                                          \
-  {GK_TILE(1, nr), GK_TILE(2, nr), GK_TILE(3, nr), GK_TILE(4, nr), GK_TILE(5, nr), GK_TILE(6, nr)}
-#if GK_ISA_LEVEL == 2
-#define GK_TILE_TABLE {GK_TILE_ROWS(1), GK_TILE_ROWS(2), GK_TILE_ROWS(3), GK_TILE_ROWS(4)}
-#else
-#define GK_TILE_TABLE {GK_TILE_ROWS(1), GK_TILE_ROWS(2)}
-#endif
-
 inline RowsTile rows_tile_of(int64_t mr, int64_t nr) {
 #define GK_TILE(mr_, nr_) rows_tile<mr_, nr_>
   static constexpr RowsTile table[NR_MAX][MR_MAX] = GK_TILE_TABLE;
@@ -92,7 +84,5 @@ inline OuterTile outer_tile_of(int64_t mr, int64_t nr) {
 #undef GK_TILE
   return table[nr - 1][mr - 1];
 }
-#undef GK_TILE_TABLE
-#undef GK_TILE_ROWS
 
 }  // namespace gk::GK_ISA

@@ -106,9 +106,9 @@ using TileFunction = void (*)(const float* const*, const Segment*, int64_t, cons
 using FinishFunction = void (*)(const float* const*, const Segment*, int64_t, const float*, float*, int64_t,
                                 const Finish&);
 
-#define GK_TILE_ROWS(...)                                                                              \
-  {GK_TILE(1, __VA_ARGS__), GK_TILE(2, __VA_ARGS__), GK_TILE(3, __VA_ARGS__), GK_TILE(4, __VA_ARGS__), \
-   GK_TILE(5, __VA_ARGS__), GK_TILE(6, __VA_ARGS__)}
+// What GK_TILE(mr, nr) makes of every tile there is, as [NR_MAX][MR_MAX]; defined anew for each table.
+#define GK_TILE_ROWS(nr) \
+  {GK_TILE(1, nr), GK_TILE(2, nr), GK_TILE(3, nr), GK_TILE(4, nr), GK_TILE(5, nr), GK_TILE(6, nr)}
 #if GK_ISA_LEVEL == 2
 #define GK_TILE_TABLE {GK_TILE_ROWS(1), GK_TILE_ROWS(2), GK_TILE_ROWS(3), GK_TILE_ROWS(4)}
 #else
@@ -131,8 +131,6 @@ inline FinishFunction finish_function(int mr, int nr) {
 #undef GK_TILE
   return table[nr - 1][mr - 1];
 }
-#undef GK_TILE_TABLE
-#undef GK_TILE_ROWS
 
 // Splits `count` rows into tiles of at most MR_MAX, as even as can be, and calls tile(first, rows) for each.
 template <class Tile>

@@ -16,50 +16,17 @@
 // full front of 64 rows has the same multiply-adds (2050 clocks), reads weights twice and gradients by 4 columns of
 // warps (256 + 256 KiB, 4100 clocks), exchanges 2 x 64 KiB of parts (500) and waits for two barriers and L2 (~1000):
 // about 6000 clocks or 3.4 µs. An estimate: no device has been asked yet.
-#include "cuda/wavefront_lstm_walk.h"
+#include "cuda/wavefront_lstm_backward_block.h"
 
 namespace gk::cuda {
 namespace {
-
-struct Arguments {
-  WavefrontShape shape;
-  WavefrontPlan plan;
-  WavefrontWalkBackward walks[MAX_WALKS];
-  const void* activations;
-  const float* cells;
-  bool even;  // units can be read and written in pairs
-};
-
-struct Regions {
-  Region weights, gates, parts, carry, rows;
-  int64_t bytes;
-};
-
-template <class T>
-__host__ __device__ int tap_steps(const WavefrontPlan& plan) {
-  return 32 * plan.groups / STEP<T>;  // four gates of eight units
-}
-
-template <class T>
-__host__ __device__ Regions regions_of(const WavefrontPlan& plan) {
-  const int64_t rows = plan.rows;
-  SharedLayout layout;
-  Regions r;
-  r.weights = layout.take<uint4>(static_cast<int64_t>(plan.columns) * plan.resident * 2 * WARP);
-  r.gates = layout.take<T>((rows + 1) * row_stride<T>(tap_steps<T>(plan)));
-  r.parts = layout.take<float>(2 * plan.cluster * rows * unit_stride(plan.groups));
-  r.carry = layout.take<float>(rows * unit_stride(plan.groups));
-  r.rows = layout.take<uint32_t>(rows);
-  r.bytes = layout.bytes();
-  return r;
-}
 
 template <class Math>
 class Walk {
  public:
   using T = typename Math::T;
 
-  __device__ Walk(const Arguments& a, const Regions& regions)
+  __device__ Walk(const BackwardArguments& a, const BackwardRegions& regions)
       : a_(a),
         l_(a.shape),
         plan_(a.plan),
@@ -287,7 +254,7 @@ class Walk {
     }
   }
 
-  const Arguments& a_;
+  const BackwardArguments& a_;
   const WavefrontShape& l_;
   const WavefrontPlan& plan_;
   const int rank_, walk_index_, slice_, images_;
@@ -300,14 +267,15 @@ class Walk {
 };
 
 template <class Math>
-__global__ void __launch_bounds__(THREADS, 1) wavefront_lstm_backward_kernel(const __grid_constant__ Arguments a) {
+__global__ void __launch_bounds__(THREADS, 1)
+    wavefront_lstm_backward_kernel(const __grid_constant__ BackwardArguments a) {
   Walk<Math>(a, regions_of<typename Math::T>(a.plan)).run();
 }
 
 // Block b of a cluster has groups b * columns to (b + 1) * columns - 1; column j of its group g is unit 32 g + j of the
 // gradient of h; step k of a tap holds the next gates of the block's own units, i, f, g, o of each.
 template <class Math>
-__global__ void __launch_bounds__(THREADS) wavefront_lstm_backward_pack(const __grid_constant__ Arguments a) {
+__global__ void __launch_bounds__(THREADS) wavefront_lstm_backward_pack(const __grid_constant__ BackwardArguments a) {
   using T = typename Math::T;
   const int h = a.shape.hidden, steps = tap_steps<T>(a.plan), columns = a.plan.columns, owned = 8 * a.plan.groups;
   for (int walk = 0; walk < a.shape.walks; ++walk) {
@@ -341,7 +309,7 @@ WavefrontPlan backward_needs(const WavefrontShape& l, WavefrontPlan plan) {
 const char* wavefront_lstm_backward(const WavefrontShape& shape, const WavefrontPlan& plan,
                                     const WavefrontWalkBackward* walks, const float* saved, void* stream) {
   const int64_t units = static_cast<int64_t>(shape.walks) * shape.batch * shape.height * shape.width * shape.hidden;
-  Arguments a{shape, plan, {}, saved, saved + 4 * units, shape.hidden % 2 == 0};
+  BackwardArguments a{shape, plan, {}, saved, saved + 4 * units, shape.hidden % 2 == 0};
   const int pair_bytes = shape.storage == Storage::float32 ? 8 : 4;
   for (int w = 0; w < shape.walks; ++w) {
     a.walks[w] = walks[w];

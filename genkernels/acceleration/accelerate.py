@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.fx.graph import Graph
 from torch.nn.parameter import is_lazy
 
+from ..arguments import check_model
 from ..ops.verbose import silent
 from . import blocks, graphs, masked, recurrent
 from .proof import NotEqualError, prove, random_input
@@ -48,7 +49,11 @@ def accelerate(model: nn.Module, *, example: Any = None) -> Report:
 
     Returns:
         What was swapped and what was left, with the reasons; print it for a table.
+
+    Raises:
+        TypeError: the model is no ``nn.Module``.
     """
+    check_model(model)
     with silent():
         return _accelerate(model, example)
 
@@ -78,7 +83,12 @@ def _accelerate(model: nn.Module, example: Any) -> Report:
 
 
 def restore(model: nn.Module) -> None:
-    """Gives every module of a model its own forward pass back."""
+    """Gives every module of a model its own forward pass back.
+
+    Raises:
+        TypeError: the model is no ``nn.Module``.
+    """
+    check_model(model)
     for module in model.modules():
         unswap(module)
 

@@ -58,7 +58,8 @@ def _fail(message: str, code: int) -> int:
 
 
 def _console() -> Console:
-    return Console(highlight=False)
+    # Without markup: what is printed holds paths and reasons, whose [brackets] and :names: are their own.
+    return Console(highlight=False, markup=False, emoji=False)
 
 
 # --- what several commands take -------------------------------------------------------------------------

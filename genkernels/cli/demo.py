@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ..models import PixelCNN
 from ..train.compare import Comparison, compare_with_plain
@@ -61,9 +62,11 @@ def _show_timings(console: Console, rows: list[Comparison]) -> None:
     threads, rounds = torch.get_num_threads(), min(row.rounds for row in rows)
     table = Table("", "ours", "plain PyTorch", "", box=None, pad_edge=False)
     for row in rows:
-        factor = f"{row.speedup:.2f}x faster" if row.speedup >= 1 else f"{1 / row.speedup:.2f}x slower"
-        style = "green" if row.speedup >= 1 else "red"
-        table.add_row(row.what, f"{row.ours * 1e3:.1f} ms", f"{row.plain * 1e3:.1f} ms", f"[{style}]{factor}[/]")
+        if row.speedup >= 1:
+            factor = Text(f"{row.speedup:.2f}x faster", style="green")
+        else:
+            factor = Text(f"{1 / row.speedup:.2f}x slower", style="red")
+        table.add_row(row.what, f"{row.ours * 1e3:.1f} ms", f"{row.plain * 1e3:.1f} ms", factor)
     console.print(table)
     console.print(
         f"Medians of at least {rounds} interleaved rounds just now, on {threads} threads. "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 import genkernels
 
@@ -39,6 +40,7 @@ def show_info(console: Console) -> None:
 
     backends = Table("backend", "", "", box=None, pad_edge=False, title_justify="left")
     for backend in genkernels.available_backends().values():
-        backends.add_row(backend.name, "[green]yes[/]" if backend.available else "[red]no[/]", backend.reason)
+        available = Text("yes", style="green") if backend.available else Text("no", style="red")
+        backends.add_row(backend.name, available, backend.reason)
     console.print()
     console.print(backends)

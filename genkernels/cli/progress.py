@@ -20,7 +20,8 @@ def progress(console: Console, label: str) -> Iterator[Report]:
     if console.is_terminal:
         columns = (
             TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:3.0f}%"),
-            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[text]}"),
+            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+            TextColumn("{task.fields[text]}", markup=False),
         )  # fmt: skip
         with Progress(*columns, console=console) as bar:
             task = bar.add_task(label, total=1.0, text="")

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import cuda_emulated
 import pytest
 import torch
+from cuda_places import PLACES, Place, on_gpu
 from sampler_cases import CASES, predict, program_of, random_images
 from sampler_checks import (
     FUNCTIONS,
@@ -21,46 +22,18 @@ from sampler_checks import (
     to_double,
 )
 
-from genkernels import backends
 from genkernels.models import GatedPixelCNN, PixelCNN
 from genkernels.ops import sampler
-from genkernels.ops.cuda_device import Device, device_of
 from genkernels.ops.sampler import cuda, executors
 from genkernels.ops.sampler.program import Affine, Function, Program
 from genkernels.ops.sampler.request import Request
 from genkernels.ops.sampler.torch_executor import evaluate
 
-GPU = backends.available_backends()["cuda"]
 pytestmark = pytest.mark.usefixtures("one_thread")
-on_gpu = [pytest.mark.gpu, pytest.mark.skipif(not GPU.available, reason=f"needs a CUDA GPU: {GPU.reason}")]
 
 # Multiprocessors and bytes of shared memory. One image in a block, and all weights in shared memory; few blocks, so
 # several images in each and fewer in the last; little shared memory, so that most weights come from L2.
-LIMITS = {"one image a block": (100, 100_000), "few blocks": (2, 100_000), "little memory": (3, 26_000)}
-
-
-@dataclasses.dataclass(frozen=True)
-class Place:
-    """Where kernels run, and how large the device is said to be."""
-
-    name: str
-    patch: pytest.MonkeyPatch
-
-    @property
-    def tensors(self) -> str:
-        return "cpu" if self.name == "emulated" else "cuda"
-
-    def pretend(self, multiprocessors: int, shared_bytes: int) -> Device:
-        if self.name == "emulated":
-            device: Device = cuda_emulated.device(multiprocessors, shared_bytes, 1)
-        else:
-            real = device_of(torch.empty(0, device="cuda"))
-            device = Device(real.native, real.index, (multiprocessors, min(shared_bytes, real.limits[1]), 1))
-        self.patch.setattr(cuda, "device_of", lambda t: device)
-        return device
-
-    def teacher_forced(self, program: Program, images: torch.Tensor) -> torch.Tensor:
-        return sampler.teacher_forced(on(program, self.tensors), images.to(self.tensors), "cuda").cpu()
+LIMITS = {"one image a block": (100, 100_000, 1), "few blocks": (2, 100_000, 1), "little memory": (3, 26_000, 1)}
 
 
 def on(program: Program, device: str) -> Program:
@@ -84,14 +57,18 @@ def on(program: Program, device: str) -> Program:
     )
 
 
-@pytest.fixture(params=["emulated", pytest.param("gpu", marks=on_gpu)])
+def teacher_forced(place: Place, program: Program, images: torch.Tensor) -> torch.Tensor:
+    return sampler.teacher_forced(on(program, place.tensors), images.to(place.tensors), "cuda").cpu()
+
+
+@pytest.fixture(params=PLACES)
 def place(request, monkeypatch) -> Iterator[Place]:
-    one = Place(request.param, monkeypatch)
+    one = Place(request.param, monkeypatch, cuda)
     if request.param == "emulated":
         monkeypatch.setattr(cuda, "DEVICE_TYPE", "cpu")
         # As on a GPU, where the CPU's executor refuses by itself.
         monkeypatch.setattr(executors, "EXECUTORS", [e for e in executors.EXECUTORS if e.name != "cpu"])
-    one.pretend(*LIMITS["few blocks"])
+    one.pretend(LIMITS["few blocks"])
     with torch.no_grad():
         yield one
 
@@ -115,7 +92,7 @@ def logits_and_bound(place, model, n, size, condition=None):
 @pytest.mark.parametrize("limits", LIMITS)
 @pytest.mark.parametrize("name", CASES)
 def test_logits_are_those_of_the_model_in_float64(name, limits, place):
-    place.pretend(*LIMITS[limits])
+    place.pretend(LIMITS[limits])
     case = CASES[name]
     model = case.model(torch.float32)
     for n in (1, 7):
@@ -132,7 +109,7 @@ def test_levels_are_those_of_the_pytorch_executor_however_the_batch_is_divided(n
     model.to(place.tensors)
     first = None
     for limits in LIMITS.values():
-        place.pretend(*limits)
+        place.pretend(limits)
         ours, _ = drawn(case, model, 5, "cuda")
         first = ours if first is None else first
         assert torch.equal(ours, first)
@@ -184,14 +161,14 @@ def test_every_function_is_that_of_the_pytorch_executor(name, operands, place):
     theirs = sampler.teacher_forced(program, images, "torch")
     exact = sampler.teacher_forced(to_double(program), images)
     error = 4 * (theirs - exact).abs().max() + 2e-6 * exact.abs().max()
-    assert (place.teacher_forced(program, images) - exact).abs().max() <= error
+    assert (teacher_forced(place, program, images) - exact).abs().max() <= error
     if operands == 1:
         x = torch.tensor([-200.0, -3.0, -1e-6, 0.0, 0.3, 30.0, 200.0, torch.nan])
         function = Function(name, PARAMETERS.get(name, ()))
         program = constant_program(x[None])
         copy, draw_it = program.steps[0]
         program = dataclasses.replace(program, steps=((dataclasses.replace(copy, function=function), draw_it), ()))
-        got = place.teacher_forced(program, torch.zeros(1, 1, 1, 1, dtype=torch.uint8)).flatten()
+        got = teacher_forced(place, program, torch.zeros(1, 1, 1, 1, dtype=torch.uint8)).flatten()
         assert torch.allclose(got, evaluate(function, x.double()).float(), rtol=1e-5, atol=1e-6, equal_nan=True)
 
 
@@ -204,9 +181,9 @@ def wider_than_a_block():
 
 
 @pytest.mark.parametrize("make", [wide_pixelcnn, wider_than_a_block])
-@pytest.mark.parametrize("limits", [(100, 200_000), (2, 60_000)])
+@pytest.mark.parametrize("limits", [(100, 200_000, 1), (2, 60_000, 1)])
 def test_wide_sums_take_all_warps_and_chunks(make, limits, place):
-    device = place.pretend(*limits)
+    device = place.pretend(limits)
     torch.manual_seed(0)
     model, n = make().eval(), 5
     ours, exact, allowed = logits_and_bound(place, model, n, (1, 3, 13))
@@ -230,7 +207,7 @@ def test_rows_are_reported_and_end_with_all(place):
 def test_what_does_not_fit_says_how_many_bytes_it_needs_and_is_drawn_by_pytorch(place):
     case = CASES["pixelcnn colours"]
     model = case.model(torch.float32).to(place.tensors)
-    device = place.pretend(8, 8_000)
+    device = place.pretend((8, 8_000, 1))
     program = program_of(model, 2, case.size)
     needed = cuda._plan(program, device.native).native.division(1, device.limits)["shared_bytes"]
     assert needed > 8_000
@@ -240,7 +217,7 @@ def test_what_does_not_fit_says_how_many_bytes_it_needs_and_is_drawn_by_pytorch(
     with pytest.raises(ValueError, match=f"backend: 'cuda' cannot run this program: {reason}"):
         model.sample(2, size=case.size[1:], backend="cuda")
     assert model.sample(2, size=case.size[1:]).shape == (2, *case.size)
-    place.pretend(8, needed)
+    place.pretend((8, needed, 1))
     assert cuda.why_not(program) is None
     assert model.sample(2, size=case.size[1:], backend="cuda").shape == (2, *case.size)
 
@@ -265,9 +242,9 @@ def test_programs_elsewhere_and_those_with_too_many_maps_are_refused_in_words(pl
 
 
 def test_a_launch_that_fails_raises_an_error_that_names_the_kernel(monkeypatch):
-    place = Place("emulated", monkeypatch)
+    place = Place("emulated", monkeypatch, cuda)
     monkeypatch.setattr(cuda, "DEVICE_TYPE", "cpu")
-    device = place.pretend(2, 100_000)
+    device = place.pretend((2, 100_000, 1))
     program = synthetic_program("copy", 1)
     plan = cuda._plan(program, device.native)
     plan.tables.view(torch.int32)[8] = 10**6  # where the first instruction's places stand
@@ -306,12 +283,6 @@ def test_how_a_batch_is_divided_and_what_shared_memory_it_takes_is_on_record(nam
 # --- a GPU's own ways ---
 
 
-def _gpu(test):
-    for mark in on_gpu:
-        test = mark(test)
-    return test
-
-
 def gpu_walk(n=3):
     case = CASES["gated colours classes"]
     model = case.model(torch.float32).cuda()
@@ -323,7 +294,7 @@ def gpu_walk(n=3):
     return program, executors.walk_of(request, slice(0, n), lambda y: None)
 
 
-@_gpu
+@on_gpu
 @torch.no_grad()
 def test_a_captured_graph_draws_what_the_call_draws():
     program, walk = gpu_walk()
@@ -337,7 +308,7 @@ def test_a_captured_graph_draws_what_the_call_draws():
     assert walk.images.equal(expected)
 
 
-@_gpu
+@on_gpu
 @torch.no_grad()
 def test_the_kernel_runs_on_the_caller_s_stream():
     program, walk = gpu_walk()

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 import cuda_emulated
 import pytest
 import torch
+from cuda_places import PLACES, Place, on_gpu
 from grids import assert_as_exact, laid_out, nan_in_fresh_memory, pairwise
 from torch import Tensor
 
-from genkernels import backends
 from genkernels.ops import diagonal_bilstm, row_lstm
 from genkernels.ops.wavefront_lstm import cuda, op
 from genkernels.ops.wavefront_lstm.geometry import Geometry
@@ -33,42 +33,21 @@ from .wavefront_walks import (
     with_gradients,
 )
 
-GPU = backends.available_backends()["cuda"]
-on_gpu = [pytest.mark.gpu, pytest.mark.skipif(not GPU.available, reason=f"needs a CUDA GPU: {GPU.reason}")]
 H100 = (132, 232_448, 8)
 A100 = (108, 166_912, 1)
 
 
-@dataclasses.dataclass(frozen=True)
-class Place:
-    """Where kernels run, and how large the device is said to be."""
-
-    name: str
-    patch: pytest.MonkeyPatch
-
-    @property
-    def tensors(self) -> str:
-        return "cpu" if self.name == "emulated" else "cuda"
-
-    def pretend(self, limits: tuple[int, int, int]) -> None:
-        if self.name == "emulated":
-            device = cuda_emulated.device(*limits)
-        else:
-            real = cuda.device_of(torch.empty(0, device="cuda"))
-            device = cuda.Device(real.native, real.index, tuple(map(min, limits, real.limits)))
-        self.patch.setattr(cuda, "device_of", lambda t: device)
-
-    def exact(self, exact: bool) -> None:
-        self.patch.setattr(cuda, "float32_is_exact", lambda: exact)
+def compute_float32(place: Place, *, exactly: bool) -> None:
+    place.patch.setattr(cuda, "float32_is_exact", lambda: exactly)
 
 
-@pytest.fixture(params=["emulated", pytest.param("gpu", marks=on_gpu)])
+@pytest.fixture(params=PLACES)
 def place(request, monkeypatch) -> Iterator[Place]:
     if request.param == "emulated":
         monkeypatch.setitem(op.KERNELS, "CPU", cuda)
-    one = Place(request.param, monkeypatch)
+    one = Place(request.param, monkeypatch, cuda)
     one.pretend((8, 100_000, 4))
-    one.exact(True)
+    compute_float32(one, exactly=True)
     return one
 
 
@@ -154,7 +133,7 @@ def ours(case: Case, inputs: list[Tensor | None], grad: Tensor, device: str) -> 
 def check(case: Case, place: Place) -> None:
     """The operator's result and gradients are as exact as PyTorch's."""
     place.pretend(case.limits)
-    place.exact(case.kind != "tf32")
+    compute_float32(place, exactly=case.kind != "tf32")
     inputs, grad = tensors(case)
     got = ours(case, inputs, grad, place.tensors)
     if "expanded" in case.gates_layout:
@@ -301,13 +280,7 @@ def test_float32_products_follow_the_setting_of_pytorch_s_convolutions():
 # --- a GPU's own ways ---
 
 
-def _gpu(test):
-    for mark in on_gpu:
-        test = mark(test)
-    return test
-
-
-@_gpu
+@on_gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_captured_graph_gives_what_the_call_gives(dtype):
     inputs = [t.cuda() for t in bilstm_inputs((9, 7), units=24, dtype=dtype)]
@@ -327,7 +300,7 @@ def test_a_captured_graph_gives_what_the_call_gives(dtype):
         assert one.equal(other)
 
 
-@_gpu
+@on_gpu
 def test_the_kernels_run_on_the_caller_s_stream():
     inputs = [t.cuda() for t in bilstm_inputs((9, 7), units=24, dtype=torch.float32)]
     expected = diagonal_bilstm(*inputs)
@@ -341,9 +314,9 @@ def test_the_kernels_run_on_the_caller_s_stream():
     assert got.equal(expected)
 
 
-@_gpu
+@on_gpu
 @pytest.mark.slow
 def test_a_long_walk_of_the_paper_s_size_stays_as_exact(monkeypatch):
-    place = Place("gpu", monkeypatch)
+    place = Place("gpu", monkeypatch, cuda)
     for kind in KINDS:
         check(Case(kind, BOTH, 4, (32, 32), 128, limits=H100), place)

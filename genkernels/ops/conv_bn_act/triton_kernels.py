@@ -15,8 +15,9 @@ import triton
 from torch import Tensor
 
 from ..masked_conv.layout import empty_grad_input, is_channels_last
-from ..tile_conv.launch import INTERPRETED, Walk, convolve, gradient, on_device, weight_gradient
+from ..tile_conv.launch import INTERPRETED, convolve, gradient, on_device, weight_gradient
 from ..tile_conv.norm import normalise_kernel, statistics_kernel
+from ..tile_conv.walk import Walk
 from .geometry import Geometry, empty_output
 
 _Needs = tuple[bool, ...]

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..tile_conv.launch import Gate, Walk, convolve, gate_gradient, gradient, weight_gradient
+from ..tile_conv.launch import Gate, convolve, gate_gradient, gradient, weight_gradient
+from ..tile_conv.walk import Walk
 from .layout import empty_gradients, empty_output
 from .mask import MaskSpec
 

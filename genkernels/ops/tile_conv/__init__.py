@@ -2,6 +2,7 @@
 
     gpu.py               whether Triton can run here, and why not
     launch.py            geometry and allocation around the kernels: what the operations call
+    walk.py              which pixels the taps read, and which taps are live
     tuning.py            which tile sizes a problem is tried with, and the cache of what won; imports no Triton
     pack.py              the weight's live taps, laid out as the products read them
     forward.py           y[pixel, o] = act(sum over taps and c of x[pixel + tap, c] * w[tap, c, o] + bias)

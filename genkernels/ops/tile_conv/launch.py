@@ -19,6 +19,7 @@ from .forward import conv_kernel
 from .gradient import add_up_kernel, gate_gradient_kernel, gradient_kernel
 from .pack import pack_kernel
 from .tuning import Tile, choose, tilings
+from .walk import Walk
 from .weight_gradient import MOST_PARTIAL_BYTES, reduce_kernel, weight_gradient_kernel
 
 FEW_CHANNELS = 16  # below, the sum runs over (tap, channel) in one go, and any layout will do
@@ -26,47 +27,6 @@ _BLOCK = 1024
 _NO_STRIDES = (0, 0, 0, 0)
 _ROWS, _CHANNELS, _TILES = 64, 32, 8  # pixels and channels of a gradient's tile, and tiles of a program
 INTERPRETED = bool(triton.knobs.runtime.interpret)
-
-
-@dataclass(frozen=True)
-class Walk:
-    """Which input pixel every tap of every output pixel reads, and which taps are live.
-
-    Attributes:
-        kernel: rows and columns of taps.
-        taps: how many are live for all channel pairs, counted row by row.
-        first, step: tap (r, s) of output pixel (i, j) reads input (i, j) * stride + first + (r, s) * step.
-        stride: see first.
-        phases: above (1, 1), a transposed convolution of this stride; ``first`` is its padding then.
-        centre: "forward" or "backward" where the tap after the live ones depends on colour groups, else "".
-        groups, see_own, interleaved: the colour groups.
-        halves: those of the channels on the masked convolution's result are the groups of each half of them.
-    """
-
-    kernel: tuple[int, int]
-    taps: int
-    first: tuple[int, int]
-    step: tuple[int, int] = (1, 1)
-    stride: tuple[int, int] = (1, 1)
-    phases: tuple[int, int] = (1, 1)
-    centre: str = ""
-    groups: int = 1
-    see_own: bool = True
-    interleaved: bool = False
-    halves: bool = False
-
-    @property
-    def stored_taps(self) -> int:
-        """Taps in a row of packed weights, those of the longest phase."""
-        if self.phases != (1, 1):
-            return -(-self.kernel[0] // self.phases[0]) * -(-self.kernel[1] // self.phases[1])
-        return self.taps + bool(self.centre)
-
-    def units(self, out_channels: int, channels: int) -> tuple[int, int]:
-        """After how many of the channels out and in the groups repeat."""
-        if self.centre == "backward":
-            return out_channels, channels // (1 + self.halves)
-        return out_channels // (1 + self.halves), channels
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from ..masked_conv.op import check_options, check_tensors
 from ..verbose import is_on
+from ..wavefront_lstm.arguments import check_state, check_together
 from ..wavefront_lstm.geometry import Geometry
-from ..wavefront_lstm.op import DIAGONAL_TAPS, ROW_TAPS, cast, check_state, check_together, geometry_of, keeps, say_walk
+from ..wavefront_lstm.op import DIAGONAL_TAPS, ROW_TAPS, cast, geometry_of, keeps, say_walk
 from . import cpu, schema
 from .derivatives import layers, moved_up
 

@@ -1,0 +1,281 @@
+"""Other people's models: which idioms the sampler follows, and which models are refused, in what words."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from sampler_cases import logits_from_poisoned_memory, random_images
+from torch import nn
+
+from genkernels.nn import MaskedConv2d, RowLSTM
+from genkernels.ops import sampler
+from genkernels.ops.sampler.program import ROW
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+LEVELS = 4
+SIZE = (2, 5, 4)
+
+
+# --- what is followed ------------------------------------------------------------------------------------------
+
+
+class Plain(nn.Conv2d):
+    """The usual masked convolution, which multiplies its own weight in place."""
+
+    def __init__(self, mask_type, *args, **keywords):
+        super().__init__(*args, **keywords)
+        height, width = self.kernel_size
+        mask = torch.ones_like(self.weight)
+        mask[:, :, height // 2, width // 2 + (mask_type == "B") :] = 0
+        mask[:, :, height // 2 + 1 :] = 0
+        self.register_buffer("mask", mask)
+
+    def forward(self, x):
+        self.weight.data *= self.mask
+        return super().forward(x)
+
+
+class Net(nn.Module):
+    """Layers, and a function that puts them together."""
+
+    def __init__(self, body, **layers):
+        super().__init__()
+        self.body = body
+        for name, layer in layers.items():
+            setattr(self, name, layer)
+
+    def forward(self, x):
+        return self.body(self, x)
+
+
+def head(self, y):
+    """[N, levels * 2, H, W] -> [N, levels, 2, H, W], the second colour after the first one's channels."""
+    return self.out(y).unflatten(1, (LEVELS, 2))
+
+
+def a_layer(out=6, mask_type="A", inputs=2, kernel=3, **keywords):
+    return Plain(mask_type, inputs, out, kernel, padding=kernel // 2, **keywords)
+
+
+def one(inputs, outputs=2 * LEVELS):
+    return nn.Conv2d(inputs, outputs, 1)
+
+
+def shifted_down_at_the_link(self, x):
+    above = torch.relu(self.vertical(F.pad(x, (1, 1, 2, 0))[:, :, :-1]))  # sees all of its own row
+    above = torch.relu(self.vertical2(above))
+    down = F.pad(above, (0, 0, 1, 0))[:, :, :-1]
+    return head(self, torch.relu(self.horizontal(x) + self.link(down)))
+
+
+def shifted_down_in_every_layer(self, x):
+    above, beside = x, x
+    for vertical, horizontal in zip(self.vertical, self.horizontal, strict=True):
+        above = torch.relu(vertical(F.pad(above, (1, 1, 2, 0))[:, :, :-1]))
+        above = F.pad(above, (0, 0, 1, 0))[:, :, :-1]
+        beside = torch.relu(horizontal(beside) + above)
+    return head(self, beside)
+
+
+def extended_and_cropped(self, x):
+    height, width = x.shape[2:]
+    above = self.vertical(x)[:, :, :height]  # padding (2, 1): one row more than there was
+    left = self.horizontal(x)[:, :, :, :width]
+    return head(self, F.elu(above + left))
+
+
+def norm(self, x):
+    return head(self, F.relu_(self.norm2(self.conv2(F.relu(self.norm(self.conv(x)), inplace=True)))))
+
+
+def channels_about(self, x):
+    y = torch.cat([self.conv(x), torch.ones_like(x[:, :1]), F.pad(x, (1, 0))[..., :-1]], 1)  # ones, as in PixelCNN++
+    y = F.glu(y[:, [5, 3, 0, 1, 6, 2, 4, 7]], 1)
+    a, b = self.conv2(y).chunk(2, 1)
+    y = torch.stack([a, -b], 2).flatten(1, 2)
+    return head(self, F.elu(torch.cat([y, -y], 1)) + self.scale)
+
+
+def positions(self, x):
+    place = torch.arange(x.shape[2] * x.shape[3], dtype=x.dtype).view(1, 1, x.shape[2], x.shape[3]).sin()
+    y = self.conv(x) + place
+    y = torch.cat([y, place.expand(x.shape[0], -1, -1, -1)], 1)
+    return head(self, torch.tanh(self.conv2(y)))
+
+
+def moved_right(self, x):
+    y = F.pad(x, (2, 0))[..., :-2]
+    y = torch.sigmoid(self.conv(y))  # B of what was shifted by two
+    y = 1 - y * 0.5 + 2 / (y + 1 - 0.5 * y + F.softplus(y)).exp().clamp(0.1, 5)
+    return head(self, F.gelu(y) + F.silu(y) * F.leaky_relu(y - 1) + F.hardtanh(y))
+
+
+def recurrent(self, x):
+    return head(self, self.lstm(self.conv(x)) * self.conv(x))
+
+
+def one_row_at_a_time(self, x):
+    y = x.squeeze(2)  # [N, C, W]: a signal
+    y = torch.relu(self.first(F.pad(y, (3, 0))[..., :-1]))
+    y = y + self.second(F.pad(y, (2, 0))) * self.scale
+    return head(self, y.unsqueeze(2))
+
+
+def conv_b(inputs, outputs):
+    return a_layer(outputs, "B", inputs)
+
+
+IDIOMS = {
+    "masks in place, batch norm, in-place ReLU": (
+        norm,
+        {"conv": a_layer(), "norm": nn.BatchNorm2d(6), "conv2": conv_b(6, 5), "norm2": nn.BatchNorm2d(5),
+         "out": one(5)}, SIZE,
+    ),
+    "a vertical stack that comes down at the link": (
+        shifted_down_at_the_link,
+        {"vertical": nn.Conv2d(2, 5, (2, 3)), "vertical2": nn.Conv2d(5, 5, 3, padding=1), "link": one(5, 6),
+         "horizontal": a_layer(kernel=1), "out": one(6)}, SIZE,
+    ),
+    "a vertical stack that comes down in every layer": (
+        shifted_down_in_every_layer,
+        {"vertical": nn.ModuleList([nn.Conv2d(2, 5, (2, 3)), nn.Conv2d(5, 5, (2, 3))]),
+         "horizontal": nn.ModuleList([a_layer(5, kernel=1), conv_b(5, 5)]), "out": one(5)}, SIZE,
+    ),
+    "results larger than the image, cropped": (
+        extended_and_cropped,
+        {"vertical": nn.Conv2d(2, 6, (2, 3), padding=(2, 1)), "horizontal": nn.Conv2d(2, 6, (1, 2), padding=(0, 2)),
+         "out": one(6)}, SIZE,
+    ),
+    "channels split, stacked, permuted": (
+        channels_about,
+        {"conv": a_layer(5), "conv2": conv_b(4, 6), "out": one(12), "scale": nn.Parameter(torch.ones(12, 1, 1))}, SIZE,
+    ),
+    "maps of positions": (positions, {"conv": a_layer(), "conv2": conv_b(7, 4), "out": one(4)}, SIZE),
+    "shifts to the right and many functions": (moved_right, {"conv": conv_b(2, 6), "out": one(6)}, SIZE),
+    "depthwise convolutions": (
+        lambda self, x: head(self, self.deep(self.conv(x))),
+        {"conv": a_layer(), "deep": Plain("B", 6, 6, 3, padding=1, groups=3), "out": one(6)}, SIZE,
+    ),
+    "a Row LSTM": (recurrent, {"conv": a_layer(), "lstm": RowLSTM(6, 6, learned_state=True), "out": one(6)}, SIZE),
+    "signals": (
+        one_row_at_a_time,
+        {"first": nn.Conv1d(2, 4, 3), "second": nn.Conv1d(4, 4, 2, dilation=2), "out": one(4),
+         "scale": nn.Parameter(torch.ones(4, 1))},
+        (2, 1, 9),
+    ),
+    "interleaved colour groups": (
+        lambda self, x: self.out(torch.relu(self.conv(x))).unflatten(1, (LEVELS, 2)),
+        {"conv": MaskedConv2d(2, 7, 3, mask_type="A", channel_groups=2, group_layout="interleaved"),
+         "out": MaskedConv2d(7, 8, 1, mask_type="B", channel_groups=2, group_layout="interleaved")}, SIZE,
+    ),
+}  # fmt: skip
+
+
+def made(body, layers):
+    torch.manual_seed(0)
+    net = Net(body, **layers).double()
+    for tensor in [*net.parameters(), *net.buffers()]:
+        if tensor.dtype.is_floating_point and not (tensor.dim() == 4 and set(tensor.unique().tolist()) <= {0, 1}):
+            nn.init.uniform_(tensor, 0.1, 0.6)
+    return net.eval()
+
+
+def compiled(net, size, levels=LEVELS):
+    table = torch.linspace(-1, 1, levels, dtype=torch.float64)
+    return sampler.compile_program(net, lambda x, _: net(x), (2, *size), table), table
+
+
+@pytest.mark.parametrize("name", IDIOMS)
+@torch.no_grad()
+def test_other_peoples_idioms_become_programs_of_the_same_function(name):
+    body, layers, size = IDIOMS[name]
+    net = made(body, layers)
+    program, table = compiled(net, size)
+    images = random_images(3, size, LEVELS)
+    assert torch.allclose(
+        logits_from_poisoned_memory(program, images), net(table[images.long()]), rtol=1e-11, atol=1e-12
+    )
+
+
+def test_a_vertical_stack_is_computed_before_the_row_wherever_it_comes_down():
+    body, layers, size = IDIOMS["a vertical stack that comes down at the link"]
+    program, _ = compiled(made(body, layers), size)
+    assert all(i.phase == ROW for i in program.instructions() if i.name in ("vertical", "vertical2"))
+
+
+# --- what is refused -------------------------------------------------------------------------------------------
+
+REFUSED = {
+    "looks ahead in its row": (
+        lambda self, x: head(self, self.conv(x)), {"conv": nn.Conv2d(2, 4, 3, padding=1), "out": one(4)},
+        r"not causal: layer 'conv' reads 'image' at row \+0, column \+1",
+    ),
+    "looks ahead behind a causal layer": (
+        lambda self, x: head(self, self.wide(self.conv(x))),
+        {"conv": a_layer(), "wide": nn.Conv2d(6, 4, (3, 1), padding=(1, 0)), "out": one(4)},
+        r"not causal: layer 'wide' reads 'conv' at row \+1, column \+0",
+    ),
+    "sees itself": (
+        lambda self, x: head(self, self.second(self.conv(x))),
+        {"conv": conv_b(2, 4), "second": conv_b(4, 4), "out": one(4)},
+        "not causal: the logits of colour 0 depend on colour 1 of the same pixel, which layer 'conv' lets through",
+    ),
+    "a walk from the right, not shifted": (
+        lambda self, x: head(self, self.lstm(self.conv(x).flip(3)).flip(3)),
+        {"conv": a_layer(), "lstm": RowLSTM(6, 6), "out": one(6)},
+        "layer 'flip': the sampler does not know the operator aten::flip",
+    ),
+    "batch norm without statistics": (
+        lambda self, x: head(self, self.norm(self.conv(x))),
+        {"conv": a_layer(), "norm": nn.BatchNorm2d(6, track_running_stats=False), "out": one(6)},
+        "layer 'norm': batch norm in training mixes the images of a batch",
+    ),
+    "batch norm in training": (
+        lambda self, x: head(self, F.batch_norm(self.conv(x), None, None, training=True)),
+        {"conv": a_layer(), "out": one(6)},
+        r"layer 'native_batch_norm': batch norm in training mixes the images",
+    ),
+    "attention": (
+        lambda self, x: head(self, self.conv(x).softmax(3)), {"conv": a_layer(), "out": one(6)},
+        "layer '_softmax': the sampler does not know the operator aten::_softmax",
+    ),
+    "another resolution": (
+        lambda self, x: head(self, self.conv(x)), {"conv": nn.Conv2d(2, 4, 3, stride=2), "out": one(4)},
+        r"layer 'conv': only convolutions that keep the resolution; got stride \[2, 2\]",
+    ),
+    "rows and columns exchanged": (
+        lambda self, x: head(self, self.conv(x.transpose(2, 3)).transpose(2, 3)), {"conv": a_layer(), "out": one(6)},
+        "layer 'conv': the result is not made of whole channels",
+    ),
+    "images mixed": (
+        lambda self, x: head(self, self.conv(x.flatten(0, 1).unsqueeze(0))), {"conv": a_layer(), "out": one(6)},
+        "layer 'view': aten::view mixes the images of a batch",
+    ),
+    "a part changed in place": (
+        lambda self, x: head(self, self.conv(x)[:, 1:].relu_()), {"conv": a_layer(7), "out": one(6)},
+        "layer 'relu_': changes a part of a tensor in place",
+    ),
+    "logits of another shape": (
+        lambda self, x: self.out(self.conv(x)), {"conv": a_layer(), "out": one(6)},
+        r"logits: expected \[N, 4, 2, 5, 4\]; got \[N, 8, 5, 4\]",
+    ),
+    "another dtype": (
+        lambda self, x: head(self, self.conv(x).float()), {"conv": a_layer(), "out": one(6)},
+        "layer '_to_copy': changes the dtype from torch.float64 to torch.float32",
+    ),
+    "noise": (
+        lambda self, x: head(self, self.conv(x) + torch.randn(6, 1, 1, dtype=x.dtype)),
+        {"conv": a_layer(), "out": one(6)},
+        "the model draws random numbers of its own",
+    ),
+    "a weight made of the image": (
+        lambda self, x: head(self, F.conv2d(x, x[:, :, :1, :1])), {"out": one(6)}, "the weight depends on the image",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_model_that_cannot_be_sampled_is_refused_with_the_layer_and_the_reason(name):
+    body, layers, message = REFUSED[name]
+    with pytest.raises(sampler.NotTraceable, match=message):
+        compiled(made(body, layers), SIZE)
