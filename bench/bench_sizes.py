@@ -3,14 +3,15 @@
     python -m bench.bench_sizes [--quick] [--seconds S] [--json DIR]
     pytest bench/bench_sizes.py --benchmark-only
 
-Masked convolutions that write zeros into their weight, and blocks on both sides of the size from which a block takes
-this library's kernel (``ops/conv_bn_act/choice.py``). Training is forward and backward in training mode; evaluation is
-forward alone, without autograd. The claims are the worst cases.
+Masked convolutions that write zeros into their weight, and blocks of each kind that the rule for taking this library's
+kernel knows (``ops/conv_bn_act/choice.py``). Training is forward and backward in training mode; evaluation is forward
+alone, without autograd; both contiguous and channels_last. The claims are the worst cases.
 """
 
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -19,11 +20,13 @@ import torch
 from torch import Tensor, nn
 
 import genkernels
+from bench.baselines import NCHW, NHWC, to_layout
 from bench.bench_accelerate import WritesItsWeight
 from bench.report import Claim, Report, Row, command_line
 from bench.roofline import measure_ceilings
 from bench.timing import check_equal, interleave
 
+LAYOUTS = {"contiguous": NCHW, "channels_last": NHWC}
 OURS, PLAIN = "accelerated", "plain PyTorch"
 LEAST = 0.95  # of the plain layer's speed: two timings of the same thing differ by as much
 MASKED = ((1, 8, 8, 8, 3), (1, 1, 64, 28, 7), (16, 1, 64, 28, 7), (16, 3, 32, 32, 5), (1, 64, 64, 28, 3),
@@ -37,6 +40,9 @@ BLOCKS = (
     (True, 16, 32, 3, 16, 4, 2, 1, nn.Tanh, False), (True, 16, 128, 64, 16, 4, 2, 1, nn.ReLU, True),
     (False, 4, 32, 32, 16, 3, 1, 1, nn.ReLU, True), (False, 16, 64, 128, 16, 4, 2, 1, nn.LeakyReLU, True),
     (False, 16, 64, 64, 16, 1, 1, 0, nn.ReLU, True), (False, 16, 64, 64, 32, 3, 1, 1, nn.ReLU, True),
+    (False, 16, 128, 128, 16, 3, 1, 1, nn.ReLU, True), (False, 16, 128, 128, 8, 3, 2, 1, nn.ReLU, True),
+    (False, 16, 128, 128, 16, 5, 2, 2, nn.ReLU, True), (True, 16, 32, 64, 16, 4, 2, 1, nn.ReLU, True),
+    (True, 1, 512, 256, 4, 4, 2, 1, nn.ReLU, True), (True, 16, 64, 64, 16, 3, 1, 1, nn.ReLU, True),
 )  # fmt: skip
 
 
@@ -65,12 +71,12 @@ def cases() -> list[tuple[str, nn.Module, Tensor]]:
     return [*(masked(*sizes) for sizes in MASKED), *(block(*sizes) for sizes in BLOCKS)]
 
 
-def calls(layer: nn.Module, x: Tensor, train: bool) -> dict[str, Callable[[], object]]:
+def calls(layer: nn.Module, x: Tensor, train: bool, layout: torch.memory_format) -> dict[str, Callable[[], object]]:
     """Both, checked."""
-    plain, ours = copy.deepcopy(layer).train(train), copy.deepcopy(layer).train(train)
+    plain, ours = (copy.deepcopy(layer).train(train).to(memory_format=layout) for _ in range(2))  # type: ignore[call-overload]
     if not genkernels.accelerate(ours).swapped:
         raise AssertionError(f"nothing was swapped in {layer}")
-    x = x.clone().requires_grad_(train)
+    x = to_layout(x.clone(), layout).requires_grad_(train)
 
     def call(model: nn.Module) -> Callable[[], object]:
         def forward() -> object:
@@ -95,11 +101,12 @@ def run(quick: bool, seconds: float) -> Report:
     seconds, min_rounds = (min(seconds, 0.02), 3) if quick else (seconds, 11)
     ceilings = measure_ceilings()
     rows, claims = [], []
-    for mode, train in (("training", True), ("evaluation", False)):
-        of_mode = [
-            Row(mode, name, interleave(calls(layer, x, train), seconds=seconds, min_rounds=min_rounds), (OURS,), PLAIN)
-            for name, layer, x in cases()
-        ]
+    for train, (layout_name, layout) in itertools.product((True, False), LAYOUTS.items()):
+        mode = f"{'training' if train else 'evaluation'}, {layout_name}"
+        of_mode = []
+        for name, layer, x in cases():
+            timings = interleave(calls(layer, x, train, layout), seconds=seconds, min_rounds=min_rounds)
+            of_mode.append(Row(mode, name, timings, (OURS,), PLAIN))
         worst = min(of_mode, key=lambda row: row.speed_up(PLAIN))
         claims.append(Claim(f"{mode}, slowest: {worst.case}", worst.speed_up(PLAIN), "×", LEAST))
         rows += of_mode
@@ -118,7 +125,7 @@ def run(quick: bool, seconds: float) -> Report:
 def test_training(benchmark: Any, index: int, which: str) -> None:
     name, layer, x = cases()[index]
     benchmark.group = name
-    benchmark.pedantic(calls(layer, x, True)[which], rounds=5, warmup_rounds=2)
+    benchmark.pedantic(calls(layer, x, True, NCHW)[which], rounds=5, warmup_rounds=2)
 
 
 if __name__ == "__main__":

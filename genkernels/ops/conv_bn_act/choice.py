@@ -1,8 +1,12 @@
 """Which implementation the layers take: the kernels, or PyTorch's own operators where those are quicker.
 
-Measured on the CPU (Zen 3, one thread, a training step): from some 12 million multiply-adds a block wins 1.02 to 2
-times; below, and for 1x1 kernels on images, what surrounds the kernels weighs more than they save (0.73 to 1.0). The
-functions of ``genkernels.ops`` do as they are told and always run the kernel.
+Measured on the CPU (Zen 3, two threads, float32; 120 shapes, with and without batch norm, contiguous and channels_last,
+evaluation and training; ``bench/bench_sizes.py`` holds one of each kind). The kernels win where they do something that
+PyTorch's do not: Winograd's form of 4x4 kernels by 2 (1.2 to 2 times), phases of a transposed convolution (1.0 to 2),
+few outputs of one (1.3 to 2.5), weights that outweigh the images (1.05 to 2), the weight gradient of few input channels
+(1.1 to 1.4). Elsewhere oneDNN's convolutions are as quick (0.85 to 1.1), above all channels_last; and below some 12
+million multiply-adds what surrounds the kernels weighs more than they save. The functions of ``genkernels.ops`` do as
+they are told and always run the kernel.
 """
 
 from __future__ import annotations
@@ -15,11 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..masked_conv.layout import is_channels_last
 from ..tile_conv import gpu
 from ..verbose import is_on, like, say
 from . import cpu
 
-MULTIPLY_ADDS = 12_000_000
+# Multiply-adds from which a kernel wins, and a kernel that does much around its products.
+LEAST, LEAST_OF_MANY_STEPS = 12_000_000, 24_000_000
+SMALL_IMAGE = 64  # pixels: below, weights of 64 x 64 channels and more outweigh them
 _always_kernel = False
 
 
@@ -45,10 +52,12 @@ def prefers_torch(x: Tensor, conv: Any, norm: Any, activation: str | None, negat
     """
     if _always_kernel:
         return False
-    own = (x.is_cpu and _is_small(x, conv)) or _why_no_kernel(x) is not None
+    own = (x.is_cpu and not _kernel_wins(x, conv)) or _why_no_kernel(x) is not None
     if is_on() and not torch.compiler.is_compiling():
         kernel = "the CPU kernel" if x.is_cpu else "the Triton kernel"
-        size = f"{_multiply_adds(x, conv) / 1e6:.3g} million multiply-adds, {math.prod(conv.kernel_size)} taps"
+        taps, gradients = math.prod(conv.kernel_size), "gradients" if _trains(x, conv) else "no gradients"
+        layout = "channels_last" if is_channels_last(x) else "contiguous"
+        size = f"{_multiply_adds(x, conv) / 1e6:.3g} million multiply-adds, {taps} taps, {layout}, {gradients}"
         line = _line(x, conv, norm, activation, negative_slope)
         say("conv_bn_act", "PyTorch's own operators" if own else kernel, _why_no_kernel(x) or size, line)
     return own
@@ -64,10 +73,36 @@ def _multiply_adds(x: Tensor, conv: Any) -> int:
     return work // (down * right)
 
 
-def _is_small(x: Tensor, conv: Any) -> bool:
-    if _multiply_adds(x, conv) < MULTIPLY_ADDS:
+def _trains(x: Tensor, conv: Any) -> bool:
+    return torch.is_grad_enabled() and (x.requires_grad or conv.weight.requires_grad)
+
+
+def _kernel_wins(x: Tensor, conv: Any) -> bool:
+    work = _multiply_adds(x, conv)
+    if work < LEAST:
+        return False
+    height, width = x.shape[2:]
+    pixels = height * width  # of the smaller side
+    if not conv.transposed:
+        pixels //= conv.stride[0] * conv.stride[1]
+    if conv.kernel_size == (1, 1) and pixels > 1:
+        return False
+    if x.dtype != torch.float32:
+        return True  # PyTorch converts, or takes its slow way
+    trains, channels_last = _trains(x, conv), is_channels_last(x)
+    inputs, outputs = conv.in_channels, conv.out_channels
+    fewest, strided = min(inputs, outputs), conv.stride != (1, 1)
+    if conv.kernel_size == (4, 4) and conv.stride == (2, 2) and fewest >= 64 and pixels >= 16:  # Winograd's form
+        return work >= LEAST_OF_MANY_STEPS and (not channels_last or x.shape[0] * pixels >= 128)
+    if conv.transposed and outputs < 8:
+        return not trains or work >= LEAST_OF_MANY_STEPS
+    if fewest >= 64 and pixels <= SMALL_IMAGE:
         return True
-    return conv.kernel_size == (1, 1) and x.shape[2] * x.shape[3] > 1
+    if channels_last:
+        return fewest >= 128 and strided
+    if fewest >= 128 or (conv.transposed and strided):
+        return True
+    return inputs < 16 and strided and trains
 
 
 def _why_no_kernel(x: Tensor) -> str | None:
