@@ -22,42 +22,43 @@ bool planes_in_place(const ImageView& v, const ConvShape& s, int64_t images) {
 
 int64_t aligned(bool wanted, int64_t floats) { return wanted ? Scratch::round(floats) : 0; }
 
-// Both gradients in Winograd's form. The weight gradient takes large inputs and small pairs; the input gradient takes the
-// same large inputs where it goes down, and small inputs of its own where it goes up.
+// Both gradients in Winograd's form. The weight gradient takes the large image as inputs and the small one as outputs;
+// the input gradient takes the same large inputs where it goes down, and small inputs of its own where it goes up.
+template <int TILE>  // of the input gradient
 bool backward_winograd(const ConvBackward& args, int threads) {
   const ConvShape& s = args.shape;
   const bool up = args.up, wants_x = args.grad_x.data, wants_weight = args.grad_weight.data;
   const bool wants_large = up || wants_weight, wants_small = !up && wants_x;
-  const TileGrid large_grid(s, false), small_grid(s, true);
-  const PixelLayout pairs_layout = small_layout(s);
+  const TileGrid large_grid(s, false, DOWN_TILE), small_grid(s, true, TILE);
+  const PixelLayout of_outputs = outputs_layout(s);
   const int64_t image_floats = (wants_large ? Transformed::image_floats(large_grid, PHASES) : 0) +
                                (wants_small ? Transformed::image_floats(small_grid, PHASES) : 0);
   // Sums wait in memory between rounds: where they are many, fewer rounds are better.
-  const int64_t sums = wants_weight ? PHASES * COMPONENTS * s.small_channels * s.large_channels : 0;
+  const int64_t sums = wants_weight ? PHASES * WinogradWeightGradient::COMPONENTS * s.small_channels * s.large_channels : 0;
   const int64_t images = winograd_round(s, image_floats, max64(ROUND_FLOATS, sums), threads);
   const int64_t rounds = ceil_div(s.batch, images), tiles = large_grid.tiles();
   const Epilogue none{nullptr, nullptr, {Activation::none, 0}};
-  WinogradProduct product(s, !up, images, rounds, columns_of(s, args.weight, !up), args.grad_x, none, false, threads);
+  WinogradProduct<TILE> product(s, !up, images, rounds, columns_of(s, args.weight, !up), args.grad_x, none, false, threads);
   const WinogradWeightGradient weight_gradient(s, args.grad_weight, rounds, threads);
 
-  Transformed large(s.large_channels, images * tiles), small(s.small_channels, images * small_grid.tiles());
-  Transformed pairs(s.small_channels, images * tiles);
+  Transformed large(s.large_channels, DOWN_TILE, images * tiles), outputs(s.small_channels, DOWN_TILE, images * tiles);
+  Transformed small(s.small_channels, TILE, images * small_grid.tiles());
   const int64_t large_floats = aligned(wants_large, large.floats(PHASES));
   const int64_t small_floats = aligned(wants_small, small.floats(PHASES));
-  const int64_t pairs_floats = aligned(wants_weight, pairs.floats(1));
+  const int64_t outputs_floats = aligned(wants_weight, outputs.floats(1));
   const int64_t sums_floats = wants_weight ? weight_gradient.shared_floats() : 0;
   const int64_t product_floats = wants_x ? product.shared_floats() : 0;
   const int64_t image = max64(max64(large_grid.layout.image_floats(), small_grid.layout.image_floats()),
-                              pairs_layout.image_floats());
+                              of_outputs.image_floats());
   const int64_t thread_floats = Scratch::round(max64(image, max64(wants_x ? product.thread_floats() : 0,
                                                                   wants_weight ? weight_gradient.thread_floats() : 0)));
-  const int64_t shared_floats = large_floats + small_floats + pairs_floats + sums_floats + product_floats;
+  const int64_t shared_floats = large_floats + small_floats + outputs_floats + sums_floats + product_floats;
   const Scratch scratch(shared_floats + threads * thread_floats);
   if (!scratch.data()) return false;
   large.data = scratch.data();
   small.data = large.data + large_floats;
-  pairs.data = small.data + small_floats;
-  float* const shared_sums = pairs.data + pairs_floats;
+  outputs.data = small.data + small_floats;
+  float* const shared_sums = outputs.data + outputs_floats;
   if (wants_x) product.set_shared(shared_sums + sums_floats);
 
   const int64_t x_units = wants_x ? product.units() : 0, weight_units = wants_weight ? weight_gradient.units() : 0;
@@ -77,15 +78,15 @@ bool backward_winograd(const ConvBackward& args, int threads) {
       for (int64_t n = n0; n < n1; ++n) {
         if (wants_large) {
           load(up, large_grid.layout, n);
-          transform_inputs(large_grid, own, large, (n - n0) * tiles);
+          transform_inputs<DOWN_TILE>(large_grid, own, large, (n - n0) * tiles);
         }
         if (wants_small) {
           load(true, small_grid.layout, n);
-          transform_inputs(small_grid, own, small, (n - n0) * small_grid.tiles());
+          transform_inputs<TILE>(small_grid, own, small, (n - n0) * small_grid.tiles());
         }
         if (wants_weight) {
-          load(!up, pairs_layout, n);
-          transform_small(pairs_layout, own, pairs, (n - n0) * tiles);
+          load(!up, of_outputs, n);
+          transform_outputs(of_outputs, own, outputs, (n - n0) * tiles);
         }
       }
 #pragma omp for schedule(dynamic)
@@ -93,7 +94,7 @@ bool backward_winograd(const ConvBackward& args, int threads) {
         if (unit < x_units)
           product.run_unit(unit, up ? large : small, n0, n1, own);
         else
-          weight_gradient.run_unit(unit - x_units, pairs, large, (n1 - n0) * tiles, round, shared_sums, own);
+          weight_gradient.run_unit(unit - x_units, outputs, large, (n1 - n0) * tiles, round, shared_sums, own);
       }
     }
   }
@@ -105,7 +106,8 @@ bool backward_winograd(const ConvBackward& args, int threads) {
 bool conv_backward(const ConvBackward& args) {
   const ConvShape& s = args.shape;
   const int threads = useful_threads(s, args.threads);
-  if (winograd_suits(s)) return backward_winograd(args, threads);
+  if (winograd_suits(s))
+    return tile_of(s, !args.up) == 2 ? backward_winograd<2>(args, threads) : backward_winograd<4>(args, threads);
   const bool up = args.up, wants_x = args.grad_x.data, wants_weight = args.grad_weight.data;
   const bool scattered = !up && ScatterProduct::suits(s);
 

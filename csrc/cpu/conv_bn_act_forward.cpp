@@ -42,15 +42,16 @@ bool forward_scattered(const ConvForward& args, const ColumnWeight& weight, cons
   return true;
 }
 
+template <int TILE>
 bool forward_winograd(const ConvForward& args, const ColumnWeight& weight, const Epilogue& epilogue, int threads) {
   const ConvShape& s = args.shape;
-  const TileGrid grid(s, args.up);
-  const int64_t weights = PHASES * COMPONENTS * s.small_channels * s.large_channels;
+  const TileGrid grid(s, args.up, TILE);
+  const int64_t weights = PHASES * components_of(TILE) * s.small_channels * s.large_channels;
   const int64_t images =
       winograd_round(s, Transformed::image_floats(grid, PHASES), max64(ROUND_FLOATS, weights), threads);
   const int64_t rounds = ceil_div(s.batch, images);
-  Transformed in(grid.layout.channels, images * grid.tiles());
-  WinogradProduct product(s, args.up, images, rounds, weight, args.y, epilogue, args.statistics != nullptr, threads);
+  Transformed in(grid.layout.channels, TILE, images * grid.tiles());
+  WinogradProduct<TILE> product(s, args.up, images, rounds, weight, args.y, epilogue, args.statistics != nullptr, threads);
   const int64_t thread_floats = Scratch::round(max64(product.thread_floats(), grid.layout.image_floats()));
   const int64_t in_floats = Scratch::round(in.floats(PHASES)), shared_floats = product.shared_floats() + in_floats;
   const Scratch scratch(shared_floats + threads * thread_floats);
@@ -66,7 +67,7 @@ bool forward_winograd(const ConvForward& args, const ColumnWeight& weight, const
 #pragma omp for schedule(dynamic)
       for (int64_t n = n0; n < n1; ++n) {
         load_image(args.x, grid.layout, n, own);
-        transform_inputs(grid, own, in, (n - n0) * grid.tiles());
+        transform_inputs<TILE>(grid, own, in, (n - n0) * grid.tiles());
       }
 #pragma omp for schedule(dynamic)
       for (int64_t unit = 0; unit < product.units(); ++unit) product.run_unit(unit, in, n0, n1, own);
@@ -85,7 +86,9 @@ bool conv_forward(const ConvForward& args) {
   const Epilogue epilogue{args.scale, args.shift, args.activation};
   if (args.up && ScatterProduct::suits(s)) return forward_scattered(args, weight, epilogue, threads);
 
-  if (winograd_suits(s)) return forward_winograd(args, weight, epilogue, threads);
+  if (winograd_suits(s))
+    return tile_of(s, args.up) == 2 ? forward_winograd<2>(args, weight, epilogue, threads)
+                                    : forward_winograd<4>(args, weight, epilogue, threads);
 
   const ProductGeometry geometry(s, args.up);
   Product product(geometry.rows, geometry.cols, s.batch, weight, args.y, epilogue, args.statistics != nullptr, threads);

@@ -1,12 +1,14 @@
 // The product of conv_bn_act_product.h in Winograd's form, see conv_bn_act_winograd.h: forward passes and input
 // gradients, up and down.
 //
-// A unit of work is a pair of panels of output channels and a part of the images that are there. Phase by phase its
-// packed weights are transformed, in L2, and every component meets all tiles of a group of images as a plain matrix
-// product: rows are tiles, 128 of them or so, read where the transformed images stand, and meet both panels. The
-// components of a tile then give 2 x 2 pixels.
-// Traffic: weights once (and once more per round), transformed images (9 times the small image up, 2.25 times the large
-// one down) once per pair of panels, from L3. Bound: the multiply-add units, at 9/16 of the direct multiplications.
+// A unit of work is a pair of panels of output channels and a part of the images that are there. Phase by phase and 32
+// input channels at a time its packed weights are transformed, in L2, and every component meets all tiles of a group of
+// images as a plain matrix product: rows are tiles, 96 of them or so (192 small ones), read where the transformed images stand, and meet
+// both panels; sums grow in L2 too. The components of a tile then give its pixels.
+// Traffic: weights once (and once more per round), transformed images (6.25 or 9 times the small image up, 1.56 times the
+// large one down) once per pair of panels, from L3. Bound: the multiply-add units, at 25/64 or 9/16 of the direct
+// multiplications, which run at 90 % of their peak; transforms, and the way in and out, take as long again as a half of
+// the products (images of 16 x 16) to all of them (4 x 4, where a weight meets 16 tiles only).
 #pragma once
 
 #include "cpu/conv_bn_act_panel.h"
@@ -16,16 +18,18 @@
 
 namespace gk::GK_ISA {
 
+template <int TILE>
 class WinogradProduct {
  public:
+  static constexpr int64_t COMPONENTS = components_of(TILE);
   static constexpr int64_t WIDE = NR_MAX == 2 ? 2 : 1;  // panels of a unit
-  static constexpr int64_t PIECE = 32;                  // reduction steps
-  static constexpr int64_t TILES = 96;                  // of a group of images
+  static constexpr int64_t PIECE = 32;                  // reduction steps, a block of the sums
+  static constexpr int64_t TILES = TILE == 4 ? 96 : 192;  // of a group of images
 
   // `images`: most that are there at a time; `rounds`: how many times run_unit is called for each unit.
   WinogradProduct(const ConvShape& s, bool up, int64_t images, int64_t rounds, const ColumnWeight& weight, const ImageView& out,
                   const Epilogue& epilogue, bool wants_moments, int threads)
-      : grid_(s, up), up_(up), rounds_(rounds), weight_(weight), height_(up ? s.large_h : s.small_h), width_(up ? s.large_w : s.small_w),
+      : grid_(s, up, TILE), up_(up), rounds_(rounds), weight_(weight), height_(up ? s.large_h : s.small_h), width_(up ? s.large_w : s.small_w),
         output_(out, epilogue, width_), wants_moments_(wants_moments) {
     group_ = max64(1, min64(images, TILES / grid_.tiles()));
     group_ = ceil_div(images, ceil_div(images, group_));
@@ -124,7 +128,7 @@ class WinogradProduct {
       const int64_t place = TileAxis::tap(up_, phase / 2, t / 2) * 4 + TileAxis::tap(up_, phase % 2, t % 2);
       tap[t] = packed + (place * weight_.reductions + c) * width;
     }
-    transform_weights(tap, length * width, weights, length * width + LINE);
+    transform_weights<TILE>(tap, length * width, weights, length * width + LINE);
   }
 
   // products[panel][component][tile][column] (+)= the reductions [c, c + length) of a phase of the tiles. Components of
@@ -158,7 +162,7 @@ class WinogradProduct {
             const int64_t x = grid_.cols.out[f % 2] + (TILE * tx + i % TILE) * grid_.cols.out_step;
             out[i] = y < height_ && x < width_ ? staging + ((y * width_ + x) * images + n) * width : nullptr;
           }
-          transform_back<TILE>(from, step, width, out, outputs_from_points<Vec>);
+          transform_back<TILE + 1, TILE>(from, step, width, out, Points<TILE>::template outputs_from<Vec>);
         }
   }
 

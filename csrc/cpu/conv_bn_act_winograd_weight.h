@@ -1,10 +1,10 @@
-// The weight gradient in Winograd's form, see conv_bn_act_winograd.h: for each of 4 phases and 9 components, the sum over
-// the tiles of small pairs times large inputs.
+// The weight gradient in Winograd's form, see conv_bn_act_winograd.h: for each of 4 phases and 25 components, the sum over
+// the tiles of small outputs times large inputs.
 //
-// A unit of work is a panel of large channels and a block of small channels; its 36 matrices of sums stay in L2. It
-// takes the tiles in chunks, of which the panel's share fits L1 and all rows' share L2, where the four phases meet it.
-// Both factors are read where the transformed images stand. No sum crosses threads, so the result does not depend on
-// their number. Bound: the multiply-add units, at 9/16 of the direct multiplications.
+// A unit of work is a panel of large channels and a block of small channels; its 100 matrices of sums stay in L2. It goes
+// component by component and takes the tiles in chunks, whose rows stay in L1 while the four phases meet them. Both
+// factors are read where the transformed images stand. No sum crosses threads, so the result does not depend on their
+// number. Bound: the multiply-add units, at 25/64 of the direct multiplications.
 #pragma once
 
 #include "cpu/conv_bn_act_weight.h"
@@ -16,6 +16,7 @@ namespace gk::GK_ISA {
 class WinogradWeightGradient {
  public:
   static constexpr int64_t CHUNK = 128;  // tiles
+  static constexpr int64_t COMPONENTS = components_of(DOWN_TILE);
 
   // `rounds`: how many times run_unit is called for each unit.
   WinogradWeightGradient(const ConvShape& s, const ConvWeight& out, int64_t rounds, int threads)
@@ -61,8 +62,8 @@ class WinogradWeightGradient {
       float* to[4];
       for (int64_t t = 0; t < 4; ++t)
         to[t] = taps + (TileAxis::tap(false, f / 2, t / 2) * 4 + TileAxis::tap(false, f % 2, t % 2)) * component_floats();
-      transform_back<2>(sums + f * COMPONENTS * component_floats(), component_floats(), component_floats(), to,
-                        taps_from_points<Vec>);
+      transform_back<DOWN_TILE + 1, 2>(sums + f * COMPONENTS * component_floats(), component_floats(), component_floats(), to,
+                        Points<DOWN_TILE>::taps_from<Vec>);
     }
     GK_BY_STORAGE(out_.storage, write_taps, out_, 4, 4, taps, rows_, panel, row0, rows);
   }
