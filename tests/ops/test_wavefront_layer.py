@@ -1,6 +1,7 @@
 """Convolution and walk in one operator: results and gradients over a grid, rounds of images, memory, layouts."""
 
 import dataclasses
+import functools
 
 import pytest
 import torch
@@ -191,14 +192,42 @@ def test_backward_is_left_the_inputs_and_what_the_walks_keep_but_no_gates(kind, 
 
 
 @needs_native
-def test_the_gates_of_few_images_exist_at_a_time(monkeypatch, small_rounds, threads):
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_the_gradient_of_the_gates_of_few_images_exists_at_a_time(monkeypatch, small_rounds, threads, checkpoint):
     threads(1)
-    largest = []
-    convolve = cpu.conv.forward_into
-    monkeypatch.setattr(cpu.conv, "forward_into", lambda y, *others: largest.append(y.shape[0]) or convolve(y, *others))
-    with torch.no_grad():
-        ROW_B(*layer_inputs(ROW_B, batch=6, dtype=torch.float32))
-    assert largest == [1] * 6
+    sizes = []
+    walk_back = cpu.lstm.backward_into
+
+    def noting(grads, *others):
+        sizes.append(grads[0][0].shape[0])
+        walk_back(grads, *others)
+
+    monkeypatch.setattr(cpu.lstm, "backward_into", noting)
+    inputs = [t.requires_grad_() for t in layer_inputs(ROW_B, batch=6, dtype=torch.float32)]
+    ROW_B(*inputs, checkpoint=checkpoint).sum().backward()
+    assert sizes == [1] * 6
+
+
+@needs_native
+@pytest.mark.parametrize("dtype", DTYPES, ids=short)
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_weights_of_any_strides_give_the_same(dtype, checkpoint):
+    def innermost_first(t):  # as a Conv1d of the state has its taps
+        return t.permute(*range(1, t.dim()), 0).contiguous().permute(-1, *range(t.dim() - 1))
+
+    def cut(t):  # taps at uneven distances
+        return torch.cat([t, t], -1)[..., : t.shape[-1]]
+
+    for kind in (ROW_B, BOTH_B):
+        x, *others = layer_inputs(kind, channels=9, units=8, dtype=dtype)
+        grad = torch.randn(2, 8, 4, 5).to(dtype)
+        layer = functools.partial(kind, checkpoint=checkpoint)
+        expected = with_gradients(layer, [x, *others], grad)
+        for change in (innermost_first, cut):
+            strided = [x, *(change(t) for t in others)]
+            got = with_gradients(layer, strided, grad)
+            for ours, plain in zip(got, expected, strict=True):
+                torch.testing.assert_close(ours, plain, rtol=0, atol=0)
 
 
 # --- which gradients are asked for ---
