@@ -166,11 +166,11 @@ def test_rounds_of_few_images_change_nothing_but_rounding(kind, dtype, checkpoin
 
 @pytest.mark.parametrize(
     ("count", "walks", "expected"),
-    [(1, 1, [8, 8]), (2, 1, [8, 8]), (3, 1, [9, 7]), (4, 2, [6, 6, 4]), (16, 1, [16]), (64, 1, [16])],
+    [(1, 1, [16, 16]), (2, 1, [16, 16]), (3, 1, [18, 14]), (4, 2, [12, 12, 8]), (16, 1, [32]), (64, 1, [32])],
 )
 def test_a_round_is_large_enough_and_the_same_for_every_thread(count, walks, expected, threads):
     kind = BOTH_B if walks == 2 else DIAGONAL_B
-    x, *others = layer_inputs(kind, (28, 28), batch=16, channels=1, units=64, dtype=torch.float32)
+    x, *others = layer_inputs(kind, (28, 28), batch=32, channels=1, units=64, dtype=torch.float32)
     tensors = [x, *others[::walks][:1], *[None] * 4] if walks == 1 else [x, *([others[0], *[None] * 4] * 2)]
     threads(count)
     layer = cpu._Layer(tensors, "B", [Geometry("diagonal", (0, -1), m) for m in (False, True)[:walks]])
