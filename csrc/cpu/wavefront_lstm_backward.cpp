@@ -136,7 +136,8 @@ bool wavefront_lstm_backward(const WavefrontLSTMBackward& args) {
   const int64_t walks = args.walk_count;
   const int threads = useful_threads(l, walks, args.threads);
   const int64_t h = l.hidden, pixels = l.height * l.width, group = group_units(l, walks, threads);
-  bool wants_weight = false, recomputes = false, needs_x = false, needs_grad_hidden = false, needs_grad_gates = false;
+  bool wants_weight = false, recomputes = false;
+  bool needs_x = false, needs_grad_hidden = false, needs_grad_gates = false;  // in scratch
   for (int64_t w = 0; w < walks; ++w) {
     const WavefrontGradients& grads = args.gradients[w];
     wants_weight |= grads.grad_weight != nullptr;
@@ -162,7 +163,8 @@ bool wavefront_lstm_backward(const WavefrontLSTMBackward& args) {
   const int64_t weight_sums = wants_weight ? taps_h * padded(4 * h) : 0;
   const int64_t sums_floats = walks * (weight_sums + state_floats);
   const int64_t limit = product_rows(l);
-  const int64_t row_floats = Scratch::round(limit * max64(reductions_of(l), 4 * h)), product_sums = limit * padded(4 * h);
+  const int64_t row_floats = Scratch::round(limit * max64(reductions_of(l), 4 * h));
+  const int64_t product_sums = limit * padded(4 * h);
   const int64_t lines = block_lines(l), blocks = ceil_div(l.height, lines);
   const int64_t plane_floats = wants_weight ? Scratch::round(lines * l.width * taps_h) : 0;
   const int64_t panel_floats = wants_weight ? lines * l.width * PANEL_MAX : 0;

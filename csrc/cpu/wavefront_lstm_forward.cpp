@@ -10,14 +10,14 @@
 // backward, where the walk overwrites them. Gates that are convolved leave no trace: x, a quarter of them, is brought
 // into that order instead (a convolution before the walk writes them to L3 or memory and runs at 85 % of peak for its
 // short sums: forward takes 7-10 % longer with it at h = 64). hidden leaves likewise. Float32 tensors that are
-// channels_last are read and written in place. Weights (4h floats for every float of a row) stream from L2 or L3 once a
-// front, rows and sums stay within L2.
+// channels_last are read and written in place. Weights (4h floats for every float of a row) stream from L2 or L3 once
+// a front, rows and sums stay within L2.
 //
-// Floor: 2 * (taps * h + input taps * channels) * 4h operations a cell. Bound: the multiply-add units for h >= 32 or so.
-// Measured on AVX2, one thread: 67-71 % of their peak at h = 64 on a diagonal (two taps, one input tap), 78 % on rows
-// (three and two). The products alone run at 90 %; the elementwise pass takes a sixth of the time at h = 64, a share
-// that grows as 1 / h below. In L1 it is bound by its 5 exp and 5 divisions a channel (52 cycles a vector, of which the
-// divisions are 30), and takes twice that for the cells that come from and go to L2 and L3.
+// Floor: 2 * (taps * h + input taps * channels) * 4h operations a cell. Bound: the multiply-add units for h >= 32 or
+// so. Measured on AVX2, one thread: 67-71 % of their peak at h = 64 on a diagonal (two taps, one input tap), 78 % on
+// rows (three and two). The products alone run at 90 %; the elementwise pass takes a sixth of the time at h = 64, a
+// share that grows as 1 / h below. In L1 it is bound by its 5 exp and 5 divisions a channel (52 cycles a vector, of
+// which the divisions are 30), and takes twice that for the cells that come from and go to L2 and L3.
 #include "cpu/wavefront_lstm_walk.h"
 
 namespace gk::GK_ISA {

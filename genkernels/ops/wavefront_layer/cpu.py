@@ -31,7 +31,8 @@ def why_not(x: Tensor) -> str | None:
 
 _ROWS = 32  # cells of a product that make good use of the weights, as in csrc/cpu/wavefront_lstm_plan.h
 # Gates of a round, at least. Every round packs all weights, sets up its scratch and adds up the weights' gradients:
-# backward takes 1 to 3 % longer with rounds of 8 MB than with those of 16 MB. Forward has rounds of 16-bit tensors alone.
+# backward takes 1 to 3 % longer with rounds of 8 MB than with those of 16 MB. Forward has
+# rounds of 16-bit tensors alone.
 _FLOATS = 4 << 20
 _NOT_DILATED = (1, 1)
 
