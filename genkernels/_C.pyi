@@ -78,7 +78,9 @@ class MaskedConvPlan:
 # Wavefront LSTM. Tensors are addresses with the strides of [N, C, H, W]; 0 stands for one that is not there. `sizes`
 # are N, h, H, W; a walk is (mirrored, gates, strides, weight, h0, c0, hidden, strides, saved); its gradients are
 # (grad_hidden, strides, grad_gates, strides, grad_weight, grad_h0, grad_c0). False where memory for scratch ran out.
-_Walk = tuple[bool, int, _Strides, int, int, int, int, _Strides, int]
+_Image = tuple[int, _Strides]
+_Weight = tuple[int, tuple[int, ...]]  # strides of out, in, tap
+_Walk = tuple[bool, _Image, _Image, _Weight, _Weight, tuple[int, ...], _Image, int]
 _WalkGradients = tuple[int, _Strides, int, _Strides, int, int, int]
 
 def wavefront_lstm_forward(
@@ -87,6 +89,7 @@ def wavefront_lstm_forward(
     sizes: tuple[int, int, int, int],
     diagonal: bool,
     taps: list[int],
+    convolution: tuple[int, int, int, int],
     walks: list[_Walk],
 ) -> bool: ...
 def wavefront_lstm_backward(
@@ -95,6 +98,7 @@ def wavefront_lstm_backward(
     sizes: tuple[int, int, int, int],
     diagonal: bool,
     taps: list[int],
+    convolution: tuple[int, int, int, int],
     walks: list[_Walk],
     gradients: list[_WalkGradients],
 ) -> bool: ...

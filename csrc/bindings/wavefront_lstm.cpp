@@ -11,8 +11,14 @@ namespace gk::bindings {
 
 namespace {
 
-// mirrored, gates with strides, weight, h0, c0, hidden with strides, saved; 0 for what is not there
-using WalkTensors = std::tuple<bool, Address, Strides4, Address, Address, Address, Address, Strides4, Address>;
+using Strides3 = std::array<int64_t, 3>;  // of a weight: out, in, tap
+using Image = std::pair<Address, Strides4>;
+using Weight = std::pair<Address, Strides3>;
+// mirrored; gates, x; weight, input_weight; input_bias, h0, c0; hidden; saved; 0 for what is not there
+using WalkTensors =
+    std::tuple<bool, Image, Image, Weight, Weight, std::array<Address, 3>, Image, Address>;
+// channels, kernel height and width, live taps of the convolution that gives the gates; zeros where they are given
+using Convolution = std::array<int64_t, 4>;
 // grad_hidden with strides, grad_gates with strides, grad_weight, grad_h0, grad_c0; 0 for what is not wanted
 using WalkGradients = std::tuple<Address, Strides4, Address, Strides4, Address, Address, Address>;
 
@@ -20,18 +26,24 @@ using WalkGradients = std::tuple<Address, Strides4, Address, Strides4, Address, 
 class WavefrontCall {
  public:
   WavefrontCall(int storage_code, const std::array<int64_t, 4>& sizes, bool diagonal, const std::vector<int32_t>& taps,
-                const std::vector<WalkTensors>& walks)
+                const Convolution& convolution, const std::vector<WalkTensors>& walks)
       : storage_(checked_storage(storage_code)),
-        lstm_{sizes[0], sizes[1], sizes[2], sizes[3], diagonal, taps.data(), static_cast<int64_t>(taps.size())} {
+        lstm_{sizes[0],      sizes[1],      sizes[2],      sizes[3],      diagonal,
+              taps.data(),   static_cast<int64_t>(taps.size()),
+              convolution[0], convolution[1], convolution[2], convolution[3], storage_} {
     for (int64_t size : sizes) check(size >= 1, "sizes", "at least 1", size);
     check(!taps.empty(), "taps", "at least one", taps.size());
     for (int32_t tap : taps) check(!diagonal || tap <= 0, "taps", "at most 0 on a diagonal", tap);
     check(!walks.empty(), "walks", "at least one", walks.size());
-    for (const auto& [mirrored, gates, gates_strides, weight, h0, c0, hidden, hidden_strides, saved] : walks) {
+    const auto pointer = [](Address data) { return reinterpret_cast<const void*>(data); };
+    const auto weight_view = [&](const Weight& w) {
+      return WeightView{pointer(w.first), w.second[0], w.second[1], w.second[2], storage_};
+    };
+    for (const auto& [mirrored, gates, x, weight, input_weight, vectors, hidden, saved] : walks) {
       check(diagonal || !mirrored, "mirrored", "false on rows", mirrored);
-      walks_.push_back({mirrored, view(gates, gates_strides), reinterpret_cast<const void*>(weight),
-                        reinterpret_cast<const void*>(h0), reinterpret_cast<const void*>(c0),
-                        view(hidden, hidden_strides), reinterpret_cast<float*>(saved)});
+      const auto& [input_bias, h0, c0] = vectors;
+      walks_.push_back({mirrored, view(gates), view(x), weight_view(weight), weight_view(input_weight),
+                        pointer(input_bias), pointer(h0), pointer(c0), view(hidden), reinterpret_cast<float*>(saved)});
     }
   }
   WavefrontCall(const WavefrontCall&) = delete;
@@ -46,7 +58,7 @@ class WavefrontCall {
     check(gradients.size() == walks_.size(), "gradients", "one entry per walk", gradients.size());
     std::vector<WavefrontGradients> grads;
     for (const auto& [hidden, hidden_strides, gates, gates_strides, weight, h0, c0] : gradients) {
-      grads.push_back({view(hidden, hidden_strides), view(gates, gates_strides), reinterpret_cast<void*>(weight),
+      grads.push_back({view({hidden, hidden_strides}), view({gates, gates_strides}), reinterpret_cast<void*>(weight),
                        reinterpret_cast<void*>(h0), reinterpret_cast<void*>(c0)});
     }
     const WavefrontLSTMBackward args{lstm_, walks_.data(), grads.data(), count(), threads};
@@ -55,7 +67,7 @@ class WavefrontCall {
 
  private:
   int64_t count() const { return static_cast<int64_t>(walks_.size()); }
-  ImageView view(Address data, const Strides4& strides) const { return image_view(data, strides, storage_); }
+  ImageView view(const Image& image) const { return image_view(image.first, image.second, storage_); }
 
   Storage storage_;
   WavefrontLSTM lstm_;
@@ -68,21 +80,21 @@ void bind_wavefront_lstm(py::module_& m) {
   m.def(
       "wavefront_lstm_forward",
       [](int storage, int threads, std::array<int64_t, 4> sizes, bool diagonal, std::vector<int32_t> taps,
-         std::vector<WalkTensors> walks) {
+         Convolution convolution, std::vector<WalkTensors> walks) {
         check_threads(threads);
-        return WavefrontCall(storage, sizes, diagonal, taps, walks).forward(threads);
+        return WavefrontCall(storage, sizes, diagonal, taps, convolution, walks).forward(threads);
       },
       py::arg("storage"), py::arg("threads"), py::arg("sizes"), py::arg("diagonal"), py::arg("taps"),
-      py::arg("walks"), NoGil());
+      py::arg("convolution"), py::arg("walks"), NoGil());
   m.def(
       "wavefront_lstm_backward",
       [](int storage, int threads, std::array<int64_t, 4> sizes, bool diagonal, std::vector<int32_t> taps,
-         std::vector<WalkTensors> walks, std::vector<WalkGradients> gradients) {
+         Convolution convolution, std::vector<WalkTensors> walks, std::vector<WalkGradients> gradients) {
         check_threads(threads);
-        return WavefrontCall(storage, sizes, diagonal, taps, walks).backward(threads, gradients);
+        return WavefrontCall(storage, sizes, diagonal, taps, convolution, walks).backward(threads, gradients);
       },
       py::arg("storage"), py::arg("threads"), py::arg("sizes"), py::arg("diagonal"), py::arg("taps"),
-      py::arg("walks"), py::arg("gradients"), NoGil());
+      py::arg("convolution"), py::arg("walks"), py::arg("gradients"), NoGil());
 }
 
 }  // namespace gk::bindings

@@ -16,12 +16,21 @@ struct WavefrontLSTM {
   bool diagonal;
   const int32_t* taps;  // [tap_count]
   int64_t tap_count;
+  // The input-to-state part: given as gates, or, with a kernel, a convolution of x whose first taps in raster order are
+  // the live ones, centred, zero outside the image.
+  int64_t channels, kernel_h, kernel_w, live_taps;
+  Storage storage;  // of all tensors but `saved`
+
+  bool convolves() const { return kernel_h > 0; }
 };
 
 struct WavefrontWalk {
   bool mirrored;            // left and right exchanged, for diagonals
-  ImageView gates;          // [N, 4h, H, W] before the recurrence; gates stand in the order i, f, g, o
-  const void* weight;       // [taps, 4h, h], contiguous, of the storage type of gates, as are the next two
+  ImageView gates;          // [N, 4h, H, W] before the recurrence, in the order i, f, g, o; nothing where convolved of
+  ImageView x;              // [N, channels, H, W]
+  WeightView weight;        // [taps, 4h, h]
+  WeightView input_weight;  // [4h, channels, kernel_h, kernel_w]
+  const void* input_bias;   // [4h] or nullptr
   const void *h0, *c0;      // [h], the state outside the image, or nullptr: zero
   ImageView hidden;         // [N, h, H, W], written by forward; backward does not need it
   // For each image [H * W][4h] gates after their sigmoid or tanh, then [H * W][h] cells c; or nullptr: not kept, and

@@ -136,32 +136,35 @@ bool wavefront_lstm_backward(const WavefrontLSTMBackward& args) {
   const int64_t walks = args.walk_count;
   const int threads = useful_threads(l, walks, args.threads);
   const int64_t h = l.hidden, pixels = l.height * l.width, group = group_units(l, walks, threads);
-  bool wants_weight = false, recomputes = false, needs_grad_hidden = false, needs_grad_gates = false;
+  bool wants_weight = false, recomputes = false;
+  bool needs_x = false, needs_grad_hidden = false, needs_grad_gates = false;  // in scratch
   for (int64_t w = 0; w < walks; ++w) {
     const WavefrontGradients& grads = args.gradients[w];
     wants_weight |= grads.grad_weight != nullptr;
     recomputes |= !args.walks[w].saved;
+    needs_x |= !args.walks[w].saved && l.convolves() && !is_cells(args.walks[w].x);
     needs_grad_hidden |= !is_cells(grads.grad_hidden);
     needs_grad_gates |= !grads.grad_gates.data || !is_cells(grads.grad_gates);
   }
   const int64_t taps_h = l.tap_count * h, state_floats = Scratch::round(2 * h);
-  const int64_t forward_floats = recomputes ? padded(4 * h) * taps_h : 0;
+  const int64_t forward_floats = recomputes ? padded(4 * h) * reductions_of(l) : 0;
   const int64_t packed_floats = padded(taps_h) * 4 * h;
-  const int64_t walk_floats = forward_floats + packed_floats + state_floats;
+  const int64_t walk_floats = forward_floats + packed_floats + constant_floats(l);
 
   // Of one unit.
-  const int64_t saved_floats = recomputes ? pixels * 5 * h : 0;
+  const int64_t saved_floats = recomputes ? pixels * 5 * h : 0, x_floats = needs_x ? pixels * l.channels : 0;
   const int64_t grad_hidden_floats = needs_grad_hidden ? pixels * h : 0;
   const int64_t grad_gates_floats = needs_grad_gates ? pixels * 4 * h : 0;
   const int64_t carry_floats = f.positions() * h, sent_floats = f.longest() * padded(taps_h);
   const int64_t unit_floats =
-      saved_floats + pixels * h + grad_hidden_floats + grad_gates_floats + carry_floats + 2 * sent_floats;
+      saved_floats + x_floats + pixels * h + grad_hidden_floats + grad_gates_floats + carry_floats + 2 * sent_floats;
   const int64_t group_floats = Scratch::round(group * unit_floats + IO);
   // Of one thread. Sums first: what is added across threads stands at a fixed distance.
   const int64_t weight_sums = wants_weight ? taps_h * padded(4 * h) : 0;
   const int64_t sums_floats = walks * (weight_sums + state_floats);
   const int64_t limit = product_rows(l);
-  const int64_t row_floats = Scratch::round(limit * max64(taps_h, 4 * h)), product_sums = limit * padded(4 * h);
+  const int64_t row_floats = Scratch::round(limit * max64(reductions_of(l), 4 * h));
+  const int64_t product_sums = limit * padded(4 * h);
   const int64_t lines = block_lines(l), blocks = ceil_div(l.height, lines);
   const int64_t plane_floats = wants_weight ? Scratch::round(lines * l.width * taps_h) : 0;
   const int64_t panel_floats = wants_weight ? lines * l.width * PANEL_MAX : 0;
@@ -172,8 +175,8 @@ bool wavefront_lstm_backward(const WavefrontLSTMBackward& args) {
   for (int64_t w = 0; w < walks; ++w) want_huge_pages(args.gradients[w].grad_gates, l.batch * 4 * h * pixels);
   float* const forward_packed = scratch.data();
   float* const packed = forward_packed + walks * forward_floats;
-  float* const states = packed + walks * packed_floats;
-  float* const of_threads = states + walks * state_floats;
+  float* const constants = packed + walks * packed_floats;
+  float* const of_threads = constants + walks * constant_floats(l);
 
   FrontBarrier barrier;
   int team = 1;  // the threads that really came
@@ -183,19 +186,15 @@ bool wavefront_lstm_backward(const WavefrontLSTMBackward& args) {
     team = omp_get_num_threads();
     for (int64_t w = 0; w < walks; ++w) {
       const WavefrontWalk& walk = args.walks[w];
-      const Storage storage = walk.gates.storage;
 #pragma omp single nowait
-      {
-        GK_BY_STORAGE(storage, read_state, walk.h0, h, states + w * state_floats);
-        GK_BY_STORAGE(storage, read_state, walk.c0, h, states + w * state_floats + h);
-      }
+      GK_BY_STORAGE(l.storage, read_constants, l, walk, constants + w * constant_floats(l));
 #pragma omp for nowait
       for (int64_t p = 0; p < panel_count(taps_h); ++p)
-        GK_BY_STORAGE(storage, pack_backward, l, walk.weight, p, packed + w * packed_floats);
+        GK_BY_STORAGE(l.storage, pack_backward, l, walk, p, packed + w * packed_floats);
       if (!walk.saved) {
 #pragma omp for nowait
         for (int64_t p = 0; p < panel_count(4 * h); ++p)
-          GK_BY_STORAGE(storage, pack_forward, l, walk.weight, p, forward_packed + w * forward_floats);
+          GK_BY_STORAGE(l.storage, pack_forward, l, walk, p, forward_packed + w * forward_floats);
       }
     }
     float* const sums = of_threads + omp_get_thread_num() * thread_floats;
@@ -211,7 +210,8 @@ bool wavefront_lstm_backward(const WavefrontLSTMBackward& args) {
 
     for_groups(walks * l.batch, group, &barrier, [&](int64_t first, int64_t count, const Share& share) {
       float* const saveds = share.count > 1 ? of_threads + sums_floats : own_group;
-      float* const hiddens = saveds + group * saved_floats;
+      float* const xs = saveds + group * saved_floats;
+      float* const hiddens = xs + group * x_floats;
       float* const grad_hiddens = hiddens + group * pixels * h;
       float* const grad_gates = grad_hiddens + group * grad_hidden_floats;
       float* const carries = grad_gates + group * grad_gates_floats;
@@ -224,13 +224,15 @@ bool wavefront_lstm_backward(const WavefrontLSTMBackward& args) {
         const WavefrontWalk& walk = args.walks[w];
         const WavefrontGradients& grads = args.gradients[w];
         float* const saved = walk.saved ? walk.saved + image * pixels * 5 * h : saveds + u * saved_floats;
-        const float* const state = states + w * state_floats;
+        float* const constant = constants + w * constant_floats(l);
         Unit& unit = units[u];
-        unit = {w, image, walk.mirrored, scratch_cells(saved, l.width, 4 * h), saved, saved + pixels * 4 * h, true,
-                scratch_cells(hiddens + u * pixels * h, l.width, h), state, state + h};
+        unit = {w, image, walk.mirrored, scratch_cells(saved, l.width, 4 * h), {}, saved, saved + pixels * 4 * h, true,
+                scratch_cells(hiddens + u * pixels * h, l.width, h), constant, constant + h};
         if (!walk.saved) {
           walks_forward = true;
-          if (is_cells(walk.gates))
+          if (l.convolves())
+            read_x(l, walk, f, share, constant, xs + u * x_floats, unit);
+          else if (is_cells(walk.gates))
             unit.input = cells_of(walk.gates, image);
           else
             load_lines(walk.gates, image, 4 * h, f, share, saved);
@@ -275,7 +277,7 @@ bool wavefront_lstm_backward(const WavefrontLSTMBackward& args) {
       for (int64_t i = 0; i < walks * l.tap_count * pieces; ++i) {
         const int64_t w = i / pieces / l.tap_count, tap = i / pieces % l.tap_count, j = i % pieces * IO;
         if (args.gradients[w].grad_weight)
-          GK_BY_STORAGE(args.walks[w].gates.storage, write_weight, l, args.gradients[w].grad_weight, tap, j,
+          GK_BY_STORAGE(l.storage, write_weight, l, args.gradients[w].grad_weight, tap, j,
                         of_threads + w * weight_sums, thread_floats, team);
       }
     }
@@ -283,9 +285,8 @@ bool wavefront_lstm_backward(const WavefrontLSTMBackward& args) {
   for (int64_t w = 0; w < walks; ++w) {
     const float* const state_sums = of_threads + walks * weight_sums + w * state_floats;
     const WavefrontGradients& grads = args.gradients[w];
-    const Storage storage = args.walks[w].gates.storage;
-    if (grads.grad_h0) GK_BY_STORAGE(storage, write_state, grads.grad_h0, h, state_sums, thread_floats, team);
-    if (grads.grad_c0) GK_BY_STORAGE(storage, write_state, grads.grad_c0, h, state_sums + h, thread_floats, team);
+    if (grads.grad_h0) GK_BY_STORAGE(l.storage, write_state, grads.grad_h0, h, state_sums, thread_floats, team);
+    if (grads.grad_c0) GK_BY_STORAGE(l.storage, write_state, grads.grad_c0, h, state_sums + h, thread_floats, team);
   }
   return true;
 }

@@ -1,6 +1,7 @@
 // What forward and backward of the wavefront LSTM share: fronts, the division of work, packed weights, the product.
 //
 //   gates[p] = input[p] + sum over taps  W_tap h[p + tap]     i, f, o: sigmoid, g: tanh
+//   input[p] = as given, or  bias + sum over input taps  V_tap x[p + tap], in the same product
 //   c[p] = f c[p + tap 0] + i g,   h[p] = o tanh(c[p])
 //
 // A cell is named by its front s and its position r on it; tap k then reads front s - 1 at position r + k, and that is
@@ -41,6 +42,9 @@ struct Fronts {
 
 inline Fronts fronts_of(const WavefrontLSTM& l) { return {l.height, l.width, l.diagonal}; }
 
+// Floats of a cell that the forward product takes in: h at the taps, then x at the input taps.
+inline int64_t reductions_of(const WavefrontLSTM& l) { return l.tap_count * l.hidden + l.live_taps * l.channels; }
+
 // --- who does what ---
 
 // One thread's part of work that `count` threads do together.
@@ -56,7 +60,7 @@ struct Share {
 
 // Threads that the work keeps busy: below some 100,000 multiply-adds waking one costs more than it brings.
 inline int useful_threads(const WavefrontLSTM& l, int64_t walks, int threads) {
-  const int64_t work = walks * l.batch * l.height * l.width * 4 * l.hidden * l.hidden * l.tap_count;
+  const int64_t work = walks * l.batch * l.height * l.width * 4 * l.hidden * reductions_of(l);
   return static_cast<int>(max64(1, min64(threads, work / 100000)));
 }
 
@@ -113,7 +117,8 @@ inline Cells scratch_cells(float* data, int64_t width, int64_t floats) { return 
 struct Unit {
   int64_t walk, image;
   bool mirrored;
-  Cells input;      // [4h] gates before the recurrence
+  Cells input;      // [4h] gates before the recurrence, or, where they are convolved, everywhere their bias
+  Cells x;          // [channels], where they are convolved
   float* gates;     // [H * W][4h] after it, or nullptr: not kept
   float* c;         // [H * W][h], or, not kept, [positions][h] of the last front alone
   bool keeps_c;
@@ -159,26 +164,40 @@ GK_INLINE void for_chunks(const Fronts& f, int64_t s, const Unit* units, int64_t
 inline int64_t panel_count(int64_t columns) { return ceil_div(columns, PANEL_MAX); }
 inline int64_t padded(int64_t columns) { return panel_count(columns) * PANEL_MAX; }
 
-// Packs panel `index` of a matrix [reductions][columns] whose entry is at(k, j). Runs of IO entries that follow each
-// other in memory, along j or along k (`along_k`), are moved at once; a run never crosses a multiple of `period`.
+// IO elements at a stride.
+template <class T>
+GK_INLINE Block load_run(const T* p, int64_t stride) {
+  if (stride == 1) return load_block(p);
+  Block v;
+  for (int i = 0; i < IO; ++i) v[i] = load_one(p + i * stride);
+  return v;
+}
+
+// Reductions [first, first + count) of a product that has `total`.
+struct Reductions { int64_t total, first, count; };
+
+// Packs these rows of panel `index` of a matrix [total][columns]; at(k, j) is where entry (first + k, j) stands. IO
+// entries that stand `stride` apart, along j or along k (`along_k`), are moved at once; such a run never crosses a
+// multiple of `period`, and IO runs along k, one for each j, stand `across` apart.
 template <class T, class At>
-GK_INLINE void pack_panel(int64_t reductions, int64_t columns, int64_t index, bool along_k, int64_t period,
-                          const At& at, float* packed) {
-  float* const out = packed + index * PANEL_MAX * reductions;
+GK_INLINE void pack_panel(const Reductions& part, int64_t columns, int64_t index, bool along_k, int64_t period,
+                          int64_t stride, int64_t across, const At& at, float* packed) {
   const int64_t first = index * PANEL_MAX, live = min64(PANEL_MAX, columns - first), width = ceil_div(live, VL) * VL;
+  float* const out = packed + index * PANEL_MAX * part.total + part.first * width;
   for (int64_t lane = 0; lane < width; lane += IO) {
     const bool whole = lane + IO <= live;
-    for (int64_t k = 0; k < reductions;) {
+    for (int64_t k = 0; k < part.count;) {
       if (whole && along_k && k % period + IO <= period) {
         Block v[IO];
-        GK_UNROLL for (int i = 0; i < IO; ++i) v[i] = load_block(at(k, first + lane + i));
+        const T* const from = at(k, first + lane);
+        GK_UNROLL for (int i = 0; i < IO; ++i) v[i] = load_run(from + i * across, stride);
         transpose(v);
         GK_UNROLL for (int i = 0; i < IO; ++i) store_block(out + (k + i) * width + lane, v[i]);
         k += IO;
         continue;
       }
       if (whole && !along_k && (first + lane) % period + IO <= period) {
-        store_block(out + k * width + lane, load_block(at(k, first + lane)));
+        store_block(out + k * width + lane, load_run(at(k, first + lane), stride));
       } else {
         for (int64_t i = lane; i < lane + IO; ++i) out[k * width + i] = i < live ? load_one(at(k, first + i)) : 0.0f;
       }
@@ -187,27 +206,44 @@ GK_INLINE void pack_panel(int64_t reductions, int64_t columns, int64_t index, bo
   }
 }
 
-// A panel of the walk's weight for the forward product: [taps * h] x [4h].
 template <class T>
-void pack_forward(const WavefrontLSTM& l, const void* weight, int64_t index, float* packed) {
-  const int64_t h = l.hidden;
-  const T* const data = static_cast<const T*>(weight);
-  const auto at = [&](int64_t k, int64_t j) { return data + (k / h * 4 * h + j) * h + k % h; };
-  pack_panel<T>(l.tap_count * h, 4 * h, index, /*along_k=*/true, h, at, packed);
+GK_INLINE const T* weight_at(const WeightView& w, int64_t tap, int64_t out, int64_t in) {
+  return static_cast<const T*>(w.data) + tap * w.stride_tap + out * w.stride_out + in * w.stride_in;
+}
+
+// A panel of the walk's weights for the forward product: [taps * h, then input taps * channels] x [4h].
+template <class T>
+void pack_forward(const WavefrontLSTM& l, const WavefrontWalk& walk, int64_t index, float* packed) {
+  const int64_t total = reductions_of(l);
+  const auto pack = [&](const WeightView& weight, int64_t first, int64_t taps, int64_t inputs) {
+    const auto at = [&](int64_t k, int64_t j) { return weight_at<T>(weight, k / inputs, j, k % inputs); };
+    pack_panel<T>({total, first, taps * inputs}, 4 * l.hidden, index, /*along_k=*/true, inputs, weight.stride_in,
+                  weight.stride_out, at, packed);
+  };
+  pack(walk.weight, 0, l.tap_count, l.hidden);
+  pack(walk.input_weight, l.tap_count * l.hidden, l.live_taps, l.channels);
 }
 
 // A panel for the backward product: [4h] x [taps * h].
 template <class T>
-void pack_backward(const WavefrontLSTM& l, const void* weight, int64_t index, float* packed) {
+void pack_backward(const WavefrontLSTM& l, const WavefrontWalk& walk, int64_t index, float* packed) {
   const int64_t h = l.hidden;
-  const T* const data = static_cast<const T*>(weight);
-  const auto at = [&](int64_t k, int64_t j) { return data + (j / h * 4 * h + k) * h + j % h; };
-  pack_panel<T>(4 * h, l.tap_count * h, index, /*along_k=*/false, h, at, packed);
+  const auto at = [&](int64_t k, int64_t j) { return weight_at<T>(walk.weight, j / h, k, j % h); };
+  pack_panel<T>({4 * h, 0, 4 * h}, l.tap_count * h, index, /*along_k=*/false, h, walk.weight.stride_in, 0, at,
+                packed);
 }
 
+// What a walk's cells find where there is nothing of the image: h0 [h], c0 [h] and the gates' bias [4h].
+inline int64_t constant_floats(const WavefrontLSTM& l) { return Scratch::round(6 * l.hidden); }
+
 template <class T>
-void read_state(const void* values, int64_t count, float* out) {
-  for (int64_t i = 0; i < count; ++i) out[i] = values ? load_one(static_cast<const T*>(values) + i) : 0.0f;
+void read_constants(const WavefrontLSTM& l, const WavefrontWalk& walk, float* out) {
+  const auto read = [&](const void* values, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) *out++ = values ? load_one(static_cast<const T*>(values) + i) : 0.0f;
+  };
+  read(walk.h0, l.hidden);
+  read(walk.c0, l.hidden);
+  read(walk.input_bias, 4 * l.hidden);
 }
 
 // One tile whose rows are one run of the reduction.

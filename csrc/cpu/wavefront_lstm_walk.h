@@ -9,34 +9,33 @@ namespace gk::GK_ISA {
 // What a thread needs for the rows of one product.
 struct ProductScratch {
   int64_t limit;  // cells at a time
-  float* rows;    // [limit][taps * h]: h at the taps of each cell, side by side
+  float* rows;    // [limit][reductions]: h at the taps of each cell, and x at the input taps, side by side
   float* sums;    // [limit][padded(4h)]
 };
 
 // Few enough cells that rows and sums stay within 192 KiB of L2.
 inline int64_t product_rows(const WavefrontLSTM& l) {
-  const int64_t floats = l.tap_count * l.hidden + padded(4 * l.hidden);
+  const int64_t floats = reductions_of(l) + padded(4 * l.hidden);
   return max64(24, min64(ROWS_MAX, 48 * 1024 / floats));
 }
 
-// One cell: all pointers at its first channel. `gates` may be `sum`. In two passes: the second tanh waits for the
-// first pass's whole chain, and a chain that long leaves the core's window no room for another.
+// One cell: all pointers at its first channel. `gates` may be `sum`. A gate after the other: of a chain through all of
+// them the core's window holds no second one (in one pass it takes 1.4 times as long, in two 1.05 times).
 GK_INLINE void step_cell(int64_t h, const float* input, const float* sum, const float* c_before, float* gates,
                          float* c_after, float* hidden) {
-  for_channels(h, [&](int64_t k, auto lanes) {
-    const Vec i = sigmoid(lanes.get(input + k) + lanes.get(sum + k));
-    const Vec f = sigmoid(lanes.get(input + h + k) + lanes.get(sum + h + k));
-    const Vec g = tanh(lanes.get(input + 2 * h + k) + lanes.get(sum + 2 * h + k));
-    const Vec o = sigmoid(lanes.get(input + 3 * h + k) + lanes.get(sum + 3 * h + k));
-    const Vec c = f * lanes.get(c_before + k) + i * g;
-    lanes.put(gates + k, i);
-    lanes.put(gates + h + k, f);
-    lanes.put(gates + 2 * h + k, g);
-    lanes.put(gates + 3 * h + k, o);
-    lanes.put(c_after + k, c);
+  const int64_t f = h, g = 2 * h, o = 3 * h;  // where these gates begin; i is at 0
+  for_channels(f + h, [&](int64_t k, auto lanes) {
+    lanes.put(gates + k, sigmoid(lanes.get(input + k) + lanes.get(sum + k)));
   });
   for_channels(h, [&](int64_t k, auto lanes) {
-    lanes.put(hidden + k, lanes.get(gates + 3 * h + k) * tanh(lanes.get(c_after + k)));
+    const Vec v = tanh(lanes.get(input + g + k) + lanes.get(sum + g + k));
+    lanes.put(gates + g + k, v);
+    lanes.put(c_after + k, lanes.get(gates + f + k) * lanes.get(c_before + k) + lanes.get(gates + k) * v);
+  });
+  for_channels(h, [&](int64_t k, auto lanes) {
+    const Vec v = sigmoid(lanes.get(input + o + k) + lanes.get(sum + o + k));
+    lanes.put(gates + o + k, v);
+    lanes.put(hidden + k, v * tanh(lanes.get(c_after + k)));
   });
 }
 
@@ -57,17 +56,28 @@ GK_INLINE const float* c_before(const Fronts& f, const Span& before, int64_t s, 
   return before.has(cell.r) ? c_of(f, unit, h, front_cell(f, s - 1, cell.r, units, cell.unit)) : unit.c0;
 }
 
+// x at the input taps of a cell, side by side, to `row`; zero outside the image.
+GK_INLINE void gather_x(const WavefrontLSTM& l, const Unit& unit, const FrontCell& cell, float* row) {
+  for (int64_t t = 0; t < l.live_taps; ++t, row += l.channels) {
+    const int64_t y = cell.y + t / l.kernel_w - l.kernel_h / 2, x = cell.x + t % l.kernel_w - l.kernel_w / 2;
+    if (y >= 0 && x >= 0 && x < l.width)
+      memcpy(row, unit.x.at(y, x), l.channels * sizeof(float));
+    else
+      memset(row, 0, l.channels * sizeof(float));
+  }
+}
+
 // packed[walk]: the weights of the forward product.
 inline void walk_forward(const WavefrontLSTM& l, const Unit* units, int64_t unit_count, const Share& share,
                          const float* packed, int64_t packed_floats, const ProductScratch& scratch) {
   const Fronts f = fronts_of(l);
-  const int64_t h = l.hidden, reductions = l.tap_count * h, sums_stride = padded(4 * h);
+  const int64_t h = l.hidden, reductions = reductions_of(l), sums_stride = padded(4 * h);
   Lookahead ahead;
   for (int64_t s = 0; s < f.count(); ++s) {
-    const Span before = f.span(s - 1);
+    const Span before = f.span(s - 1), after = f.span(s + 1);
     for_chunks(f, s, units, unit_count, share, scratch.limit, [&](const FrontCell* cells, int64_t count, int64_t) {
-      float* row = scratch.rows;
       for (int64_t n = 0; n < count; ++n) {
+        float* row = scratch.rows + n * reductions;
         const FrontCell& cell = cells[n];
         const Unit& unit = units[cell.unit];
         for (int64_t t = 0; t < l.tap_count; ++t, row += h) {
@@ -80,7 +90,15 @@ inline void walk_forward(const WavefrontLSTM& l, const Unit* units, int64_t unit
           memcpy(row, from, h * sizeof(float));
         }
         const float* const gates = gates_of(f, unit, h, cell);
-        ahead.add(unit.input.at(cell.y, cell.x), 4 * h);
+        if (l.convolves()) {
+          gather_x(l, unit, cell, row);
+          if (after.has(cell.r)) {
+            const FrontCell next = front_cell(f, s + 1, cell.r, units, cell.unit);
+            ahead.add(unit.x.at(next.y, next.x), l.channels);
+          }
+        } else {
+          ahead.add(unit.input.at(cell.y, cell.x), 4 * h);
+        }
         if (gates && gates != unit.input.at(cell.y, cell.x)) ahead.add(gates, 4 * h);
         ahead.add(c_of(f, unit, h, cell), h);
         ahead.add(unit.hidden.at(cell.y, cell.x), h);
@@ -116,6 +134,14 @@ inline void store_lines(const ImageView& view, int64_t image, int64_t channels, 
   if (lines.rows() > 0)
     store_panel({view, image, 0, channels, nullptr, nullptr, false}, lines, from + lines.y0 * f.width * channels,
                 channels);
+}
+
+// A unit whose gates are convolved of x, which is brought into `scratch` where its memory cannot serve.
+inline void read_x(const WavefrontLSTM& l, const WavefrontWalk& walk, const Fronts& f, const Share& share,
+                   float* constants, float* scratch, Unit& unit) {
+  unit.input = {constants + 2 * l.hidden, 0, 0};
+  unit.x = is_cells(walk.x) ? cells_of(walk.x, unit.image) : scratch_cells(scratch, l.width, l.channels);
+  if (!is_cells(walk.x) && l.channels > 0) load_lines(walk.x, unit.image, l.channels, f, share, unit.x.data);
 }
 
 }  // namespace gk::GK_ISA

@@ -1,6 +1,7 @@
 """Convolution and walk in one operator: results and gradients over a grid, rounds of images, memory, layouts."""
 
 import dataclasses
+import functools
 
 import pytest
 import torch
@@ -165,11 +166,11 @@ def test_rounds_of_few_images_change_nothing_but_rounding(kind, dtype, checkpoin
 
 @pytest.mark.parametrize(
     ("count", "walks", "expected"),
-    [(1, 1, [8, 8]), (2, 1, [8, 8]), (3, 1, [9, 7]), (4, 2, [6, 6, 4]), (16, 1, [16]), (64, 1, [16])],
+    [(1, 1, [16, 16]), (2, 1, [16, 16]), (3, 1, [18, 14]), (4, 2, [12, 12, 8]), (16, 1, [32]), (64, 1, [32])],
 )
 def test_a_round_is_large_enough_and_the_same_for_every_thread(count, walks, expected, threads):
     kind = BOTH_B if walks == 2 else DIAGONAL_B
-    x, *others = layer_inputs(kind, (28, 28), batch=16, channels=1, units=64, dtype=torch.float32)
+    x, *others = layer_inputs(kind, (28, 28), batch=32, channels=1, units=64, dtype=torch.float32)
     tensors = [x, *others[::walks][:1], *[None] * 4] if walks == 1 else [x, *([others[0], *[None] * 4] * 2)]
     threads(count)
     layer = cpu._Layer(tensors, "B", [Geometry("diagonal", (0, -1), m) for m in (False, True)[:walks]])
@@ -191,14 +192,42 @@ def test_backward_is_left_the_inputs_and_what_the_walks_keep_but_no_gates(kind, 
 
 
 @needs_native
-def test_the_gates_of_few_images_exist_at_a_time(monkeypatch, small_rounds, threads):
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_the_gradient_of_the_gates_of_few_images_exists_at_a_time(monkeypatch, small_rounds, threads, checkpoint):
     threads(1)
-    largest = []
-    convolve = cpu.conv.forward_into
-    monkeypatch.setattr(cpu.conv, "forward_into", lambda y, *others: largest.append(y.shape[0]) or convolve(y, *others))
-    with torch.no_grad():
-        ROW_B(*layer_inputs(ROW_B, batch=6, dtype=torch.float32))
-    assert largest == [1] * 6
+    sizes = []
+    walk_back = cpu.lstm.backward_into
+
+    def noting(grads, *others):
+        sizes.append(grads[0][0].shape[0])
+        walk_back(grads, *others)
+
+    monkeypatch.setattr(cpu.lstm, "backward_into", noting)
+    inputs = [t.requires_grad_() for t in layer_inputs(ROW_B, batch=6, dtype=torch.float32)]
+    ROW_B(*inputs, checkpoint=checkpoint).sum().backward()
+    assert sizes == [1] * 6
+
+
+@needs_native
+@pytest.mark.parametrize("dtype", DTYPES, ids=short)
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_weights_of_any_strides_give_the_same(dtype, checkpoint):
+    def innermost_first(t):  # as a Conv1d of the state has its taps
+        return t.permute(*range(1, t.dim()), 0).contiguous().permute(-1, *range(t.dim() - 1))
+
+    def cut(t):  # taps at uneven distances
+        return torch.cat([t, t], -1)[..., : t.shape[-1]]
+
+    for kind in (ROW_B, BOTH_B):
+        x, *others = layer_inputs(kind, channels=9, units=8, dtype=dtype)
+        grad = torch.randn(2, 8, 4, 5).to(dtype)
+        layer = functools.partial(kind, checkpoint=checkpoint)
+        expected = with_gradients(layer, [x, *others], grad)
+        for change in (innermost_first, cut):
+            strided = [x, *(change(t) for t in others)]
+            got = with_gradients(layer, strided, grad)
+            for ours, plain in zip(got, expected, strict=True):
+                torch.testing.assert_close(ours, plain, rtol=0, atol=0)
 
 
 # --- which gradients are asked for ---

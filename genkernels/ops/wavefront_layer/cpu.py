@@ -1,12 +1,12 @@
-"""The native CPU way of a recurrent layer: convolution and walk, a few images at a time.
+"""The native CPU way of a recurrent layer: convolution and walk in one.
 
-A walk's gates are the largest tensor of a layer, 4h numbers a pixel, and their gradient is another. Here those of a
-few images exist at a time: the convolution writes them, the walk takes them from the cache. Where they are kept for
-backward, the convolution writes them where they stay and the walk overwrites them in place. Backward has one buffer
-for the gradient of the gates of a few images. Weight gradients are added up from few images to few images, in order:
-the result depends on the thread count alone.
+A walk's gates are the largest tensor of a layer, 4h numbers a pixel, and their gradient is another. The walk computes
+them of x in the product of every front: they exist for a front at a time, and only what their activations give is kept
+for backward. Backward has a buffer for the gradient of the gates of a few images, which the walk writes and the
+convolution's backward takes from the cache. Weight gradients are added up from few images to few images, in order: the
+result depends on the thread count alone.
 
-All of this is in float32; of 16-bit tensors the few images at hand are converted.
+All of this is in float32; 16-bit tensors are converted, a few images at a time.
 """
 
 from __future__ import annotations
@@ -30,9 +30,10 @@ def why_not(x: Tensor) -> str | None:
 
 
 _ROWS = 32  # cells of a product that make good use of the weights, as in csrc/cpu/wavefront_lstm_plan.h
-# Gates of a round, at least. Every round packs all weights and sets up its scratch, some 0.5 ms at h = 64: rounds of
-# 2 images (1.6 MB) cost a tenth of the time, those of 8 MB nothing that can be measured.
-_FLOATS = 2 << 20
+# Gates of a round, at least. Every round packs all weights, sets up its scratch and adds up the weights' gradients:
+# backward takes 1 to 3 % longer with rounds of 8 MB than with those of 16 MB. Forward has
+# rounds of 16-bit tensors alone.
+_FLOATS = 4 << 20
 _NOT_DILATED = (1, 1)
 
 
@@ -40,21 +41,17 @@ def forward(
     tensors: Sequence[Tensor | None], mask_type: str, geometries: Sequence[Geometry], keep: bool
 ) -> tuple[Tensor, Tensor]:
     """(x, the parameters of each walk) -> hidden, and what backward needs where ``keep``."""
-    layer = _Layer(tensors, mask_type, geometries)
     x, weight = _present(tensors[0]), _present(tensors[1])
     hidden, saved = empty_hidden(x, weight), empty_saved(x, weight, len(geometries), keep)
     if hidden.numel() == 0:
         return hidden, saved
-    buffers = [] if keep else layer.new_gates()
-    for images in layer.rounds():
-        x = layer.x[images].float()
-        kept = saved[:, images] if keep else None
-        gates = [buffer[: len(x)] for buffer in buffers] if kept is None else layer.gates_within(kept)
-        layer.write_gates(gates, x)
-        results = [_float_or_new(hidden[images]) for _ in geometries[:1]]
+    layer = _Layer(tensors, mask_type, geometries)
+    for images in layer.rounds() if x.dtype != torch.float32 else [slice(len(x))]:
+        results = [_float_or_new(hidden[images])]
         results += [torch.empty_like(results[0]) for _ in geometries[1:]]
-        walks = [(into, *state) for into, (_, _, *state) in zip(gates, layer.parameters, strict=True)]
-        lstm.forward_into(results, kept, walks, geometries)
+        walks = [(None, *state) for _, _, *state in layer.parameters]
+        kept = saved[:, images] if keep else None
+        lstm.forward_into(results, kept, walks, geometries, layer.convolution(layer.x[images].float()))
         for right in results[1:]:
             results[0][:, :, 1:] += right[:, :, :-1]
         if results[0].dtype != hidden.dtype:
@@ -83,20 +80,13 @@ def backward(
         x = layer.x[images].float()
         grad_gates = [buffer[: len(x)] for buffer in buffers]
         kept = saved[:, images] if saved.numel() else None
-        gates = grad_gates if kept is None else layer.gates_within(kept)  # where a gradient takes the gates' place
-        if kept is None:
-            layer.write_gates(gates, x)
-        walks = [
-            (grad, into, *state)
-            for grad, into, (_, _, *state) in zip(
-                layer.grads_of_walks(grad_hidden[images].float()), gates, layer.parameters, strict=True
-            )
-        ]
+        grads_of_walks = layer.grads_of_walks(grad_hidden[images].float())
+        walks = [(grad, None, *state) for grad, (_, _, *state) in zip(grads_of_walks, layer.parameters, strict=True)]
         wanted = [
             (into if wants else None, *state)
             for into, wants, (_, _, *state) in zip(grad_gates, wants_gates, by_walk(parts), strict=True)
         ]
-        lstm.backward_into(wanted, walks, kept, geometries)
+        lstm.backward_into(wanted, walks, kept, geometries, layer.convolution(x))
         if any(wants_gates):
             layer.convolve_back(grad_x[images] if grad_x.numel() else None, by_walk(parts), grad_gates, x)
         if parts is sums:
@@ -137,16 +127,12 @@ class _Layer:
             yield slice(first, min(first + self.round_size, self.batch))
 
     def new_gates(self) -> list[Tensor]:
-        """A buffer for the gates of each walk in a round: [images, 4h, H, W], channels_last."""
+        """A buffer for the gates' gradient of each walk in a round: [images, 4h, H, W], channels_last."""
         shape = (self.round_size, 4 * self.units, *self.size)
         return [torch.empty(shape, memory_format=torch.channels_last) for _ in self.parameters]
 
-    def gates_within(self, saved: Tensor) -> list[Tensor]:
-        return [lstm.gates_within(of_walk, self.units, self.size) for of_walk in saved]
-
-    def write_gates(self, gates: Sequence[Tensor], x: Tensor) -> None:
-        for into, (weight, bias, *_) in zip(gates, self.parameters, strict=True):
-            conv.forward_into(into, x, _present(weight), bias, self.spec, _NOT_DILATED, "none")
+    def convolution(self, x: Tensor) -> lstm.Convolution:
+        return lstm.Convolution(x, self.spec, [(_present(weight), bias) for weight, bias, *_ in self.parameters])
 
     def grads_of_walks(self, grad_hidden: Tensor) -> list[Tensor]:
         """The gradient of the h of each walk: the second one's went a row down before it was added."""

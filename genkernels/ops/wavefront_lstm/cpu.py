@@ -3,17 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ... import backends
+from ..masked_conv.mask import MaskSpec
 from .geometry import Geometry
 from .schema import empty_grads, empty_hidden, empty_saved
 
 _STORAGE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-_NO_STRIDES = (0, 0, 0, 0)
+_NO_IMAGE = (0, (0, 0, 0, 0))
+_NO_WEIGHT = (0, (0, 0, 0))
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """A masked convolution of x that a walk computes its gates with, in the product of every front.
+
+    Attributes:
+        x: [N, C, H, W].
+        spec: the mask, without colour groups; no dilation.
+        parameters: (weight [4h, C, kh, kw], bias [4h] or None) of each walk.
+    """
+
+    x: Tensor
+    spec: MaskSpec
+    parameters: Sequence[tuple[Tensor, Tensor | None]]
+
+    def options(self) -> tuple[int, int, int, int]:
+        """(C, kh, kw, live taps: in raster order they come first)."""
+        live = len(self.spec.full_taps()) + (self.spec.mask_type == "B")
+        return (self.spec.in_channels, *self.spec.kernel, live)
 
 
 def why_not(gates: Tensor, geometries: Sequence[Geometry]) -> str | None:
@@ -40,19 +63,13 @@ def forward_into(
     saved: Tensor | None,
     walks: Sequence[Sequence[Tensor | None]],
     geometries: Sequence[Geometry],
+    convolution: Convolution | None = None,
 ) -> None:
     """h written to ``hidden`` of each walk, and what backward needs to ``saved`` [walks, N, H * W * 5h] if there.
 
-    The gates may be those of :func:`gates_within` saved: then they are overwritten in place.
+    With a ``convolution`` the gates of the walks are None.
     """
-    _run("forward", walks, hidden, saved, geometries)
-
-
-def gates_within(saved: Tensor, units: int, size: Sequence[int]) -> Tensor:
-    """The part of ``saved`` [N, H * W * 5h] of one walk that holds the gates: [N, 4h, H, W], channels_last."""
-    height, width = size
-    shape, strides = (saved.shape[0], 4 * units, height, width), (saved.stride(0), 1, 4 * units * width, 4 * units)
-    return saved.as_strided(shape, strides)
+    _run("forward", walks, hidden, saved, geometries, convolution)
 
 
 def backward(
@@ -76,18 +93,20 @@ def backward_into(
     walks: Sequence[Sequence[Tensor | None]],
     saved: Tensor | None,
     geometries: Sequence[Geometry],
+    convolution: Convolution | None = None,
 ) -> None:
     """The gradients of (gates, weight, h0, c0) written to ``grads`` of each walk; None or [0] is not wanted.
 
-    With ``saved`` the gates give their shape alone. Without it they are read, and their gradient may take their place.
+    Without ``saved`` the gates are read, or convolved once more; their gradient may take their place.
     """
-    grad_hidden = [_readable(_present(walk[0])) for walk in walks]
+    grad_hidden = [readable(_present(walk[0])) for walk in walks]
     _run(
         "backward",
         [walk[1:] for walk in walks],
         [None] * len(walks),
         saved,
         geometries,
+        convolution,
         [
             (*_image(grad), *_image(to_gates), _address(to_weight), _address(to_h0), _address(to_c0))
             for grad, (to_gates, to_weight, to_h0, to_c0) in zip(grad_hidden, grads, strict=True)
@@ -101,31 +120,44 @@ def _run(
     hidden: Sequence[Tensor | None],
     saved: Tensor | None,
     geometries: Sequence[Geometry],
+    convolution: Convolution | None,
     *gradients: Any,
 ) -> None:
     """Calls the kernel with the addresses of (gates, weight, h0, c0), hidden and saved of each walk."""
-    kept = []  # copies must live as long as the call
+    x = None if convolution is None else readable(convolution.x)
+    inputs = [(None, None)] * len(walks) if convolution is None else convolution.parameters
+    kept: list[Any] = [x]  # copies must live as long as the call
     natives = []
-    for index, ((gates, *rest), own, geometry) in enumerate(zip(walks, hidden, geometries, strict=True)):
-        gates = _readable(_present(gates))
-        parameters = [None if value is None else value.contiguous() for value in rest]
-        kept += [gates, *parameters]
+    for index, ((gates, weight, *state), (input_weight, bias), own, geometry) in enumerate(
+        zip(walks, inputs, hidden, geometries, strict=True)
+    ):
+        if gates is not None:
+            gates = readable(gates)
+        if input_weight is not None and not _is_evenly_spaced(input_weight):
+            input_weight = input_weight.contiguous()
+        vectors = [None if value is None else value.contiguous() for value in (bias, *state)]
+        kept += [gates, input_weight, *vectors]
         natives.append(
             (
                 geometry.mirrored,
-                *_image(gates),
-                *map(_address, parameters),
-                *_image(own),
+                _image(gates),
+                _image(x),
+                _state_weight(_present(weight)),
+                _NO_WEIGHT if input_weight is None else _input_weight(input_weight),
+                tuple(map(_address, vectors)),
+                _image(own),
                 0 if saved is None else saved[index].data_ptr(),
             )
         )
-    batch, channels, height, width = _present(walks[0][0]).shape
+    shaped = _present(x if walks[0][0] is None else walks[0][0])
+    batch, _, height, width = shaped.shape
     done = getattr(backends.require_native(), f"wavefront_lstm_{direction}")(
-        _STORAGE[_present(walks[0][0]).dtype],
+        _STORAGE[shaped.dtype],
         torch.get_num_threads(),
-        (batch, channels // 4, height, width),
+        (batch, _present(walks[0][1]).shape[2], height, width),
         geometries[0].front == "diagonal",
         list(geometries[0].taps),
+        (0, 0, 0, 0) if convolution is None else convolution.options(),
         natives,
         *gradients,
     )
@@ -138,7 +170,7 @@ def _present(value: Tensor | None) -> Tensor:
     return value
 
 
-def _readable(t: Tensor) -> Tensor:
+def readable(t: Tensor) -> Tensor:
     """t itself where the kernel can walk its strides (innermost W or C), else a copy."""
     return t if 1 in (t.stride(1), t.stride(3)) else t.contiguous()
 
@@ -147,10 +179,28 @@ def _address(t: Tensor | None) -> int:
     return 0 if t is None or t.numel() == 0 else t.data_ptr()
 
 
+def _state_weight(weight: Tensor) -> tuple[int, tuple[int, ...]]:
+    """Address and strides (out, in, tap) of [taps, 4h, h]."""
+    tap, out, inner = weight.stride()
+    return weight.data_ptr(), (out, inner, tap)
+
+
+def _input_weight(weight: Tensor) -> tuple[int, tuple[int, ...]]:
+    """Address and strides (out, in, tap) of [4h, C, kh, kw] whose taps are evenly spaced."""
+    out, inner, row, tap = weight.stride()
+    return weight.data_ptr(), (out, inner, row if weight.shape[3] == 1 else tap)
+
+
+def _is_evenly_spaced(weight: Tensor) -> bool:
+    """Whether all taps of [4h, C, kh, kw] stand at one distance in raster order."""
+    height, width = weight.shape[2:]
+    return height == 1 or width == 1 or weight.stride(2) == weight.stride(3) * width
+
+
 def _image(t: Tensor | None) -> tuple[int, tuple[int, ...]]:
     """Address and strides of [N, C, H, W], settled where a size of 1 leaves open what is innermost."""
     if t is None or t.numel() == 0:
-        return 0, _NO_STRIDES
+        return _NO_IMAGE
     n, c, h, w = t.stride()
     if t.shape[1] == 1:
         return t.data_ptr(), (n, max(h * t.shape[2], 2), h, w)

@@ -299,6 +299,8 @@ def _register(count: int) -> None:
         return call
 
     name = schema.NAMES[count]
+    walks[count].forward.use_directly(bound(_forward_native, "CPU"), tensors=4 * count)
+    walks[count].backward.use_directly(bound(_backward_native, "CPU"), tensors=5 * count + 1)
     schema.library.impl(name, bound(_forward_reference), "CompositeExplicitAutograd")
     schema.library.impl(f"{name}_backward", bound(_backward_reference), "CompositeExplicitAutograd")
     for key in KERNELS:
