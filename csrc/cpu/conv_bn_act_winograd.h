@@ -14,10 +14,11 @@
 //
 // Exactness decides T. Sums over channels are taken in blocks of 32. With T = 4 (at the points of the smallest errors
 // among some twenty sets) root mean square errors of random images are 0.7 to 1 times PyTorch's down and 1.2 to 1.7
-// times for the weight. Up, where fewer terms enter a sum, they are 1.3 to 1.6 times PyTorch's from 256 channels on,
-// but 1.8 to 2.9 times below, where T is 2 (0.8 to 1.2 times). The transposed form of the product that goes up, which
-// would transform the small image once for all phases, has twice the errors: its outputs are differences of large
-// numbers. Source: Winograd 1980; Lavin, Gray 2016, section 4.
+// times for the weight. Up, where fewer terms enter a sum, they are 1.3 to 1.6 times PyTorch's from 256 channels on and
+// would be 1.8 to 2.9 times below: from 128 on blocks of 16 keep them at 1.6 to 1.9, and below T is 2 (0.8 to 1.2).
+// The transposed form of the product that goes up, which would transform the small image once for all phases, has twice
+// the errors: its outputs are differences of large numbers.
+// Source: Winograd 1980; Lavin, Gray 2016, section 4.
 #pragma once
 
 #include "cpu/conv_bn_act_image.h"
@@ -31,7 +32,7 @@ constexpr int64_t components_of(int64_t tile) { return (tile + 1) * (tile + 1); 
 
 // The tile of the product that goes `up` or down; the weight gradient shares the large image with the one down.
 constexpr int64_t DOWN_TILE = 4;
-inline int64_t tile_of(const ConvShape& s, bool up) { return up && s.small_channels < 256 ? 2 : DOWN_TILE; }
+inline int64_t tile_of(const ConvShape& s, bool up) { return up && s.small_channels < 128 ? 2 : DOWN_TILE; }
 
 // One dimension of the tiles.
 struct TileAxis {
@@ -102,7 +103,7 @@ inline int64_t winograd_round(const ConvShape& s, int64_t floats_per_image, int6
   const int64_t images = max64(1, min64(s.batch, max64(floats / floats_per_image, threads)));
   return ceil_div(s.batch, ceil_div(s.batch, images));
 }
-constexpr int64_t ROUND_FLOATS = int64_t{3} << 19;  // 6 MB: a share of L3 that is there where other programs run too
+constexpr int64_t ROUND_FLOATS = int64_t{3} << 20;  // 12 MB: a share of L3 that is there where other programs run too
 
 // A transformed image: [phase][component][tile][channel]. Tiles are an odd number of cache lines apart and components
 // one line more, so that what is walked side by side does not meet in the same sets of a cache.

@@ -1,8 +1,8 @@
 // The product of conv_bn_act_product.h in Winograd's form, see conv_bn_act_winograd.h: forward passes and input
 // gradients, up and down.
 //
-// A unit of work is a pair of panels of output channels and a part of the images that are there. Phase by phase and 32
-// input channels at a time its packed weights are transformed, in L2, and every component meets all tiles of a group of
+// A unit of work is a pair of panels of output channels and a part of the images that are there. Phase by phase and a
+// piece of the input channels at a time its packed weights are transformed, in L2, and every component meets all tiles of a group of
 // images as a plain matrix product: rows are tiles, 96 of them or so (192 small ones), read where the transformed images stand, and meet
 // both panels; sums grow in L2 too. The components of a tile then give its pixels.
 // Traffic: weights once (and once more per round), transformed images (6.25 or 9 times the small image up, 1.56 times the
@@ -23,8 +23,8 @@ class WinogradProduct {
  public:
   static constexpr int64_t COMPONENTS = components_of(TILE);
   static constexpr int64_t WIDE = NR_MAX == 2 ? 2 : 1;  // panels of a unit
-  static constexpr int64_t PIECE = 32;                  // reduction steps, a block of the sums
-  static constexpr int64_t TILES = TILE == 4 ? 96 : 192;  // of a group of images
+  static constexpr int64_t PIECE = TILE == 4 ? 32 : 64;   // reduction steps
+  static constexpr int64_t TILES = TILE == 4 ? 96 : 128;  // of a group of images
 
   // `images`: most that are there at a time; `rounds`: how many times run_unit is called for each unit.
   WinogradProduct(const ConvShape& s, bool up, int64_t images, int64_t rounds, const ColumnWeight& weight, const ImageView& out,
@@ -35,6 +35,7 @@ class WinogradProduct {
     group_ = ceil_div(images, ceil_div(images, group_));
     panels_ = column_panels(weight.columns);
     wides_ = ceil_div(panels_, WIDE);
+    block_ = TILE == 4 && up && weight.reductions < 256 ? 16 : PIECE;
     parts_ = min64(ceil_div(images, group_), ceil_div(8 * threads, wides_));
   }
 
@@ -141,7 +142,7 @@ class WinogradProduct {
         const float* const ahead = first + count < tiles ? from + (first + count) * in.pitch : from + in.component;
         for (int64_t p = 0; p < panels; ++p) {
           const int64_t width = panel[p].width();
-          rows_tile_of(count, panel[p].nr)(from + first * in.pitch, in.pitch, length,
+          rows_tile_of(count, panel[p].nr)(from + first * in.pitch, in.pitch, length, block_,
                                            weights[p] + k * (length * width + LINE), ahead, adds,
                                            products[p] + k * (tiles * width + LINE) + first * width, width);
         }
@@ -173,7 +174,7 @@ class WinogradProduct {
   int64_t height_, width_;
   PanelOutput output_;
   bool wants_moments_;
-  int64_t group_, panels_, wides_, parts_;
+  int64_t group_, panels_, wides_, parts_, block_;  // block_: products that a register adds up
   Moments* moments_ = nullptr;
   float* packed_ = nullptr;
 };

@@ -23,29 +23,33 @@ GK_INLINE void prefetch_tile(bool adds, const float* out, int64_t out_step) {
   if (adds) GK_UNROLL for (int i = 0; i < MR; ++i) __builtin_prefetch(out + i * out_step);
 }
 
-// out[i][j] (+)= sum over k < length of a[i * a_step + k] * panel[k][j]. `ahead` is the `a` of a tile that is to come.
+// out[i][j] (+)= sum over k < length of a[i * a_step + k] * panel[k][j], in blocks of `block` products, a multiple of
+// LINE, that are added up in `out`. `ahead` is the `a` of a tile that is to come.
 template <int MR, int NR>
-void rows_tile(const float* a, int64_t a_step, int64_t length, const float* panel, const float* ahead, bool adds,
-               float* out, int64_t out_step) {
-  Vec acc[MR][NR] = {};
+void rows_tile(const float* a, int64_t a_step, int64_t length, int64_t block, const float* panel, const float* ahead,
+               bool adds, float* out, int64_t out_step) {
   prefetch_tile<MR>(adds, out, out_step);
   const float* row[MR];
   for (int i = 0; i < MR; ++i) row[i] = a + i * a_step;
-  for (int64_t first = 0; first < length; first += LINE) {
-    GK_UNROLL for (int i = 0; i < MR; ++i) __builtin_prefetch(ahead + i * a_step + first);
-    const int64_t last = min64(length, first + LINE);
-    for (int64_t k = first; k < last; ++k) {
-      Vec b[NR];
-      GK_UNROLL for (int j = 0; j < NR; ++j) b[j] = load(panel + j * VL);
-      GK_UNROLL for (int j = 0; j < NR * VL; j += LINE) __builtin_prefetch(panel + PREFETCH_STEPS * NR * VL + j);
-      panel += NR * VL;
-      GK_UNROLL for (int i = 0; i < MR; ++i) {
-        const Vec x = broadcast(row[i][k]);
-        GK_UNROLL for (int j = 0; j < NR; ++j) acc[i][j] += x * b[j];
+  for (int64_t begin = 0; begin < length; begin += block) {
+    Vec acc[MR][NR] = {};
+    const int64_t end = min64(length, begin + block);
+    for (int64_t first = begin; first < end; first += LINE) {
+      GK_UNROLL for (int i = 0; i < MR; ++i) __builtin_prefetch(ahead + i * a_step + first);
+      const int64_t last = min64(end, first + LINE);
+      for (int64_t k = first; k < last; ++k) {
+        Vec b[NR];
+        GK_UNROLL for (int j = 0; j < NR; ++j) b[j] = load(panel + j * VL);
+        GK_UNROLL for (int j = 0; j < NR * VL; j += LINE) __builtin_prefetch(panel + PREFETCH_STEPS * NR * VL + j);
+        panel += NR * VL;
+        GK_UNROLL for (int i = 0; i < MR; ++i) {
+          const Vec x = broadcast(row[i][k]);
+          GK_UNROLL for (int j = 0; j < NR; ++j) acc[i][j] += x * b[j];
+        }
       }
     }
+    store_tile<MR, NR>(acc, adds || begin > 0, out, out_step);
   }
-  store_tile<MR, NR>(acc, adds, out, out_step);
 }
 
 // out[i][j] (+)= sum over k < count of a[k * a_step + i] * b[k * b_step + j]. `ahead_a` and `ahead_b` are the operands of
@@ -68,7 +72,7 @@ void outer_tile(const float* a, int64_t a_step, const float* b, int64_t b_step, 
   store_tile<MR, NR>(acc, adds, out, out_step);
 }
 
-using RowsTile = void (*)(const float*, int64_t, int64_t, const float*, const float*, bool, float*, int64_t);
+using RowsTile = void (*)(const float*, int64_t, int64_t, int64_t, const float*, const float*, bool, float*, int64_t);
 using OuterTile = void (*)(const float*, int64_t, const float*, int64_t, int64_t, const float*, const float*, bool,
                            float*, int64_t);
 
