@@ -10,7 +10,7 @@
 // once per panel, a panel (K * PANEL floats) streams from L1 or L2 at one register row per six multiply-adds.
 //
 // Bound: the multiply-add units for C >= 16 or so (measured 85-90 % of peak); writing y for the first layer of a
-// network, where C is 1 or 3.
+// network, where C is 1 or 3. Many channels, where the mask is one for all of them, go to masked_conv_pairs.h.
 #include "cpu/masked_conv_pairs.h"
 #include "cpu/masked_conv_planar.h"
 #include "cpu/masked_conv_plan.h"
