@@ -10,18 +10,20 @@
 // once per panel, a panel (K * PANEL floats) streams from L1 or L2 at one register row per six multiply-adds.
 //
 // Bound: the multiply-add units for C >= 16 or so (measured 85-90 % of peak); writing y for the first layer of a
-// network, where C is 1 or 3.
+// network, where C is 1 or 3. Many channels, where the mask is one for all of them, go to masked_conv_pairs.h.
+#include "cpu/masked_conv_pairs.h"
 #include "cpu/masked_conv_planar.h"
 #include "cpu/masked_conv_plan.h"
 
 namespace gk::GK_ISA {
 
-constexpr int64_t PATCH_PIXELS = 48;
+constexpr int64_t PATCH_PIXELS = 64;
 
 bool masked_conv_forward(const MaskedConvForward& args) {
   const MaskedConv& c = args.conv;
   const int threads = useful_threads(c, args.threads);
   if (is_planar_first_layer(args)) return masked_conv_forward_planar(args, threads);
+  if (pairs_pay(c)) return masked_conv_forward_pairs(args, threads);
   const int64_t taps = c.full_taps();
   const Product product{c.out_channels,   c.in_channels, args.weight.stride_out, args.weight.stride_in,
                         c.out_order,      c.in_order,    nullptr,                c.centre_end,

@@ -166,12 +166,13 @@ def test_what_stands_in_a_masked_weight_is_never_read(dtype, junk, mask_type, gr
 
 @needs_native  # PyTorch's convolution multiplies the future by a zero weight, and NaN * 0 is NaN
 @pytest.mark.parametrize("layout", LAYOUTS[:6])
+@pytest.mark.parametrize("channels", [(9, 10), (34, 33)])
 @pytest.mark.parametrize("junk", [torch.nan, torch.inf])
 @pytest.mark.parametrize(("mask_type", "activation"), [("A", None), ("B", None), ("B", "relu")])
 @pytest.mark.parametrize("dtype", DTYPES, ids=short)
-def test_a_nan_reaches_the_pixels_that_see_it_and_no_others(dtype, mask_type, activation, junk, layout):
+def test_a_nan_reaches_the_pixels_that_see_it_and_no_others(dtype, mask_type, activation, junk, channels, layout):
     height, width, spot = 9, 11, (5, 4)
-    x, weight = torch.randn(2, 9, height, width, dtype=dtype), torch.randn(10, 9, 3, 5, dtype=dtype).abs()
+    x, weight = torch.randn(2, channels[0], height, width, dtype=dtype), torch.rand(*channels[::-1], 3, 5).to(dtype)
     sees = torch.zeros(height, width, dtype=torch.bool)
     for row, column in itertools.product(range(3), range(5)):
         if (row, column) < (1, 2) or (mask_type == "B" and (row, column) == (1, 2)):

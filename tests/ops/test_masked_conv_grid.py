@@ -66,8 +66,8 @@ AXES = {
     "batch": (0, 1, 3),
     # Lines shorter and longer than a vector, single rows and columns, a line cut into pieces, a tall image.
     "size": ((1, 1), (1, 9), (11, 1), (5, 5), (3, 7), (14, 6), (9, 17), (70, 3), (2, 3000)),
-    # One channel, fewer than a vector, exactly some, one more than a panel of any instruction set.
-    "channels": ((1, 1), (1, 64), (3, 5), (5, 3), (16, 8), (9, 33), (33, 9), (7, 70), (65, 17)),
+    # One channel, fewer than a vector, exactly some, one more than a panel of any instruction set, enough for pairs.
+    "channels": ((1, 1), (1, 64), (3, 5), (5, 3), (16, 8), (9, 33), (33, 9), (7, 70), (65, 17), (40, 65)),
     "groups": ((1, "blocks"), (2, "blocks"), (3, "blocks"), (2, "interleaved"), (3, "interleaved")),
     "kernel": ((1, 1), (3, 3), (5, 5), (7, 7), (1, 3), (1, 7), (3, 1), (7, 1), (3, 7)),
     "dilation": ((1, 1), (2, 2), (1, 3), (3, 1), (6, 6)),
@@ -78,7 +78,23 @@ AXES = {
     "weight_layout": LAYOUTS,
     "grad_layout": LAYOUTS,
 }
-CASES = [Case(**row) for row in pairwise(AXES)]
+# What the CPU multiplies two pixels at a time: pieces of three, two and one tap, odd lines, a line cut into columns.
+PAIRS = [
+    Case(dtype=dtype, batch=2, size=size, channels=channels, kernel=kernel, mask_type=mask_type, dilation=dilation,
+         x_layout=layout, weight_layout=layout, grad_layout=layout, activation=activation)
+    for dtype, size, channels, kernel, mask_type, dilation, layout, activation in (
+        (torch.float32, (9, 28), (64, 64), (3, 3), "B", (1, 1), "contiguous", None),
+        (torch.float32, (9, 27), (64, 64), (3, 3), "B", (1, 1), "channels_last", "relu"),
+        (torch.float32, (5, 13), (37, 70), (3, 3), "A", (3, 1), "contiguous", "relu"),
+        (torch.float32, (7, 11), (64, 40), (7, 7), "B", (2, 1), "channels_last", None),
+        (torch.float32, (7, 11), (33, 64), (7, 7), "A", (1, 1), "contiguous", None),
+        (torch.float32, (2, 700), (64, 33), (5, 5), "B", (1, 1), "contiguous", None),
+        (torch.float32, (3, 2), (600, 32), (3, 5), "A", (1, 1), "channels_last", None),
+        (torch.bfloat16, (5, 9), (40, 65), (5, 5), "B", (1, 1), "contiguous", "relu"),
+        (torch.float16, (5, 9), (40, 65), (1, 7), "B", (1, 1), "channels_last", None),
+    )
+]  # fmt: skip
+CASES = [*PAIRS, *(Case(**row) for row in pairwise(AXES))]
 
 
 def tensors(case: Case, device: str = "cpu") -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
@@ -174,7 +190,7 @@ def test_the_stand_in_for_16_bit_pytorch_is_at_least_as_exact(dtype, kernel):
 
 
 def test_the_grid_lets_every_two_options_meet():
-    rows = [dataclasses.asdict(case) for case in CASES]
+    rows = [dataclasses.asdict(case) for case in CASES[len(PAIRS) :]]
     names = list(AXES)
     for a in names:
         for b in names[names.index(a) + 1 :]:
