@@ -1,13 +1,13 @@
-// Winograd's F(TxT, 2x2) for kernels of 4 x 4 with stride 2, tiles of T = 4 or 2: 25 multiplications where there were 64,
-// or 9 where there were 16.
+// Winograd's F(TxT, 2x2) for kernels of 4 x 4 with stride 2, tiles of T = 4 or 2: 25 multiplications where there were
+// 64, or 9 where there were 16.
 //
 // Such a convolution is four of 2 x 2 taps and stride 1, one per phase: of the large image where that is the result
 // (up), else of the large image as the input (down). In one dimension T neighbouring outputs of two taps take T + 1
 // products: those of two polynomials at T + 1 points,
 //   y = A' ((G g) * (B d)),  d: T + 1 inputs, g: 2 taps, y: T outputs,
-// see conv_bn_act_winograd_points.h; in two dimensions (T + 1)^2 instead of 4 T^2, each a sum over channels, so a matrix
-// product of its own ("component"). The gradient of the weight is the same trilinear form: G' ((A s) * (B d)) with s the
-// small image.
+// see conv_bn_act_winograd_points.h; in two dimensions (T + 1)^2 instead of 4 T^2, each a sum over channels, so a
+// matrix product of its own ("component"). The gradient of the weight is the same trilinear form, G' ((A s) * (B d))
+// with s the small image.
 //
 // Images are transformed once, pixel by pixel of channels side by side, to [phase][component][tile][channel], which all
 // products read: a tile is T x T outputs of each phase.
@@ -97,8 +97,8 @@ inline bool winograd_suits(const ConvShape& s) {
   return s.small_h * s.small_w <= 2048 && max64(products(true), products(false)) * 5 <= direct * 4;
 }
 
-// How many images are transformed and multiplied at a time, in rounds as even as can be: as many as `floats` of transforms
-// hold, but no fewer than keep the threads busy.
+// How many images are transformed and multiplied at a time, in rounds as even as can be: as many as `floats` of
+// transforms hold, but no fewer than keep the threads busy.
 inline int64_t winograd_round(const ConvShape& s, int64_t floats_per_image, int64_t floats, int threads) {
   const int64_t images = max64(1, min64(s.batch, max64(floats / floats_per_image, threads)));
   return ceil_div(s.batch, ceil_div(s.batch, images));
@@ -139,7 +139,8 @@ void transform_inputs(const TileGrid& grid, const float* image, const Transforme
 }
 
 // A s A' for one image in outputs_layout.
-inline void transform_outputs(const PixelLayout& layout, const float* image, const Transformed& to, int64_t first_tile) {
+inline void transform_outputs(const PixelLayout& layout, const float* image, const Transformed& to,
+                              int64_t first_tile) {
   constexpr int TILE = DOWN_TILE;
   const int64_t C = layout.channels, pitch = layout.pitch();
   const int64_t rows = (layout.height + layout.bottom) / TILE, cols = (layout.width + layout.right) / TILE;

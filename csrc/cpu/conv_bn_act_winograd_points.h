@@ -1,7 +1,7 @@
 // The points of Winograd's F(T, 2) for tiles of T = 2 or 4 outputs, and the three matrices of
 //   y[i] = sum over t < 2 of g[t] d[i + t] = sum over p of A[p][i] (G g)[p] (B d)[p],  i < T,
-// in one dimension and for squares. F(2, 2) has the points 0, 1 and infinity and no factor but 1; F(4, 2) has 0, 1/2, -1,
-// 2 and infinity, and factors that are no powers of two in G alone, the matrix of the weights.
+// in one dimension and for squares. F(2, 2) has the points 0, 1 and infinity and no factor but 1; F(4, 2) has 0, 1/2,
+// -1, 2 and infinity, and factors that are no powers of two in G alone, the matrix of the weights.
 #pragma once
 
 #include "cpu/image_io.h"

@@ -2,11 +2,11 @@
 // gradients, up and down.
 //
 // A unit of work is a pair of panels of output channels and a part of the images that are there. Phase by phase and a
-// piece of the input channels at a time its packed weights are transformed, in L2, and every component meets all tiles of a group of
-// images as a plain matrix product: rows are tiles, 96 of them or so (192 small ones), read where the transformed images stand, and meet
-// both panels; sums grow in L2 too. The components of a tile then give its pixels.
-// Traffic: weights once (and once more per round), transformed images (6.25 or 9 times the small image up, 1.56 times the
-// large one down) once per pair of panels, from L3. Bound: the multiply-add units, at 25/64 or 9/16 of the direct
+// piece of the input channels at a time its packed weights are transformed, in L2, and every component meets all tiles
+// of a group of images as a plain matrix product: rows are tiles, 96 of them or so (128 of 2 x 2), read where the
+// transformed images stand, and meet both panels; sums grow in L2 too. The components of a tile then give its pixels.
+// Traffic: weights once (and once more per round), transformed images (6.25 or 9 times the small image up, 1.56 times
+// the large one down) once per pair of panels, from L3. Bound: the multiply-add units, at 25/64 or 9/16 of the direct
 // multiplications, which run at 90 % of their peak; transforms, and the way in and out, take as long again as a half of
 // the products (images of 16 x 16) to all of them (4 x 4, where a weight meets 16 tiles only).
 #pragma once
@@ -23,14 +23,14 @@ class WinogradProduct {
  public:
   static constexpr int64_t COMPONENTS = components_of(TILE);
   static constexpr int64_t WIDE = NR_MAX == 2 ? 2 : 1;  // panels of a unit
-  static constexpr int64_t PIECE = TILE == 4 ? 32 : 64;   // reduction steps
+  static constexpr int64_t PIECE = 32;  // reduction steps
   static constexpr int64_t TILES = TILE == 4 ? 96 : 128;  // of a group of images
 
   // `images`: most that are there at a time; `rounds`: how many times run_unit is called for each unit.
-  WinogradProduct(const ConvShape& s, bool up, int64_t images, int64_t rounds, const ColumnWeight& weight, const ImageView& out,
-                  const Epilogue& epilogue, bool wants_moments, int threads)
-      : grid_(s, up, TILE), up_(up), rounds_(rounds), weight_(weight), height_(up ? s.large_h : s.small_h), width_(up ? s.large_w : s.small_w),
-        output_(out, epilogue, width_), wants_moments_(wants_moments) {
+  WinogradProduct(const ConvShape& s, bool up, int64_t images, int64_t rounds, const ColumnWeight& weight,
+                  const ImageView& out, const Epilogue& epilogue, bool wants_moments, int threads)
+      : grid_(s, up, TILE), up_(up), rounds_(rounds), weight_(weight), height_(up ? s.large_h : s.small_h),
+        width_(up ? s.large_w : s.small_w), output_(out, epilogue, width_), wants_moments_(wants_moments) {
     group_ = max64(1, min64(images, TILES / grid_.tiles()));
     group_ = ceil_div(images, ceil_div(images, group_));
     panels_ = column_panels(weight.columns);
@@ -49,8 +49,8 @@ class WinogradProduct {
     packed_ = shared + moments_floats();
   }
   int64_t thread_floats() const {
-    return WIDE * ((packs_ahead() ? 0 : packed_floats()) + transformed_floats() + products_floats() + staging_floats()) +
-           table_floats();
+    const int64_t packed = packs_ahead() ? 0 : packed_floats();
+    return WIDE * (packed + transformed_floats() + products_floats() + staging_floats()) + table_floats();
   }
   // To be called by all threads of a team, before the first unit and a barrier.
   void pack_shared() const {
@@ -122,7 +122,8 @@ class WinogradProduct {
   }
 
   // A piece of the packed weights of a phase to weights[component][reduction][column].
-  void transform_piece(const float* packed, const ColumnPanel& panel, int64_t phase, int64_t c, int64_t length, float* weights) const {
+  void transform_piece(const float* packed, const ColumnPanel& panel, int64_t phase, int64_t c, int64_t length,
+                       float* weights) const {
     const int64_t width = panel.width();
     const float* tap[4];
     for (int64_t t = 0; t < 4; ++t) {
@@ -135,7 +136,8 @@ class WinogradProduct {
   // products[panel][component][tile][column] (+)= the reductions [c, c + length) of a phase of the tiles. Components of
   // weights and products are a line more apart than they are long: else they would meet in one set of L1.
   void multiply(const Transformed& in, int64_t first_tile, int64_t tiles, int64_t f, int64_t c, int64_t length,
-                float* const* weights, const ColumnPanel* panel, int64_t panels, bool adds, float* const* products) const {
+                float* const* weights, const ColumnPanel* panel, int64_t panels, bool adds,
+                float* const* products) const {
     for (int64_t k = 0; k < COMPONENTS; ++k) {
       const float* const from = in.data + f * in.phase + k * in.component + first_tile * in.pitch + c;
       for_row_tiles(tiles, [&](int64_t first, int64_t count) {

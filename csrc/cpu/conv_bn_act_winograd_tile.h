@@ -52,8 +52,8 @@ void rows_tile(const float* a, int64_t a_step, int64_t length, int64_t block, co
   }
 }
 
-// out[i][j] (+)= sum over k < count of a[k * a_step + i] * b[k * b_step + j]. `ahead_a` and `ahead_b` are the operands of
-// a tile that is to come.
+// out[i][j] (+)= sum over k < count of a[k * a_step + i] * b[k * b_step + j]. `ahead_a` and `ahead_b` are the operands
+// of a tile that is to come.
 template <int MR, int NR>
 void outer_tile(const float* a, int64_t a_step, const float* b, int64_t b_step, int64_t count,
                 const float* ahead_a, const float* ahead_b, bool adds, float* out, int64_t out_step) {

@@ -1,10 +1,10 @@
-// The weight gradient in Winograd's form, see conv_bn_act_winograd.h: for each of 4 phases and 25 components, the sum over
-// the tiles of small outputs times large inputs.
+// The weight gradient in Winograd's form, see conv_bn_act_winograd.h: for each of 4 phases and 25 components, the sum
+// over the tiles of small outputs times large inputs.
 //
-// A unit of work is a panel of large channels and a block of small channels; its 100 matrices of sums stay in L2. It goes
-// component by component and takes the tiles in chunks, whose rows stay in L1 while the four phases meet them. Both
-// factors are read where the transformed images stand. No sum crosses threads, so the result does not depend on their
-// number. Bound: the multiply-add units, at 25/64 of the direct multiplications.
+// A unit of work is a panel of large channels and a block of small channels; its 100 matrices of sums stay in L2. It
+// goes component by component and takes the tiles in chunks, whose rows stay in L1 while the four phases meet them.
+// Both factors are read where the transformed images stand. No sum crosses threads, so the result does not depend on
+// their number. Bound: the multiply-add units, at 25/64 of the direct multiplications.
 #pragma once
 
 #include "cpu/conv_bn_act_weight.h"
@@ -60,10 +60,12 @@ class WinogradWeightGradient {
     if (round + 1 < rounds_) return;
     for (int64_t f = 0; f < PHASES; ++f) {
       float* to[4];
-      for (int64_t t = 0; t < 4; ++t)
-        to[t] = taps + (TileAxis::tap(false, f / 2, t / 2) * 4 + TileAxis::tap(false, f % 2, t % 2)) * component_floats();
-      transform_back<DOWN_TILE + 1, 2>(sums + f * COMPONENTS * component_floats(), component_floats(), component_floats(), to,
-                        Points<DOWN_TILE>::taps_from<Vec>);
+      for (int64_t t = 0; t < 4; ++t) {
+        const int64_t place = TileAxis::tap(false, f / 2, t / 2) * 4 + TileAxis::tap(false, f % 2, t % 2);
+        to[t] = taps + place * component_floats();
+      }
+      transform_back<DOWN_TILE + 1, 2>(sums + f * COMPONENTS * component_floats(), component_floats(),
+                                       component_floats(), to, Points<DOWN_TILE>::taps_from<Vec>);
     }
     GK_BY_STORAGE(out_.storage, write_taps, out_, 4, 4, taps, rows_, panel, row0, rows);
   }

@@ -169,7 +169,7 @@ inline bool masked_conv_forward_pairs(const MaskedConvForward& args, int threads
   const int64_t group_lines = max64(1, STAGED_PIXELS / 2 / tiling.columns);
   const int64_t group_pairs = min64(group_lines, tiling.rows) * pairs_of(tiling.columns);
   const int64_t staging_floats = group_pairs * 2 * PANEL_MAX;
-  const int64_t place_floats = Scratch::round(group_pairs * (sizeof(float*) / sizeof(float)));
+  const int64_t place_floats = Scratch::round(group_pairs * sizeof(float*) / sizeof(float));
   const int64_t segments_max = PAIR_TAPS * most_segments(C);
   const int64_t segment_floats = Scratch::round(PRODUCTS * segments_max * (sizeof(Segment) / sizeof(float)));
   const int64_t thread_floats = FORMS * form_floats + 2 * staging_floats + place_floats + segment_floats;
