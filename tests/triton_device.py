@@ -55,7 +55,7 @@ if INTERPRETED:
     from genkernels.ops.conv_bn_act import triton_kernels as conv_bn_act_triton
     from genkernels.ops.masked_conv import triton_kernels as masked_conv_triton
 
-    masked_conv_op.worth_keeping = lambda x, weight: False  # no short way past them to the CPU kernel
+    masked_conv_op.worth_keeping = lambda x, weight, bias: False  # no short way past them to the CPU kernel
     masked_conv_cpu.why_not = lambda x: None
     masked_conv_cpu.forward = masked_conv_triton.forward
     masked_conv_cpu.backward = masked_conv_triton.backward

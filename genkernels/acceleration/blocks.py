@@ -97,7 +97,8 @@ def runs_of(layers: Sequence[nn.Module]) -> list[tuple[Run, str | None]]:
 def activation_of(module: nn.Module | None) -> Activation:
     if module is None:
         return None, 0.01
-    return ACTIVATIONS[type(module)], float(getattr(module, "negative_slope", 0.01))
+    slope = float(module.negative_slope) if type(module) is nn.LeakyReLU else 0.01
+    return ACTIVATIONS[type(module)], slope
 
 
 class AcceleratedSequential(Swapped):

@@ -94,8 +94,8 @@ AXES = {
     "grad_layout": LAYOUTS,
 }
 # Kernels of 4 x 4 with stride 2 and many channels take Winograd's form where images are large enough: whole and cut
-# tiles, result lines that no phase ends with, images in one round and in several. No images or weights that hold the same
-# numbers many times over: the roundings of their transforms are then alike, add up and come to 2 to 4 times PyTorch's.
+# tiles, result lines that no phase ends with, images in one round and in several. No images or weights that hold the
+# same numbers many times over: the roundings of their transforms are alike, add up and come to 2 to 4 times PyTorch's.
 DISTINCT = tuple(layout for layout in LAYOUTS if not layout.startswith("expanded"))
 WINOGRAD_AXES = AXES | {
     "dtype": (torch.float32, torch.bfloat16),

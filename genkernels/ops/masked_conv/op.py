@@ -80,7 +80,7 @@ def masked_conv2d(
     check_options(mask_type, channel_groups, group_layout, activation)
     spread = check_dilation(dilation)
     check_tensors(x, weight, bias, channel_groups)
-    if key is not None and cpu.why_not(x) is None and worth_keeping(x, weight):
+    if key is not None and cpu.why_not(x) is None and worth_keeping(x, weight, bias):
         if len(_ready) >= MOST_CALLS:
             _ready.clear()
         spec = _spec(weight, mask_type, channel_groups, group_layout)

@@ -23,23 +23,13 @@ MOST_CALLS = 1024
 
 
 def key_of(x: Tensor, weight: Tensor, bias: Tensor | None, options: tuple[Any, ...]) -> Key | None:
-    """What the checks and the strides depend on; None where the long way is to be taken."""
-    if x.dim() != 4 or weight.dim() != 4 or not weight.is_cpu:
+    """What the checks and the plan depend on; None where the long way is to be taken."""
+    if not weight.is_cpu:
         return None
-    layouts = _layout(x), _layout(weight)
-    if None in layouts:
-        return None
+    key = (x.shape, x.stride(), x.dtype, weight.shape, weight.stride(), weight.dtype, *options)
     if bias is None:
-        return (x.shape, x.dtype, weight.shape, weight.dtype, layouts, None, *options)
-    if not (bias.is_cpu and bias.is_contiguous()):
-        return None
-    return (x.shape, x.dtype, weight.shape, weight.dtype, layouts, (bias.shape, bias.dtype), *options)
-
-
-def _layout(t: Tensor) -> torch.memory_format | None:
-    if t.is_contiguous():
-        return torch.contiguous_format
-    return torch.channels_last if t.is_contiguous(memory_format=torch.channels_last) else None
+        return key
+    return (*key, bias.shape, bias.stride(), bias.dtype) if bias.is_cpu else None
 
 
 class Ready:
@@ -125,8 +115,14 @@ class _Recorded(torch.autograd.Function):
 _apply = super(torch.autograd.Function, _Recorded).apply
 
 
-def worth_keeping(x: Tensor, weight: Tensor) -> bool:
-    """Whether x and its result are in no other layout too, and the kernel takes the weight's strides as they are."""
+def worth_keeping(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether a call that has passed the checks is one of dense tensors, whose layouts leave nothing open."""
+    if x.dim() != 4 or x.numel() == 0 or weight.numel() == 0 or not (_is_dense(x) and _is_dense(weight)):
+        return False
     height, width = x.shape[2:]
-    alone = x.numel() > 0 and x.shape[1] > 1 and weight.shape[0] > 0 and width > 1 and height * width > 1
-    return alone and cpu._weight_strides(weight) is not None
+    alone = x.shape[1] > 1 and width > 1 and height * width > 1  # in no other layout too
+    return alone and cpu._weight_strides(weight) is not None and (bias is None or bias.is_contiguous())
+
+
+def _is_dense(t: Tensor) -> bool:
+    return t.is_contiguous() or t.is_contiguous(memory_format=torch.channels_last)
