@@ -275,6 +275,27 @@ def test_small_calls_are_left_to_pytorch(monkeypatch):
         fast(torch.randn(2, 3, 16, 16))
 
 
+def test_a_tiny_call_that_has_come_before_goes_to_the_layers_themselves(monkeypatch):
+    plain, fast, _ = pair(styles.discriminator, swapped=3)
+    x = torch.randn(2, 3, 16, 16)
+    fast(x), plain(x)  # moves the running statistics
+
+    def refuse(*_, **__):
+        raise AssertionError("the runs were looked at")
+
+    monkeypatch.setattr(genkernels.acceleration.blocks, "run_layers", refuse)
+    torch.testing.assert_close(fast(x), plain(x))
+    with pytest.raises(AssertionError, match="the runs were looked at"):
+        fast(torch.randn(3, 3, 16, 16))
+    with always_kernel(), pytest.raises(AssertionError, match="the runs were looked at"):
+        fast(x)
+    sequential = next(
+        m for m in fast.modules() if type(m).__mro__[1] is genkernels.acceleration.blocks.AcceleratedSequential
+    )
+    sequential.append(nn.Threshold(2, 7))
+    assert (fast(x) == 7).all(), "a layer added later runs"
+
+
 def test_twice_and_the_global_generator():
     model = small()
     state = torch.get_rng_state()

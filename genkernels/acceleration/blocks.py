@@ -7,16 +7,18 @@ cannot speak for them (hooks, an unusual input) or would be slower, they are cal
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .. import ops
 from ..nn.conv_bn_act import norm_options
-from ..ops.conv_bn_act.choice import prefers_torch
+from ..ops.conv_bn_act.choice import is_settled, is_tiny, prefers_torch
 from .swap import Swapped, is_hooked, original_class
 
+MOST_SHAPES = 256  # of tiny inputs that a Sequential keeps in mind
 CONVOLUTIONS = (nn.ConvTranspose2d, nn.Conv2d)
 ACTIVATIONS: dict[type[nn.Module], str] = {
     nn.ReLU: "relu",
@@ -38,10 +40,15 @@ class Run:
 
 @dataclass(frozen=True)
 class SequentialPlan:
-    """The runs, and the classes of all children as they were before any swap: these have to stay."""
+    """The runs, and the classes of all children as they were before any swap: these have to stay.
+
+    ``tiny`` holds shapes of inputs that were too small for any run to take the kernel: looking at each run again would
+    take a third of such a call.
+    """
 
     runs: tuple[Run, ...]
     types: tuple[type[nn.Module], ...]
+    tiny: set[torch.Size] = field(default_factory=set, compare=False)
 
 
 def why_not(conv: nn.Module, norm: nn.Module | None) -> str | None:
@@ -106,6 +113,9 @@ class AcceleratedSequential(Swapped):
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         plan = self._genkernels_plan
+        tiny = plan is not None and len(args) == 1 and is_settled(args[0])
+        if tiny and args[0].shape in plan.tiny:
+            return super().forward(*args, **kwargs)  # type: ignore[misc]
         layers = list(self._modules.values())
         if len(args) != 1 or kwargs or plan is None or tuple(map(original_class, layers)) != plan.types:
             return super().forward(*args, **kwargs)  # type: ignore[misc]
@@ -114,9 +124,12 @@ class AcceleratedSequential(Swapped):
             for layer in layers[index : run.start]:
                 x = layer(x)
             index = run.stop
+            tiny = tiny and isinstance(x, Tensor) and is_tiny(x, layers[run.start])
             x = run_layers(layers[run.start : run.stop], x)
         for layer in layers[index:]:
             x = layer(x)
+        if tiny and len(plan.tiny) < MOST_SHAPES:
+            plan.tiny.add(args[0].shape)
         return x
 
 

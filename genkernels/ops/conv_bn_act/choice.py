@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..direct import is_open
 from ..masked_conv.layout import is_channels_last
 from ..tile_conv import gpu
 from ..verbose import is_on, like, say
@@ -61,6 +62,16 @@ def prefers_torch(x: Tensor, conv: Any, norm: Any, activation: str | None, negat
         line = _line(x, conv, norm, activation, negative_slope)
         say("conv_bn_act", "PyTorch's own operators" if own else kernel, _why_no_kernel(x) or size, line)
     return own
+
+
+def is_settled(x: Any) -> bool:
+    """Whether the choice for an input on the CPU hangs on its size alone where that is tiny."""
+    return is_open(x) and not _always_kernel and not is_on()
+
+
+def is_tiny(x: Tensor, conv: Any) -> bool:
+    """Whether PyTorch's own operators are quicker whatever else the call is."""
+    return x.dim() == 4 and _multiply_adds(x, conv) < LEAST
 
 
 def _multiply_adds(x: Tensor, conv: Any) -> int:
