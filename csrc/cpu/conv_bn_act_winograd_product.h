@@ -39,7 +39,6 @@ class WinogradProduct {
     parts_ = min64(ceil_div(images, group_), ceil_div(8 * threads, wides_));
   }
 
-  const TileGrid& grid() const { return grid_; }
   int64_t units() const { return wides_ * parts_; }
   // What threads share: moments of each panel and part, and the packed weights where they are used more than once.
   int64_t shared_floats() const { return moments_floats() + (packs_ahead() ? panels_ * packed_floats() : 0); }

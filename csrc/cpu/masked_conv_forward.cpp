@@ -40,18 +40,13 @@ bool masked_conv_forward(const MaskedConvForward& args) {
   const int64_t staging_floats = Scratch::round(staged_pixels(tiling) * PANEL_MAX);
   const int64_t segment_floats = Scratch::round((taps + 1) * most_segments(c.in_channels) * (sizeof(Segment) / sizeof(float)));
   const int64_t thread_floats = source_floats + patch_floats + staging_floats + segment_floats;
-  const int64_t weight_floats = Scratch::round(packed_floats(product, taps));
-  const int64_t bias_floats = Scratch::round(c.out_channels);
-  const Scratch scratch(weight_floats + bias_floats + threads * thread_floats);
-  if (!scratch.data()) return false;
-  want_huge_pages(args.y, (c.batch - 1) * args.y.stride_n + c.out_channels * c.height * c.width);
-  float* const weights = scratch.data();
-  float* const bias = weights + weight_floats;
-  if (args.bias) GK_BY_STORAGE(args.y.storage, read_channels, args.bias, c.out_order, c.out_channels, bias);
+  const ForwardScratch scratch(args, packed_floats(product, taps), thread_floats, threads);
+  if (!scratch) return false;
+  float* const weights = scratch.weights();
 
 #pragma omp parallel num_threads(threads)
   {
-    float* const source = bias + bias_floats + omp_get_thread_num() * thread_floats;
+    float* const source = scratch.own();
     float* const patches = source + source_floats;
     float* const staging = patches + patch_floats;
     Segment* const segments = reinterpret_cast<Segment*>(staging + staging_floats);
@@ -69,8 +64,7 @@ bool masked_conv_forward(const MaskedConvForward& args) {
       const int64_t pitch = bordered.columns(), base = c.reach_up() * pitch + c.reach_left();
       const auto multiply = [&](const Region& part, int64_t p, const float* rows, int64_t row_pitch, int64_t row_floats,
                                 int64_t segment_count, const Panel& panel) {
-        const Target target{args.y, image, panel.first, panel.columns, c.out_order, args.bias ? bias : nullptr,
-                            args.relu};
+        const Target target{args.y, image, panel.first, panel.columns, c.out_order, scratch.bias(), args.relu};
         multiply_unit(part, rows, row_pitch, row_floats, segments, segment_count, panel,
                       weights + p * PANEL_MAX * patch, target, staging);
       };

@@ -173,18 +173,14 @@ inline bool masked_conv_forward_pairs(const MaskedConvForward& args, int threads
   const int64_t segments_max = PAIR_TAPS * most_segments(C);
   const int64_t segment_floats = Scratch::round(PRODUCTS * segments_max * (sizeof(Segment) / sizeof(float)));
   const int64_t thread_floats = FORMS * form_floats + 2 * staging_floats + place_floats + segment_floats;
-  const int64_t weight_floats = Scratch::round(panel_count(c.out_channels) * PANEL_MAX * terms.count() * C);
-  const int64_t bias_floats = Scratch::round(c.out_channels);
-  const Scratch scratch(weight_floats + bias_floats + threads * thread_floats);
-  if (!scratch.data()) return false;
-  want_huge_pages(args.y, (c.batch - 1) * args.y.stride_n + c.out_channels * c.height * c.width);
-  float* const weights = scratch.data();
-  float* const bias = weights + weight_floats;
-  if (args.bias) GK_BY_STORAGE(args.y.storage, read_channels, args.bias, c.out_order, c.out_channels, bias);
+  const int64_t weight_floats = panel_count(c.out_channels) * PANEL_MAX * terms.count() * C;
+  const ForwardScratch scratch(args, weight_floats, thread_floats, threads);
+  if (!scratch) return false;
+  float* const weights = scratch.weights();
 
 #pragma omp parallel num_threads(threads)
   {
-    float* const forms = bias + bias_floats + omp_get_thread_num() * thread_floats;
+    float* const forms = scratch.own();
     float* const pixels = forms + FORMS * form_floats;
     float* const shared = pixels + staging_floats;
     const float** const places = reinterpret_cast<const float**>(shared + staging_floats);
@@ -217,8 +213,7 @@ inline bool masked_conv_forward_pairs(const MaskedConvForward& args, int threads
       for (int64_t p = 0; p < panel_count(c.out_channels); ++p) {
         const Panel panel = make_panel(product, p);
         const int64_t width = panel.width();
-        const Target target{args.y, image, panel.first, panel.columns, c.out_order, args.bias ? bias : nullptr,
-                            args.relu};
+        const Target target{args.y, image, panel.first, panel.columns, c.out_order, scratch.bias(), args.relu};
         for (int64_t y = region.y0; y < region.y1; y += group_lines) {
           const Region lines{y, min64(y + group_lines, region.y1), region.x0, region.x1};
           const int64_t count = lines.rows() * pairs;

@@ -191,6 +191,32 @@ void read_channels(const void* values, const int32_t* order, int64_t channels, f
   for (int64_t i = 0; i < channels; ++i) out[i] = load_one(static_cast<const T*>(values) + (order ? order[i] : i));
 }
 
+// Memory of a forward call: packed weights, the bias in the order of the weights' channels, then each thread's own.
+// Asks for huge pages for y too.
+class ForwardScratch {
+ public:
+  ForwardScratch(const MaskedConvForward& args, int64_t weight_floats, int64_t thread_floats, int threads)
+      : weight_floats_(Scratch::round(weight_floats)), bias_floats_(Scratch::round(args.conv.out_channels)),
+        thread_floats_(thread_floats), scratch_(weight_floats_ + bias_floats_ + threads * thread_floats) {
+    const MaskedConv& c = args.conv;
+    if (!scratch_.data()) return;
+    want_huge_pages(args.y, (c.batch - 1) * args.y.stride_n + c.out_channels * c.height * c.width);
+    float* const bias = weights() + weight_floats_;
+    if (args.bias) GK_BY_STORAGE(args.y.storage, read_channels, args.bias, c.out_order, c.out_channels, bias);
+    if (args.bias) bias_ = bias;
+  }
+  explicit operator bool() const { return scratch_.data() != nullptr; }
+  float* weights() const { return scratch_.data(); }
+  const float* bias() const { return bias_; }  // nullptr where there is none
+  // Of the calling thread of a team.
+  float* own() const { return weights() + weight_floats_ + bias_floats_ + omp_get_thread_num() * thread_floats_; }
+
+ private:
+  int64_t weight_floats_, bias_floats_, thread_floats_;
+  const float* bias_ = nullptr;
+  Scratch scratch_;
+};
+
 // The segments of every pixel of the unit side by side: [pixel][sum of their lengths]. For few channels, where the
 // segments are so short that ending one costs as much as walking it. Reads and writes up to IO - 1 floats too far.
 inline void gather_patches(const Region& region, const float* source, int64_t pitch, int64_t channels,

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from ... import backends
+from ..masked_conv.cpu import _STORAGE, _image_strides, _weight_strides
+from ..masked_conv.cpu import why_not as _why_no_kernel
 from ..masked_conv.mask import MaskSpec
 from .geometry import Geometry
 from .schema import empty_grads, empty_hidden, empty_saved
 
-_STORAGE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _NO_IMAGE = (0, (0, 0, 0, 0))
 _NO_WEIGHT = (0, (0, 0, 0))
 
@@ -41,11 +42,7 @@ class Convolution:
 
 def why_not(gates: Tensor, geometries: Sequence[Geometry]) -> str | None:
     """The reason why the native kernel cannot take gates, or None where it can."""
-    if backends.native() is None:
-        return "the native extension is not loaded"
-    if gates.dtype not in _STORAGE:
-        return f"no native kernel for {gates.dtype}"
-    return None
+    return _why_no_kernel(gates)
 
 
 def forward(walks: Sequence[Sequence[Tensor | None]], geometries: Sequence[Geometry], keep: bool) -> tuple[Tensor, ...]:
@@ -133,7 +130,7 @@ def _run(
     ):
         if gates is not None:
             gates = readable(gates)
-        if input_weight is not None and not _is_evenly_spaced(input_weight):
+        if input_weight is not None and _weight_strides(input_weight) is None:
             input_weight = input_weight.contiguous()
         vectors = [None if value is None else value.contiguous() for value in (bias, *state)]
         kept += [gates, input_weight, *vectors]
@@ -187,21 +184,13 @@ def _state_weight(weight: Tensor) -> tuple[int, tuple[int, ...]]:
 
 def _input_weight(weight: Tensor) -> tuple[int, tuple[int, ...]]:
     """Address and strides (out, in, tap) of [4h, C, kh, kw] whose taps are evenly spaced."""
-    out, inner, row, tap = weight.stride()
-    return weight.data_ptr(), (out, inner, row if weight.shape[3] == 1 else tap)
-
-
-def _is_evenly_spaced(weight: Tensor) -> bool:
-    """Whether all taps of [4h, C, kh, kw] stand at one distance in raster order."""
-    height, width = weight.shape[2:]
-    return height == 1 or width == 1 or weight.stride(2) == weight.stride(3) * width
+    strides = _weight_strides(weight)
+    assert strides is not None
+    return weight.data_ptr(), strides
 
 
 def _image(t: Tensor | None) -> tuple[int, tuple[int, ...]]:
     """Address and strides of [N, C, H, W], settled where a size of 1 leaves open what is innermost."""
     if t is None or t.numel() == 0:
         return _NO_IMAGE
-    n, c, h, w = t.stride()
-    if t.shape[1] == 1:
-        return t.data_ptr(), (n, max(h * t.shape[2], 2), h, w)
-    return t.data_ptr(), (n, c, h, max(w, 2) if t.shape[3] == 1 and c == 1 else w)
+    return t.data_ptr(), _image_strides(t)
