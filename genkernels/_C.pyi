@@ -76,8 +76,10 @@ class MaskedConvPlan:
     ) -> bool: ...
 
 # Wavefront LSTM. Tensors are addresses with the strides of [N, C, H, W]; 0 stands for one that is not there. `sizes`
-# are N, h, H, W; a walk is (mirrored, gates, strides, weight, h0, c0, hidden, strides, saved); its gradients are
-# (grad_hidden, strides, grad_gates, strides, grad_weight, grad_h0, grad_c0). False where memory for scratch ran out.
+# are N, h, H, W; `convolution` is the channels, kernel height and width, and live taps of the convolution that gives
+# the gates, zeros where they are given; a walk is (mirrored, gates, x, weight, input_weight, (input_bias, h0, c0),
+# hidden, saved), images and weights with their strides; its gradients are (grad_hidden, strides, grad_gates, strides,
+# grad_weight, grad_h0, grad_c0). False where memory for scratch ran out.
 _Image = tuple[int, _Strides]
 _Weight = tuple[int, tuple[int, ...]]  # strides of out, in, tap
 _Walk = tuple[bool, _Image, _Image, _Weight, _Weight, tuple[int, ...], _Image, int]
