@@ -42,15 +42,15 @@ GK_INLINE NormBlock norm_of_some(const NormCoefficients& n, int64_t c, int64_t c
           load_some(n.mean_g_zhat() + c, count)};
 }
 
-template <class T, Curve CURVE>
-void normalise_as(const NormPass& args) {
+template <class T>
+void normalise(const NormPass& args) {
   const int64_t C = args.channels, P = args.pixels;
-  const float below = slope_below(args.activation);
+  const Curve curve = curve_of(args.activation);
   const T* const z = static_cast<const T*>(args.other);
   T* const y = static_cast<T*>(args.y);
   const auto move = [&](int64_t at, int64_t count, const NormBlock& n) {
     const Block u = normalised(load_some(z + at, count), n) * n.gamma + n.beta;
-    store_some(y + at, activate<CURVE>(u, below), count);
+    store_some(y + at, activate(u, curve), count);
   };
   if (!args.channels_last) {
 #pragma omp parallel for num_threads(useful_threads(args))
@@ -68,90 +68,78 @@ void normalise_as(const NormPass& args) {
     }
 }
 
-template <class T>
-void normalise(const NormPass& args) {
-  switch (curve_of(args.activation)) {
-    case Curve::linear: return normalise_as<T, Curve::linear>(args);
-    case Curve::tanh: return normalise_as<T, Curve::tanh>(args);
-    case Curve::sigmoid: return normalise_as<T, Curve::sigmoid>(args);
+template <class T, bool NORM>
+void sum_planar_as(const NormPass& args) {
+  const int64_t C = args.channels, P = args.pixels;
+  const Curve curve = curve_of(args.activation);
+#pragma omp parallel for num_threads(useful_threads(args))
+  for (int64_t c = 0; c < C; ++c) {
+    NormBlock n{};
+    if (NORM) n = norm_of_channel(args.norm, c);
+    double total_g = 0, total_g_zhat = 0;
+    for (int64_t image = 0; image < args.batch; ++image) {
+      const T* const grad = static_cast<const T*>(args.grad) + (image * C + c) * P;
+      const T* const other = static_cast<const T*>(args.other) + (image * C + c) * P;
+      for (int64_t run = 0; run < P; run += SUM_RUN * IO) {
+        Block sum_g{}, sum_g_zhat{};
+        for (int64_t p = run; p < min64(P, run + SUM_RUN * IO); p += IO) {
+          Block zhat{};
+          // Beyond the end the gradient is zero, so whatever stands in zhat adds nothing.
+          const Block g = through_activation<NORM>(load_some(grad + p, P - p), load_some(other + p, P - p), n, curve,
+                                                   &zhat);
+          sum_g += g;
+          sum_g_zhat += g * zhat;
+        }
+        for (int i = 0; i < IO; ++i) total_g += sum_g[i], total_g_zhat += sum_g_zhat[i];
+      }
+    }
+    args.sums[c] = static_cast<float>(total_g);
+    args.sums[C + c] = static_cast<float>(total_g_zhat);
   }
 }
 
-template <class T>
-struct Sums {
-  template <Curve CURVE, bool NORM>
-  static void planar(const NormPass& args) {
-    const int64_t C = args.channels, P = args.pixels;
-    const float below = slope_below(args.activation);
+// partial: [stretch][2][channels]
+template <class T, bool NORM>
+void sum_channels_last_as(const NormPass& args, float* partial) {
+  const int64_t C = args.channels, P = args.batch * args.pixels, stretches = ceil_div(P, STRETCH);
+  const Curve curve = curve_of(args.activation);
+  const T *const grad = static_cast<const T*>(args.grad), *const other = static_cast<const T*>(args.other);
 #pragma omp parallel for num_threads(useful_threads(args))
-    for (int64_t c = 0; c < C; ++c) {
+  for (int64_t s = 0; s < stretches; ++s)
+    for (int64_t c = 0; c < C; c += IO) {
       NormBlock n{};
-      if (NORM) n = norm_of_channel(args.norm, c);
-      double total_g = 0, total_g_zhat = 0;
-      for (int64_t image = 0; image < args.batch; ++image) {
-        const T* const grad = static_cast<const T*>(args.grad) + (image * C + c) * P;
-        const T* const other = static_cast<const T*>(args.other) + (image * C + c) * P;
-        for (int64_t run = 0; run < P; run += SUM_RUN * IO) {
-          Block sum_g{}, sum_g_zhat{};
-          for (int64_t p = run; p < min64(P, run + SUM_RUN * IO); p += IO) {
-            Block zhat{};
-            // Beyond the end the gradient is zero, so whatever stands in zhat adds nothing.
-            const Block g = through_activation<CURVE, NORM>(load_some(grad + p, P - p), load_some(other + p, P - p), n,
-                                                            below, &zhat);
-            sum_g += g;
-            sum_g_zhat += g * zhat;
-          }
-          for (int i = 0; i < IO; ++i) total_g += sum_g[i], total_g_zhat += sum_g_zhat[i];
+      if (NORM) n = norm_of_some(args.norm, c, C - c);
+      Block total_g{}, total_g_zhat{};
+      const int64_t end = min64(P, (s + 1) * STRETCH);
+      for (int64_t run = s * STRETCH; run < end; run += SUM_RUN) {
+        Block sum_g{}, sum_g_zhat{};
+        for (int64_t p = run; p < min64(end, run + SUM_RUN); ++p) {
+          Block zhat{};
+          const Block g = through_activation<NORM>(load_some(grad + p * C + c, C - c),
+                                                   load_some(other + p * C + c, C - c), n, curve, &zhat);
+          sum_g += g;
+          sum_g_zhat += g * zhat;
         }
+        total_g += sum_g;
+        total_g_zhat += sum_g_zhat;
       }
-      args.sums[c] = static_cast<float>(total_g);
-      args.sums[C + c] = static_cast<float>(total_g_zhat);
+      store_some(partial + s * 2 * C + c, total_g, C - c);
+      store_some(partial + (s * 2 + 1) * C + c, total_g_zhat, C - c);
     }
+  for (int64_t c = 0; c < 2 * C; ++c) {
+    double total = 0;
+    for (int64_t s = 0; s < stretches; ++s) total += partial[s * 2 * C + c];
+    args.sums[c] = static_cast<float>(total);
   }
-
-  // partial: [stretch][2][channels]
-  template <Curve CURVE, bool NORM>
-  static void channels_last(const NormPass& args, float* partial) {
-    const int64_t C = args.channels, P = args.batch * args.pixels, stretches = ceil_div(P, STRETCH);
-    const float below = slope_below(args.activation);
-    const T *const grad = static_cast<const T*>(args.grad), *const other = static_cast<const T*>(args.other);
-#pragma omp parallel for num_threads(useful_threads(args))
-    for (int64_t s = 0; s < stretches; ++s)
-      for (int64_t c = 0; c < C; c += IO) {
-        NormBlock n{};
-        if (NORM) n = norm_of_some(args.norm, c, C - c);
-        Block total_g{}, total_g_zhat{};
-        const int64_t end = min64(P, (s + 1) * STRETCH);
-        for (int64_t run = s * STRETCH; run < end; run += SUM_RUN) {
-          Block sum_g{}, sum_g_zhat{};
-          for (int64_t p = run; p < min64(end, run + SUM_RUN); ++p) {
-            Block zhat{};
-            const Block g = through_activation<CURVE, NORM>(load_some(grad + p * C + c, C - c),
-                                                            load_some(other + p * C + c, C - c), n, below, &zhat);
-            sum_g += g;
-            sum_g_zhat += g * zhat;
-          }
-          total_g += sum_g;
-          total_g_zhat += sum_g_zhat;
-        }
-        store_some(partial + s * 2 * C + c, total_g, C - c);
-        store_some(partial + (s * 2 + 1) * C + c, total_g_zhat, C - c);
-      }
-    for (int64_t c = 0; c < 2 * C; ++c) {
-      double total = 0;
-      for (int64_t s = 0; s < stretches; ++s) total += partial[s * 2 * C + c];
-      args.sums[c] = static_cast<float>(total);
-    }
-  }
-};
+}
 
 template <class T>
 void sum_planar(const NormPass& args) {
-  GK_BY_CURVE_AND_NORM(args.activation, args.norm.mean != nullptr, Sums<T>::template planar, args);
+  args.norm.mean ? sum_planar_as<T, true>(args) : sum_planar_as<T, false>(args);
 }
 template <class T>
 void sum_channels_last(const NormPass& args, float* partial) {
-  GK_BY_CURVE_AND_NORM(args.activation, args.norm.mean != nullptr, Sums<T>::template channels_last, args, partial);
+  args.norm.mean ? sum_channels_last_as<T, true>(args, partial) : sum_channels_last_as<T, false>(args, partial);
 }
 
 }  // namespace

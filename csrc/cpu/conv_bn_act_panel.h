@@ -115,28 +115,20 @@ class PanelOutput {
     moments->add(static_cast<double>(count), mean, squares);
   }
 
-  template <Curve CURVE>
-  void finish_as(float* staging, int64_t count, const ColumnPanel& panel) const {
+  void finish(float* staging, int64_t count, const ColumnPanel& panel) const {
     float scale[PANEL_MAX], shift[PANEL_MAX];
     for (int64_t j = 0; j < PANEL_MAX; ++j) {
       const bool there = j < panel.columns;
       scale[j] = there && epilogue_.scale ? epilogue_.scale[panel.first + j] : 1.0f;
       shift[j] = there && epilogue_.shift ? epilogue_.shift[panel.first + j] : 0.0f;
     }
-    const float below = slope_below(epilogue_.activation);
+    const Curve curve = curve_of(epilogue_.activation);
     for (int64_t j = 0; j < panel.width(); j += IO) {
       const Block a = load_block(scale + j), b = load_block(shift + j);
       for (int64_t i = 0; i < count; ++i) {
         float* const at = staging + i * panel.width() + j;
-        store_block(at, activate<CURVE>(load_block(at) * a + b, below));
+        store_block(at, activate(load_block(at) * a + b, curve));
       }
-    }
-  }
-  void finish(float* staging, int64_t count, const ColumnPanel& panel) const {
-    switch (curve_of(epilogue_.activation)) {
-      case Curve::linear: return finish_as<Curve::linear>(staging, count, panel);
-      case Curve::tanh: return finish_as<Curve::tanh>(staging, count, panel);
-      case Curve::sigmoid: return finish_as<Curve::sigmoid>(staging, count, panel);
     }
   }
 

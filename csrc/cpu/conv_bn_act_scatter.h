@@ -141,15 +141,7 @@ class ScatterProduct {
 
   template <class T>
   void store(const float* image, int64_t n, float* line) const {
-    switch (curve_of(epilogue_.activation)) {
-      case Curve::linear: return store_as<T, Curve::linear>(image, n, line);
-      case Curve::tanh: return store_as<T, Curve::tanh>(image, n, line);
-      case Curve::sigmoid: return store_as<T, Curve::sigmoid>(image, n, line);
-    }
-  }
-  template <class T, Curve CURVE>
-  void store_as(const float* image, int64_t n, float* line) const {
-    const float below = slope_below(epilogue_.activation);
+    const Curve curve = curve_of(epilogue_.activation);
     for (int64_t c = 0; c < s_.large_channels; ++c) {
       const float scale = epilogue_.scale ? epilogue_.scale[c] : 1.0f, shift = epilogue_.shift ? epilogue_.shift[c] : 0.0f;
       T* const plane = static_cast<T*>(const_cast<void*>(out_.data)) + n * out_.stride_n + c * out_.stride_c;
@@ -158,7 +150,7 @@ class ScatterProduct {
         for (int64_t x = 0; x < s_.large_w; ++x) line[x] = from[x * s_.large_channels];
         T* const to = plane + y * out_.stride_h;
         for (int64_t x = 0; x < s_.large_w; x += IO) {
-          const Block v = activate<CURVE>(load_block(line + x) * scale + shift, below);
+          const Block v = activate(load_block(line + x) * scale + shift, curve);
           if (x + IO <= s_.large_w && out_.stride_w == 1) {
             store_block(to + x, v);
           } else {

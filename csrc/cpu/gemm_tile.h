@@ -39,72 +39,21 @@ struct Finish {
   bool relu;
 };
 
-// Long sums are taken in blocks, as a matrix library does: a register that has seen this many products is added to
-// `out` at the next end of a segment and starts again. Rounding errors then grow with the square root of the block and
-// not of the whole sum; it costs 1 % at most.
-constexpr int64_t SUM_BLOCK = 256;
+using TileFunction = void (*)(const float* const* rows, const Segment* segments, int64_t segment_count,
+                              const float* panel, float* out, int64_t out_stride);
+using FinishFunction = void (*)(const float* const* rows, const Segment* segments, int64_t segment_count,
+                                const float* panel, float* out, int64_t out_stride, const Finish& finish);
 
-template <int MR, int NR, TileMode MODE>
-GK_INLINE void sum_tile(const float* const* rows, const Segment* segments, int64_t segment_count, const float* panel,
-                        float* out, int64_t out_stride, const Finish& finish) {
-  Vec acc[MR][NR];
-  GK_UNROLL for (int j = 0; j < NR; ++j) {
-    const Vec start = MODE == TileMode::finish && finish.bias ? load(finish.bias + j * VL) : Vec{};
-    GK_UNROLL for (int i = 0; i < MR; ++i) acc[i][j] = start;
-  }
-  bool partial = MODE == TileMode::add;  // whether `out` holds a part of the sum
-  int64_t summed = 0;
-  for (int64_t s = 0; s < segment_count; ++s) {
-    if (summed >= SUM_BLOCK) {
-      GK_UNROLL for (int i = 0; i < MR; ++i)
-        GK_UNROLL for (int j = 0; j < NR; ++j) {
-          float* to = out + i * out_stride + j * VL;
-          store(to, partial ? load(to) + acc[i][j] : acc[i][j]);
-          acc[i][j] = Vec{};
-        }
-      partial = true;
-      summed = 0;
-    }
-    const float* row[MR];
-    for (int i = 0; i < MR; ++i) row[i] = rows[i] + segments[s].offset;
-    const int64_t length = segments[s].length;
-    summed += length;
-    for (int64_t k = 0; k < length; ++k) {
-      Vec b[NR];
-      GK_UNROLL for (int j = 0; j < NR; ++j) b[j] = load(panel + j * VL);
-      GK_UNROLL for (int j = 0; j < NR * VL; j += 16) __builtin_prefetch(panel + PREFETCH_STEPS * NR * VL + j);
-      panel += NR * VL;
-      for (int i = 0; i < MR; ++i) {
-        const Vec a = broadcast(row[i][k]);
-        GK_UNROLL for (int j = 0; j < NR; ++j) acc[i][j] += a * b[j];
-      }
-    }
-  }
-  GK_UNROLL for (int i = 0; i < MR; ++i)
-    GK_UNROLL for (int j = 0; j < NR; ++j) {
-      float* to = out + i * out_stride + j * VL;
-      Vec v = partial ? load(to) + acc[i][j] : acc[i][j];
-      if (MODE == TileMode::finish && finish.relu) v = v < Vec{} ? Vec{} : v;  // NaN stays NaN, as in torch
-      store(to, v);
-    }
+// The tiles of every size, [nr - 1][mr - 1], compiled once in gemm_tile.cpp.
+extern const TileFunction write_tiles[NR_MAX][MR_MAX], add_tiles[NR_MAX][MR_MAX];
+extern const FinishFunction finish_tiles[NR_MAX][MR_MAX];
+
+template <TileMode MODE>
+GK_INLINE TileFunction tile_function(int mr, int nr) {
+  static_assert(MODE != TileMode::finish);
+  return (MODE == TileMode::add ? add_tiles : write_tiles)[nr - 1][mr - 1];
 }
-
-template <int MR, int NR, TileMode MODE>
-void gemm_tile(const float* const* rows, const Segment* segments, int64_t segment_count, const float* panel,
-               float* out, int64_t out_stride) {
-  sum_tile<MR, NR, MODE>(rows, segments, segment_count, panel, out, out_stride, {});
-}
-
-template <int MR, int NR>
-void gemm_tile_finish(const float* const* rows, const Segment* segments, int64_t segment_count, const float* panel,
-                      float* out, int64_t out_stride, const Finish& finish) {
-  sum_tile<MR, NR, TileMode::finish>(rows, segments, segment_count, panel, out, out_stride, finish);
-}
-
-using TileFunction = void (*)(const float* const*, const Segment*, int64_t, const float*, float*, int64_t);
-
-using FinishFunction = void (*)(const float* const*, const Segment*, int64_t, const float*, float*, int64_t,
-                                const Finish&);
+GK_INLINE FinishFunction finish_function(int mr, int nr) { return finish_tiles[nr - 1][mr - 1]; }
 
 // What GK_TILE(mr, nr) makes of every tile there is, as [NR_MAX][MR_MAX]; defined anew for each table.
 #define GK_TILE_ROWS(nr) \
@@ -114,23 +63,6 @@ using FinishFunction = void (*)(const float* const*, const Segment*, int64_t, co
 #else
 #define GK_TILE_TABLE {GK_TILE_ROWS(1), GK_TILE_ROWS(2)}
 #endif
-
-// gemm_tile<mr, nr, MODE>, by number.
-template <TileMode MODE>
-inline TileFunction tile_function(int mr, int nr) {
-#define GK_TILE(mr_, nr_) gemm_tile<mr_, nr_, MODE>
-  static constexpr TileFunction table[NR_MAX][MR_MAX] = GK_TILE_TABLE;
-#undef GK_TILE
-  return table[nr - 1][mr - 1];
-}
-
-// gemm_tile_finish<mr, nr>, by number.
-inline FinishFunction finish_function(int mr, int nr) {
-#define GK_TILE(mr_, nr_) gemm_tile_finish<mr_, nr_>
-  static constexpr FinishFunction table[NR_MAX][MR_MAX] = GK_TILE_TABLE;
-#undef GK_TILE
-  return table[nr - 1][mr - 1];
-}
 
 // Splits `count` rows into tiles of at most MR_MAX, as even as can be, and calls tile(first, rows) for each.
 template <class Tile>
