@@ -34,7 +34,7 @@ GK_INLINE void sum_tile(const float* const* rows, const Segment* segments, int64
     for (int i = 0; i < MR; ++i) row[i] = rows[i] + segments[s].offset;
     const int64_t length = segments[s].length;
     summed += length;
-    for (int64_t k = 0; k < length; ++k) {
+    GK_TWICE for (int64_t k = 0; k < length; ++k) {
       Vec b[NR];
       GK_UNROLL for (int j = 0; j < NR; ++j) b[j] = load(panel + j * VL);
       GK_UNROLL for (int j = 0; j < NR * VL; j += 16) __builtin_prefetch(panel + PREFETCH_STEPS * NR * VL + j);

@@ -2,13 +2,15 @@
 //
 //   y[o][pixel] = sum over k  weight[o][k] * patches[k][pixel],  k = the live taps of all channels, and a one for bias
 //
-// Tiling: rows of gemm_tile are output channels, a panel is a run of pixels, so tiles leave the registers for good, in
-// lines of y. A unit's lines are joined to one run of pixels, its patches packed panel by panel (1.6 KB for a 7x7 mask
-// on one channel, a unit's in L2); output channels six at a time then walk along all panels, so y is written in six
-// streams.
-// Traffic: y once; patches are 1 / out_channels of the arithmetic. Bound: writing y, since K is some 25 to 75.
+// Tiling: rows of a tile are six output channels, its columns a panel of pixels, so tiles leave the registers for good,
+// in lines of y. A unit's lines are joined to one run of pixels, its patches packed panel by panel (1.6 KB for a 7x7
+// mask on one channel, a unit's in L2); output channels six at a time then walk along all panels, so y is written in
+// six streams. The six weights of a step stand side by side: they are read through one pointer and a tile, with only
+// some 25 to 75 steps, begins without fetching six.
+// Traffic: y once; patches are 1 / out_channels of the arithmetic. Bound: for K of 25 writing y, for 75 the multiply-add
+// units (measured 79 % of peak on an undisturbed core).
 // Tried without gain: all rows on some panels that stay in L1 before the next ones (3-12 % slower: y is then written in
-// short runs to many places), units of half as much scratch again.
+// short runs to many places), units of half as much scratch again, asking for the lines of y ahead.
 #pragma once
 
 #include "cpu/masked_conv_plan.h"
@@ -22,21 +24,23 @@ inline bool is_planar_first_layer(const MaskedConvForward& args) {
          args.y.stride_w == 1 && args.y.stride_c != 1 && args.y.stride_h == c.width;
 }
 
-// Weights and bias as rows: [out][taps][in], then the centre's live channels (zero where a colour is not seen), bias.
+// Weights and bias of rows first .. first + rows - 1: [taps][in], then the centre's live channels (zero where a colour
+// is not seen), then the bias, each [rows].
 template <class T>
-void pack_rows(const MaskedConvForward& args, int64_t centre, int64_t length, float* rows) {
+void pack_rows(const MaskedConvForward& args, int64_t centre, int64_t first, int64_t rows, float* packed) {
   const MaskedConv& c = args.conv;
-  for (int64_t o = 0; o < c.out_channels; ++o, rows += length) {
-    const int64_t to = c.out_order ? c.out_order[o] : o;
+  for (int64_t row = 0; row < rows; ++row) {
+    const int64_t o = first + row, to = c.out_order ? c.out_order[o] : o;
     const T* const from = static_cast<const T*>(args.weight.data) + to * args.weight.stride_out;
     const auto weight = [&](int64_t tap, int64_t i) {
       return load_one(from + (c.in_order ? c.in_order[i] : i) * args.weight.stride_in + tap * args.weight.stride_tap);
     };
-    float* out = rows;
+    float* out = packed + row;
+    const auto put = [&](float v) { *out = v, out += rows; };
     for (int64_t t = 0; t < c.full_taps(); ++t)
-      for (int64_t i = 0; i < c.in_channels; ++i) *out++ = weight(t, i);
-    for (int64_t i = 0; i < centre; ++i) *out++ = i < c.centre_end[o] ? weight(c.full_taps(), i) : 0.0f;
-    *out = args.bias ? load_one(static_cast<const T*>(args.bias) + to) : 0.0f;
+      for (int64_t i = 0; i < c.in_channels; ++i) put(weight(t, i));
+    for (int64_t i = 0; i < centre; ++i) put(i < c.centre_end[o] ? weight(c.full_taps(), i) : 0.0f);
+    put(args.bias ? load_one(static_cast<const T*>(args.bias) + to) : 0.0f);
   }
 }
 
@@ -68,6 +72,44 @@ inline void pack_patches(int64_t first, int64_t count, int64_t columns, const fl
   for (int64_t j = 0; j < width; j += VL) store(patches + (length - 1) * width + j, Vec{} + 1.0f);
 }
 
+// y of MR output channels at `pixels` pixels, to[row][pixel]: rows[k][MR] times patches[k][NR * VL], panel after panel.
+template <int MR, int NR>
+void multiply_patches(const float* rows, const float* patches, int64_t length, int64_t pixels, bool relu,
+                      float* const* to) {
+  for (int64_t p = 0; p < pixels; p += NR * VL) {
+    Vec acc[MR][NR] = {};
+    GK_TWICE for (int64_t k = 0; k < length; ++k, patches += NR * VL) {
+      Vec b[NR];
+      GK_UNROLL for (int j = 0; j < NR; ++j) b[j] = load(patches + j * VL);
+      GK_UNROLL for (int j = 0; j < NR * VL; j += 16) __builtin_prefetch(patches + PREFETCH_STEPS * NR * VL + j);
+      GK_UNROLL for (int i = 0; i < MR; ++i) {
+        const Vec a = broadcast(rows[k * MR + i]);
+        GK_UNROLL for (int j = 0; j < NR; ++j) acc[i][j] += a * b[j];
+      }
+    }
+    GK_UNROLL for (int i = 0; i < MR; ++i)
+      GK_UNROLL for (int j = 0; j < NR; ++j) {
+        const int64_t at = p + j * VL;
+        Vec v = acc[i][j];
+        if (relu) v = v < Vec{} ? Vec{} : v;  // NaN stays NaN, as in torch
+        if (at + VL <= pixels)
+          store(to[i] + at, v);
+        else
+          memcpy(to[i] + at, &v, (pixels - at) * sizeof(float));
+      }
+  }
+}
+
+using PatchesFunction = void (*)(const float*, const float*, int64_t, int64_t, bool, float* const*);
+
+template <int NR>
+inline PatchesFunction patches_function(int64_t rows) {
+  static constexpr PatchesFunction table[MR_MAX] = {multiply_patches<1, NR>, multiply_patches<2, NR>,
+                                                    multiply_patches<3, NR>, multiply_patches<4, NR>,
+                                                    multiply_patches<5, NR>, multiply_patches<6, NR>};
+  return table[rows - 1];
+}
+
 inline bool masked_conv_forward_planar(const MaskedConvForward& args, int threads) {
   const MaskedConv& c = args.conv;
   int64_t centre = 0;  // channels that anyone sees at the centre
@@ -81,23 +123,22 @@ inline bool masked_conv_forward_planar(const MaskedConvForward& args, int thread
   const int64_t area_max = (tiling.rows + c.reach_up()) * (tiling.columns + c.reach_left() + c.reach_right());
   const int64_t source_floats = Scratch::round(area_max * c.in_channels + PANEL_MAX + IO);
   const int64_t patch_floats = Scratch::round(ceil_div(pixels_max, PANEL_MAX) * PANEL_MAX * length + PANEL_MAX);
-  const int64_t staging_floats = Scratch::round(MR_MAX * PANEL_MAX);
   const int64_t offset_floats = Scratch::round(length * (sizeof(int64_t) / sizeof(float)));
-  const int64_t thread_floats = source_floats + patch_floats + staging_floats + offset_floats;
+  const int64_t thread_floats = source_floats + patch_floats + offset_floats;
   const int64_t weight_floats = Scratch::round(c.out_channels * length);
   const Scratch scratch(weight_floats + threads * thread_floats);
   if (!scratch.data()) return false;
   want_huge_pages(args.y, c.batch * c.out_channels * c.height * c.width);
   float* const weights = scratch.data();
-  GK_BY_STORAGE(args.weight.storage, pack_rows, args, centre, length, weights);
+  for_row_tiles(c.out_channels, [&](int64_t first, int64_t rows) {
+    GK_BY_STORAGE(args.weight.storage, pack_rows, args, centre, first, rows, weights + first * length);
+  });
 
 #pragma omp parallel num_threads(threads)
   {
     float* const source = weights + weight_floats + omp_get_thread_num() * thread_floats;
     float* const patches = source + source_floats;
-    float* const staging = patches + patch_floats;
-    int64_t* const offsets = reinterpret_cast<int64_t*>(staging + staging_floats);
-    const Segment whole[] = {{0, length}};
+    int64_t* const offsets = reinterpret_cast<int64_t*>(patches + patch_floats);
 
 #pragma omp for schedule(dynamic) nowait
     for (int64_t unit = 0; unit < tiling.units; ++unit) {
@@ -108,32 +149,24 @@ inline bool masked_conv_forward_planar(const MaskedConvForward& args, int thread
       load_planes({args.x, image, c.in_channels, c.height, c.width, c.in_order, nullptr}, bordered, source);
       const int64_t pitch = bordered.columns(), pixels = region.pixels();
       patch_offsets(c, centre, pitch, bordered.pixels(), offsets);
-      for (int64_t p = 0; p < pixels; p += PANEL_MAX) {
-        const int64_t count = min64(PANEL_MAX, pixels - p);
-        pack_patches(p, count, region.columns(), source + c.reach_up() * pitch + c.reach_left(), pitch, offsets, length,
-                     ceil_div(count, VL) * VL, patches + p * length);
+      // What is left after whole panels comes in panels of one vector.
+      const int64_t whole = pixels / PANEL_MAX * PANEL_MAX;
+      for (int64_t p = 0, width; p < pixels; p += width) {
+        width = p < whole ? PANEL_MAX : VL;
+        pack_patches(p, min64(width, pixels - p), region.columns(), source + c.reach_up() * pitch + c.reach_left(), pitch,
+                     offsets, length, width, patches + p * length);
       }
       float* const y = static_cast<float*>(const_cast<void*>(args.y.data)) + image * args.y.stride_n +
                        region.y0 * args.y.stride_h + region.x0;
       for_row_tiles(c.out_channels, [&](int64_t first, int64_t rows) {
-        const float* row[MR_MAX];
-        float* to[MR_MAX];
+        float *to[MR_MAX], *rest[MR_MAX];
         for (int64_t i = 0; i < rows; ++i) {
-          row[i] = weights + (first + i) * length;
           to[i] = y + (c.out_order ? c.out_order[first + i] : first + i) * args.y.stride_c;
+          rest[i] = to[i] + whole;
         }
-        for (int64_t p = 0; p < pixels; p += PANEL_MAX) {
-          const int64_t count = min64(PANEL_MAX, pixels - p);
-          const int nr = static_cast<int>(ceil_div(count, VL));
-          const bool direct = count == nr * VL && !c.out_order;
-          const auto tile = finish_function(static_cast<int>(rows), nr);
-          if (direct) {
-            tile(row, whole, 1, patches + p * length, to[0] + p, args.y.stride_c, {nullptr, args.relu});
-            continue;
-          }
-          tile(row, whole, 1, patches + p * length, staging, PANEL_MAX, {nullptr, args.relu});
-          for (int64_t i = 0; i < rows; ++i) memcpy(to[i] + p, staging + i * PANEL_MAX, count * sizeof(float));
-        }
+        const float* const packed = weights + first * length;
+        patches_function<NR_MAX>(rows)(packed, patches, length, whole, args.relu, to);
+        patches_function<1>(rows)(packed, patches + whole * length, length, pixels - whole, args.relu, rest);
       });
     }
   }
