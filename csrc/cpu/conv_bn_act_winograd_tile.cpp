@@ -30,7 +30,7 @@ void rows_tile(const float* a, int64_t a_step, int64_t length, int64_t block, co
     for (int64_t first = begin; first < end; first += LINE) {
       GK_UNROLL for (int i = 0; i < MR; ++i) __builtin_prefetch(ahead + i * a_step + first);
       const int64_t last = min64(end, first + LINE);
-      for (int64_t k = first; k < last; ++k) {
+      GK_TWICE for (int64_t k = first; k < last; ++k) {
         Vec b[NR];
         GK_UNROLL for (int j = 0; j < NR; ++j) b[j] = load(panel + j * VL);
         GK_UNROLL for (int j = 0; j < NR * VL; j += LINE) __builtin_prefetch(panel + PREFETCH_STEPS * NR * VL + j);
@@ -50,7 +50,7 @@ void outer_tile(const float* a, int64_t a_step, const float* b, int64_t b_step, 
                 const float* ahead_a, const float* ahead_b, bool adds, float* out, int64_t out_step) {
   Vec acc[MR][NR] = {};
   prefetch_tile<MR>(adds, out, out_step);
-  for (int64_t k = 0; k < count; ++k, a += a_step, b += b_step, ahead_a += a_step, ahead_b += b_step) {
+  GK_TWICE for (int64_t k = 0; k < count; ++k, a += a_step, b += b_step, ahead_a += a_step, ahead_b += b_step) {
     Vec column[NR];
     GK_UNROLL for (int j = 0; j < NR; ++j) column[j] = load(b + j * VL);
     __builtin_prefetch(ahead_a);
