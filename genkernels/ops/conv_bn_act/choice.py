@@ -1,6 +1,6 @@
 """Which implementation the layers take: the kernels, or PyTorch's own operators where those are quicker.
 
-Measured on the CPU (Zen 3, two threads, float32; 166 shapes, with and without batch norm, contiguous and channels_last,
+Measured on the CPU (Zen 3, two threads, float32; 195 shapes, with and without batch norm, contiguous and channels_last,
 evaluation and training; ``bench/bench_sizes.py`` holds one of each kind). The kernels win where they do something that
 PyTorch's do not: Winograd's form of 4x4 kernels by 2 (1.2 to 2 times), phases of a transposed convolution (1.0 to 2),
 few outputs of one (1.3 to 2.5), weights that outweigh the images (1.05 to 2), the weight gradient of few input channels
@@ -104,7 +104,9 @@ def _kernel_wins(x: Tensor, conv: Any) -> bool:
     inputs, outputs = conv.in_channels, conv.out_channels
     fewest, strided = min(inputs, outputs), conv.stride != (1, 1)
     if conv.kernel_size == (4, 4) and conv.stride == (2, 2) and fewest >= 64 and pixels >= 16:  # Winograd's form
-        return work >= LEAST_OF_MANY_STEPS and (not channels_last or x.shape[0] * pixels >= 128)
+        # Its weights are transformed for each call: so many pixels must share them.
+        least = 32 if not channels_last else 64 if trains else 128 if conv.transposed else 16
+        return work >= LEAST_OF_MANY_STEPS and x.shape[0] * pixels >= least
     if conv.transposed and outputs < 8:
         return not trains or work >= LEAST_OF_MANY_STEPS
     if fewest >= 64 and pixels <= SMALL_IMAGE:
