@@ -1,4 +1,4 @@
-// The tiles of gemm_tile.h, in every size and mode: every product of every operation calls these.
+// The tiles of gemm_tile.h, in every size and mode.
 #include "cpu/gemm_tile.h"
 
 namespace gk::GK_ISA {
