@@ -120,7 +120,7 @@ def info() -> None:
 
 @app.command()
 def demo(
-    seconds: Annotated[float, typer.Option(min=1, help="Time to train for.")] = 60,
+    seconds: Annotated[float, typer.Option(min=1, help="Time to train for, at most.")] = 60,
     out: Annotated[Path, typer.Option(help="Folder for the pictures and the model.")] = Path("genkernels-demo"),
     seed: Seed = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is in the folder.")] = False,
