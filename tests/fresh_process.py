@@ -6,7 +6,7 @@ import sys
 import textwrap
 
 
-def run_fresh(code: str, *, timeout: float = 300, **environ: str) -> str:
+def run_fresh(code: str, *, timeout: float = 120, **environ: str) -> str:
     """What `code` prints, in a new Python with these environment variables added; fails when it fails."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GENKERNELS_")}
     result = subprocess.run(

@@ -161,7 +161,7 @@ class Product {
         if (++n == images) n = 0, pixel += pixel_step;
       }
       const int mr = static_cast<int>(tile_rows);
-      (starts ? tile_function<TileMode::write>(mr, panel.nr) : tile_function<TileMode::add>(mr, panel.nr))(
+      tile_function(starts ? TileMode::write : TileMode::add, mr, panel.nr)(
           rows, segments, segment_count, weights, out + first * panel.width(), panel.width());
     });
   }

@@ -54,7 +54,7 @@ class ScatterProduct {
           for (int64_t done = 0; done < C; done += 16 * SEGMENT_MAX) {
             const int64_t pieces = cut_run(done, min64(C - done, 16 * SEGMENT_MAX), segments);
             const int mr = static_cast<int>(count);
-            (done == 0 ? tile_function<TileMode::write>(mr, NR_MAX) : tile_function<TileMode::add>(mr, NR_MAX))(
+            tile_function(done == 0 ? TileMode::write : TileMode::add, mr, NR_MAX)(
                 rows, segments, pieces, packed_ + (p * C + done) * PANEL_MAX, staging + first * stride + p * PANEL_MAX,
                 stride);
           }

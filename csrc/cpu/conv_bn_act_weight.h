@@ -110,7 +110,7 @@ class WeightGradient {
             const float* at[MR_MAX];
             for (int64_t i = 0; i < tile_rows; ++i)
               at[i] = small.data + (row0 + first + i) * small.stride_channel + block * small.stride_block;
-            tile_function<TileMode::add>(static_cast<int>(tile_rows), panel.nr)(
+            tile_function(TileMode::add, static_cast<int>(tile_rows), panel.nr)(
                 at, segments, count, packed, sums + (tap * rows_ + first) * PANEL_MAX, PANEL_MAX);
           });
         }

@@ -9,12 +9,12 @@ namespace {
 // not of the whole sum; it costs 1 % at most.
 constexpr int64_t SUM_BLOCK = 256;
 
-template <int MR, int NR, TileMode MODE>
+template <int MR, int NR, TileMode MODE, bool FINISH>
 GK_INLINE void sum_tile(const float* const* rows, const Segment* segments, int64_t segment_count, const float* panel,
                         float* out, int64_t out_stride, const Finish& finish) {
   Vec acc[MR][NR];
   GK_UNROLL for (int j = 0; j < NR; ++j) {
-    const Vec start = MODE == TileMode::finish && finish.bias ? load(finish.bias + j * VL) : Vec{};
+    const Vec start = FINISH && finish.bias ? load(finish.bias + j * VL) : Vec{};
     GK_UNROLL for (int i = 0; i < MR; ++i) acc[i][j] = start;
   }
   bool partial = MODE == TileMode::add;  // whether `out` holds a part of the sum
@@ -49,7 +49,7 @@ GK_INLINE void sum_tile(const float* const* rows, const Segment* segments, int64
     GK_UNROLL for (int j = 0; j < NR; ++j) {
       float* to = out + i * out_stride + j * VL;
       Vec v = partial ? load(to) + acc[i][j] : acc[i][j];
-      if (MODE == TileMode::finish && finish.relu) v = v < Vec{} ? Vec{} : v;  // NaN stays NaN, as in torch
+      if (FINISH && finish.relu) v = v < Vec{} ? Vec{} : v;  // NaN stays NaN, as in torch
       store(to, v);
     }
 }
@@ -57,23 +57,25 @@ GK_INLINE void sum_tile(const float* const* rows, const Segment* segments, int64
 template <int MR, int NR, TileMode MODE>
 void gemm_tile(const float* const* rows, const Segment* segments, int64_t segment_count, const float* panel,
                float* out, int64_t out_stride) {
-  sum_tile<MR, NR, MODE>(rows, segments, segment_count, panel, out, out_stride, {});
+  sum_tile<MR, NR, MODE, false>(rows, segments, segment_count, panel, out, out_stride, {});
 }
 
 template <int MR, int NR>
 void gemm_tile_finish(const float* const* rows, const Segment* segments, int64_t segment_count, const float* panel,
                       float* out, int64_t out_stride, const Finish& finish) {
-  sum_tile<MR, NR, TileMode::finish>(rows, segments, segment_count, panel, out, out_stride, finish);
+  sum_tile<MR, NR, TileMode::write, true>(rows, segments, segment_count, panel, out, out_stride, finish);
 }
 
 }  // namespace
 
+const TileFunction gemm_tiles[2][NR_MAX][MR_MAX] = {
 #define GK_TILE(mr, nr) gemm_tile<mr, nr, TileMode::write>
-const TileFunction write_tiles[NR_MAX][MR_MAX] = GK_TILE_TABLE;
+    GK_TILE_TABLE,
 #undef GK_TILE
 #define GK_TILE(mr, nr) gemm_tile<mr, nr, TileMode::add>
-const TileFunction add_tiles[NR_MAX][MR_MAX] = GK_TILE_TABLE;
+    GK_TILE_TABLE,
 #undef GK_TILE
+};
 #define GK_TILE(mr, nr) gemm_tile_finish<mr, nr>
 const FinishFunction finish_tiles[NR_MAX][MR_MAX] = GK_TILE_TABLE;
 #undef GK_TILE

@@ -31,9 +31,9 @@ struct Segment {
 
 constexpr int64_t SEGMENT_MAX = 512;
 
-// What becomes of a tile: written over what is there, added to it, or written with `finish` applied.
-enum class TileMode { write, add, finish };
+enum class TileMode { write, add };  // over what is there, or to it
 
+// What may be done to a tile before it is written.
 struct Finish {
   const float* bias;  // one value per column of the panel, or nullptr
   bool relu;
@@ -45,13 +45,11 @@ using FinishFunction = void (*)(const float* const* rows, const Segment* segment
                                 const float* panel, float* out, int64_t out_stride, const Finish& finish);
 
 // The tiles of every size, [nr - 1][mr - 1], compiled once in gemm_tile.cpp.
-extern const TileFunction write_tiles[NR_MAX][MR_MAX], add_tiles[NR_MAX][MR_MAX];
+extern const TileFunction gemm_tiles[2][NR_MAX][MR_MAX];  // [TileMode]
 extern const FinishFunction finish_tiles[NR_MAX][MR_MAX];
 
-template <TileMode MODE>
-GK_INLINE TileFunction tile_function(int mr, int nr) {
-  static_assert(MODE != TileMode::finish);
-  return (MODE == TileMode::add ? add_tiles : write_tiles)[nr - 1][mr - 1];
+GK_INLINE TileFunction tile_function(TileMode mode, int mr, int nr) {
+  return gemm_tiles[static_cast<int>(mode)][nr - 1][mr - 1];
 }
 GK_INLINE FinishFunction finish_function(int mr, int nr) { return finish_tiles[nr - 1][mr - 1]; }
 

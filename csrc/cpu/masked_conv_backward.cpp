@@ -53,7 +53,7 @@ void accumulate_weight(const MaskedConv& c, const Region& region, const float* p
       rows[i] = planes + channel * area + base + dy * pitch + dx;
       if (++channel == C) channel = 0, ++tap;
     }
-    tile_function<TileMode::add>(static_cast<int>(count), panel.nr)(
+    tile_function(TileMode::add, static_cast<int>(count), panel.nr)(
         rows, lines, line_count, gradient, sums + first * sums_stride, sums_stride);
   });
 }

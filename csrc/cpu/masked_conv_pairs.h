@@ -223,7 +223,7 @@ inline bool masked_conv_forward_pairs(const MaskedConvForward& args, int threads
           for (int m = 0; m < PRODUCTS; ++m) {
             float* const out = m == 0 ? pixels : m == 1 ? shared : m == 2 ? shared + width : pixels + width;
             for_row_tiles(count, [&](int64_t first, int64_t rows) {
-              tile_function<TileMode::write>(static_cast<int>(rows), panel.nr)(
+              tile_function(TileMode::write, static_cast<int>(rows), panel.nr)(
                   places + first, segments + m * segments_max, segment_counts[m], packed, out + first * 2 * width,
                   2 * width);
             });

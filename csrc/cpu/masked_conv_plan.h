@@ -260,7 +260,7 @@ inline void multiply_unit(const Region& region, const float* source, int64_t pit
       if (direct)
         finish_function(mr, panel.nr)(rows, segments, segment_count, weights, to, out_stride, finish);
       else
-        tile_function<TileMode::write>(mr, panel.nr)(rows, segments, segment_count, weights, to, out_stride);
+        tile_function(TileMode::write, mr, panel.nr)(rows, segments, segment_count, weights, to, out_stride);
     });
     if (!direct) store_panel(target, lines, staging, panel.width());
   });

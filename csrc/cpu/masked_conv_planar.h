@@ -8,7 +8,7 @@
 // six streams. The six weights of a step stand side by side: they are read through one pointer and a tile, with only
 // some 25 to 75 steps, begins without fetching six.
 // Traffic: y once; patches are 1 / out_channels of the arithmetic. Bound: for K of 25 writing y, for 75 the multiply-add
-// units (measured 79 % of peak on an undisturbed core).
+// units (measured 60 to 79 % of the peak of one thread, on a machine that others share).
 // Tried without gain: all rows on some panels that stay in L1 before the next ones (3-12 % slower: y is then written in
 // short runs to many places), units of half as much scratch again, asking for the lines of y ahead.
 #pragma once

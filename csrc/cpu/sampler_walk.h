@@ -166,7 +166,7 @@ class SamplerWalk {
         if (group_count == 0) memset(staging_, 0, count * nr * VL * sizeof(float));
         for (int64_t g = 0; g < group_count; ++g) {
           const SamplerGroup& group = groups[g];
-          const auto tile = g == 0 ? tile_function<TileMode::write>(mr, nr) : tile_function<TileMode::add>(mr, nr);
+          const auto tile = tile_function(g == 0 ? TileMode::write : TileMode::add, mr, nr);
           tile(rows_ + g * WALK_ROWS + first, segments_ + group.first, group.last - group.first, weights, staging_,
                nr * VL);
           for (int64_t s = group.first; s < group.last && g + 1 < group_count; ++s)

@@ -7,8 +7,7 @@
 
 #define GK_INLINE inline __attribute__((always_inline))
 #define GK_UNROLL _Pragma("GCC unroll 16")
-// For the reduction of a tile: two steps share the counting, 22 instructions instead of 24 for 12 multiply-adds. Worth
-// 3 % on a core whose other half is at work too.
+// For the reduction of a tile: two steps share the counting (measured 2 to 5 % quicker; four brought no more).
 #define GK_TWICE _Pragma("GCC unroll 2")
 
 namespace gk::GK_ISA {

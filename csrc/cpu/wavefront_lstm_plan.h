@@ -249,10 +249,7 @@ void read_constants(const WavefrontLSTM& l, const WavefrontWalk& walk, float* ou
 // One tile whose rows are one run of the reduction.
 GK_INLINE void run_tile(TileMode mode, int64_t mr, int64_t nr, const float* const* rows, const Segment& run,
                         const float* panel, float* out, int64_t out_stride) {
-  const int m = static_cast<int>(mr), n = static_cast<int>(nr);
-  const TileFunction tile =
-      mode == TileMode::add ? tile_function<TileMode::add>(m, n) : tile_function<TileMode::write>(m, n);
-  tile(rows, &run, 1, panel, out, out_stride);
+  tile_function(mode, static_cast<int>(mr), static_cast<int>(nr))(rows, &run, 1, panel, out, out_stride);
 }
 
 // Reduction steps at a time: a panel of so many (16 KiB on AVX2) leaves half of L1 to the rows.
