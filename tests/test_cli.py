@@ -232,7 +232,8 @@ def test_demo_trains_draws_and_times_both_sides(command):
     assert "plain PyTorch" in out and "train step, 32 images" in out and "sampling, 16 images" in out
     assert out.count("x faster") + out.count("x slower") == 2
     code, _, err = command("demo", "--seconds", "1", "--out", "shown")
-    assert code == 1 and "holds a run already" in err
+    assert code == 1 and is_one_sentence(err)
+    assert "shown holds a run already: replace it with --overwrite, or name another with --out" in err
 
 
 # --- mistakes -------------------------------------------------------------------------------------------

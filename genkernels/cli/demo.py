@@ -11,7 +11,8 @@ from rich.text import Text
 
 from ..models import PixelCNN
 from ..train.compare import Comparison, compare_with_plain
-from ..train.loop import Limits
+from ..train.errors import TrainingError
+from ..train.loop import CHECKPOINT, Limits
 from ..train.metrics import evaluate
 from ..train.pictures import check_picture_path, save_curve, save_grids
 from ..train.run import start_run
@@ -29,6 +30,8 @@ def run_demo(console: Console, seconds: float, out: Path, seed: int, overwrite: 
         KeyboardInterrupt: Ctrl-C; what is trained so far is saved.
     """
     check_picture_path(Path("samples.png"))
+    if (out / CHECKPOINT).exists() and not overwrite:  # start_run would offer --resume, which a demo does not have
+        raise TrainingError(f"{out} holds a run already: replace it with --overwrite, or name another with --out")
     settings = {"data": "digits", "batch_size": BATCH_SIZE, "learning_rate": LEARNING_RATE, "seed": seed}
     trainer, dataset = start_run("pixelcnn", out, settings, {}, overwrite=overwrite)
     model, train, test = trainer.model, trainer.train_images, trainer.test_images
