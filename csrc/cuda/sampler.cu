@@ -15,7 +15,9 @@
 //   weights   308 KB, 220 KB of them resident: 1700 clocks at 128 bytes, and 88 KB from L2 at ~30 bytes: 2900 clocks
 //   the rest  9 sums and a draw, each ~600 clocks of latency from the gather to the barrier: 6000 clocks
 // about 11,000 clocks or 6 µs, 5 ms for the image; the row phase, 68 million multiply-adds, adds some 10 %. The floor
-// over all multiprocessors (float32 multiply-adds alone) is 0.6 ms. These are estimates: no device has been asked yet.
+// over all multiprocessors (float32 multiply-adds alone) is 0.6 ms. A count, not a measurement: one H100 has run its
+// tests (occupancy 25 %, one block a multiprocessor) but has not timed it, and the same kind of count was too low by a
+// factor of six for the front of a recurrence.
 // In a small batch one image is one block's work: blocks that share it would meet after every instruction.
 #include "cuda/sampler_block.h"
 #include "cuda/sampler_draw.h"

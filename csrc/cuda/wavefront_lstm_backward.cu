@@ -15,7 +15,8 @@
 // What bounds it is the latency of a front, as in wavefront_lstm_forward.cu, for whose example (batch 64, h = 128) a
 // full front of 64 rows has the same multiply-adds (2050 clocks), reads weights twice and gradients by 4 columns of
 // warps (256 + 256 KiB, 4100 clocks), exchanges 2 x 64 KiB of parts (500) and waits for two barriers and L2 (~1000):
-// about 6000 clocks or 3.4 µs. An estimate: no device has been asked yet.
+// about 6000 clocks or 3.4 µs. Measured on one H100 at commit bff14a1: 22 µs a front (2.54 ms forward and backward, less
+// 1.14 ms forward), for the reason that wavefront_lstm_forward.cu gives.
 #include "cuda/wavefront_lstm_backward_block.h"
 
 namespace gk::cuda {
