@@ -6,7 +6,7 @@ PyTorch calls a tensor contiguous or channels_last whatever the strides of its d
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -35,6 +35,13 @@ def dense(shape: Sequence[int]) -> list[Strides]:
     return list(dict.fromkeys(found))
 
 
+def in_turn(shapes: Sequence[Sequence[int]]) -> Iterator[list[Strides]]:
+    """Strides for tensors of these shapes, so many times that every tensor has had all of ``dense``."""
+    choices = [dense(shape) for shape in shapes]
+    for turn in range(max(map(len, choices))):
+        yield [found[(turn + 3 * k) % len(found)] for k, found in enumerate(choices)]
+
+
 def overlapping(shape: Sequence[int]) -> list[Strides]:
     """Strides by which elements share memory: expanded dimensions, and windows that overlap."""
     last = len(shape) - 1
@@ -58,7 +65,7 @@ def strided(values: Tensor, strides: Strides, offset: int = 0) -> Tensor:
     length = offset + 1 + sum((size - 1) * step for size, step in zip(values.shape, strides, strict=True))
     memory = values.new_full((max(length, 1) + 64,), torch.nan)
     t = memory.as_strided(values.shape, strides, offset)
-    places = torch.arange(len(memory)).as_strided(values.shape, strides, offset).reshape(-1)
+    places = torch.arange(len(memory), device=values.device).as_strided(values.shape, strides, offset).reshape(-1)
     memory[places] = values.reshape(-1)
     return t
 

@@ -16,10 +16,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from grids import needs_native
-from strided import Strides, dense, overlapping, plain, strided, whole_numbers
-from torch import Tensor
+from strided import dense, in_turn, overlapping, plain, strided, whole_numbers
+from torch import Tensor, nn
 
+import genkernels
+import genkernels.nn as gk
 from genkernels import ops
+from genkernels.models import PixelCNN
+from genkernels.ops import sampler
+from genkernels.ops.conv_bn_act.choice import always_kernel
+from genkernels.ops.sampler.request import check_request
 from genkernels.ops.strides import strides_of
 
 pytestmark = [needs_native, pytest.mark.usefixtures("one_thread")]
@@ -164,13 +170,6 @@ def with_single_dimensions() -> Iterator[tuple[Shape, int]]:
             yield (n, c, h, w), outputs
 
 
-def in_turn(shapes: Sequence[Shape]) -> Iterator[list[Strides]]:
-    """Strides for tensors of these shapes, so many times that every tensor has had all that it can have."""
-    choices = [dense(shape) for shape in shapes]
-    for turn in range(max(map(len, choices))):
-        yield [found[(turn + 3 * k) % len(found)] for k, found in enumerate(choices)]
-
-
 def check_single_dimensions(one: Operation, image: Shape, outputs: int) -> None:
     call = Call(one, image, outputs)
     expected = call.expected(call.values, second=True)
@@ -211,6 +210,85 @@ def test_a_transposed_image_of_one_column_is_read_as_it_is():
         torch.testing.assert_close(y, F.conv_transpose2d(plain(x), weight, None, 2, 1), rtol=1e-3, atol=1e-3)
         y = ops.masked_conv2d(x, weight[..., :3, :3], mask_type="B")
         assert y.equal(ops.masked_conv2d(plain(x), weight[..., :3, :3], mask_type="B"))
+
+
+MODULES: dict[str, Callable[[], nn.Module]] = {
+    "MaskedConv2d": lambda: gk.MaskedConv2d(17, 17, 3, padding=1, mask_type="B", activation="relu"),
+    "RowLSTM": lambda: gk.RowLSTM(17, 17, learned_state=True),
+    "DiagonalBiLSTM": lambda: gk.DiagonalBiLSTM(17, 17, learned_state=True),
+    "ConvBnAct2d": lambda: gk.ConvBnAct2d(17, 17, 3, padding=1, activation="tanh"),
+    "ConvTransposeBnAct2d": lambda: gk.ConvTransposeBnAct2d(17, 17, 4, 2, 1, activation="tanh"),
+    "an accelerated block": lambda: accelerated_block(),
+}
+
+
+def accelerated_block() -> nn.Module:
+    model = nn.Sequential(nn.ConvTranspose2d(17, 17, 4, 2, 1), nn.BatchNorm2d(17), nn.Tanh())
+    assert len(genkernels.accelerate(model).swapped) == 1
+    return model
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_so_have_those_of_what_modules_get(name):
+    torch.manual_seed(0)
+    module = MODULES[name]()
+    one = Operation(module, lambda image, _: [image])
+    for image in ((2, 17, 18, 1), (2, 17, 1, 18), (1, 17, 3, 18)):
+        with always_kernel():
+            call = Call(one, image, 17)
+            expected = call.results(call.values, second=False)
+            for strides in in_turn([t.shape for t in call.values]):
+                tensors = [strided(t, own) for t, own in zip(call.values, strides, strict=True)]
+                assert_close(call.results(tensors, second=False), expected, tensors)
+
+
+def test_a_gradient_of_a_transposed_result_is_taken_as_it_is():
+    x, weight = whole_numbers((3, 17, 18, 1), 0).requires_grad_(), whole_numbers((17, 17, 3, 3), 1)
+    upstream = whole_numbers((3, 17, 1, 18), 2)
+    for _ in range(2):
+        y = ops.masked_conv2d(x, weight, mask_type="B", activation="relu")
+        (got,) = torch.autograd.grad(y.transpose(2, 3), x, upstream)
+        y = ops.masked_conv2d(x, weight, mask_type="B", activation="relu")
+        (expected,) = torch.autograd.grad(y, x, plain(upstream.transpose(2, 3)))
+        assert got.equal(expected)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "torch", "full_forward"])
+@pytest.mark.parametrize("size", [(1, 5, 1), (1, 1, 6), (3, 1, 1), (3, 4, 1)])
+def test_so_have_those_of_what_a_sampler_gets(backend, size):
+    torch.manual_seed(0)
+    model = PixelCNN(size[0], 6, 1, 4).eval()
+    uniforms = torch.rand(1, *size)
+    levels, known = torch.randint(4, uniforms.shape).to(torch.uint8), torch.rand(uniforms.shape) < 0.3
+    table = model._scaled(torch.arange(4))
+
+    def draw(*tensors: Tensor) -> Tensor:
+        uniforms, levels, known = tensors
+        shape = (1, *size)
+        options = {
+            "uniforms": uniforms,
+            "given": levels,
+            "known": known,
+            "temperature": 1.0,
+            "top_k": None,
+            "generator": None,
+        }
+        request = check_request(shape, 4, torch.device("cpu"), **options)
+        # As a request made by hand has them: what is to be drawn, and where to.
+        request.free, request.images = (like(t, tensors[1]) for t in (request.free, request.images))
+        return sampler.sample(model, model.predict, table, request, backend=backend)
+
+    def like(t: Tensor, other: Tensor) -> Tensor:
+        return unpoisoned(t, other.stride())
+
+    expected = draw(uniforms, levels, known)
+    for strides in in_turn([uniforms.shape] * 3):
+        tensors = [unpoisoned(t, own) for t, own in zip((uniforms, levels, known), strides, strict=True)]
+        assert draw(*tensors).equal(expected)
+
+
+def unpoisoned(values: Tensor, strides: tuple[int, ...]) -> Tensor:
+    return torch.empty_strided(values.shape, strides, dtype=values.dtype).copy_(values)
 
 
 # --- expanded and overlapping ones ---
