@@ -1,9 +1,12 @@
 """The Triton kernels of convolution + batch norm + activation against float64: both directions, every epilogue."""
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
 from grids import DTYPES, assert_as_exact, laid_out, nan_in_fresh_memory, pairwise, short
+from strided import in_turn, strided, whole_numbers
 from torch import Tensor
 from triton_device import DEVICE, INTERPRETED, triton_tests
 
@@ -110,6 +113,22 @@ def test_result_and_gradients_are_as_exact_as_those_of_pytorch(case):
         assert results[0].dtype == case["dtype"]
         error, error_of_peer = ((t.double() - exact).square().mean().sqrt() for t in results)
         assert error <= 2 * error_of_peer + torch.finfo(case["dtype"]).eps * exact.square().mean().sqrt(), name
+
+
+@pytest.mark.parametrize("transposed", [True, False])
+@pytest.mark.parametrize("size", [(3, 1), (1, 4)])
+def test_single_dimensions_have_any_stride(transposed, size):
+    case = {
+        "transposed": transposed, "shape": ((3, 3), (1, 1), (1, 1), (0, 0)), "norm": "training", "activation": "tanh",
+    }  # fmt: skip
+    shapes = {"x": (1, 17, *size), "weight": (17, 17, 3, 3), "bn_weight": (17,), "bn_bias": (17,), "y": (1, 17, *size)}
+    values = {name: whole_numbers(shape, k).to(DEVICE) for k, (name, shape) in enumerate(shapes.items())}
+    *inputs, grad_output = values.items()
+    expected = ours(case, dict(inputs), grad_output[1])
+    for strides in itertools.islice(in_turn(list(shapes.values())), 3, None, 11):
+        tensors = {name: strided(t, own) for (name, t), own in zip(values.items(), strides, strict=True)}
+        for one, other in zip(ours(case, tensors, tensors.pop("y")), expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
 def plain_shape(case: dict, inputs: dict[str, Tensor]) -> tuple[int, ...]:

@@ -1,9 +1,12 @@
 """The gate in the Triton kernels of the masked convolution: against float64, both halves of every unit in one tile."""
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
 from grids import DTYPES, assert_as_exact, laid_out, nan_in_fresh_memory, pairwise, short
+from strided import in_turn, strided, whole_numbers
 from torch import Tensor
 from triton_device import DEVICE, INTERPRETED, overflow_is_an_error, triton_tests
 
@@ -107,6 +110,20 @@ def test_result_and_gradients_are_as_exact_as_those_of_pytorch(case):
         error = (results[0].double() - exact).square().mean().sqrt()
         assert error <= 2 * torch.finfo(case["dtype"]).eps * exact.square().mean().sqrt(), name
     assert not got[2][live.to(DEVICE) == 0].any(), "a masked tap has a gradient"
+
+
+@pytest.mark.parametrize("image", [(1, 17, 4, 1), (2, 1, 1, 5)])
+def test_single_dimensions_have_any_stride(image):
+    n, channels, *size = image
+    shapes = {"x": image, "weight": (34, channels, 3, 1), "bias": (34,), "addend": (n, 34, *size), "y": (n, 17, *size)}
+    values = {name: whole_numbers(shape, k).to(DEVICE) * 0.2 for k, (name, shape) in enumerate(shapes.items())}
+    *inputs, grad_output = values.items()
+    expected = ours(dict(inputs), grad_output[1], mask_type="B")
+    for strides in itertools.islice(in_turn(list(shapes.values())), 3, None, 11):
+        tensors = {name: strided(t, own) for (name, t), own in zip(values.items(), strides, strict=True)}
+        got = ours(tensors, tensors.pop("y"), mask_type="B")
+        for one, other in zip(got, expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
 def test_second_derivatives_are_those_of_pytorch():

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from grids import DENSE, DTYPES, laid_out, nan_in_fresh_memory, pairwise, short
+from strided import in_turn, strided, whole_numbers
 from triton_device import DEVICE, INTERPRETED, overflow_is_an_error, triton_tests
 
 from genkernels.ops import masked_conv2d
@@ -62,6 +63,17 @@ def every_tiling(monkeypatch):
 @pytest.mark.parametrize("case", [Case(**row) for row in pairwise(AXES)], ids=str)
 def test_result_and_gradients_are_as_exact_as_those_of_pytorch(case):
     check(case, DEVICE)
+
+
+@pytest.mark.parametrize(("image", "outputs"), [((1, 17, 4, 1), 17), ((2, 1, 1, 5), 17), ((2, 18, 1, 1), 1)])
+def test_single_dimensions_have_any_stride(image, outputs):
+    shapes = [image, (outputs, image[1], 3, 1), (outputs,), (image[0], outputs, *image[2:])]
+    values = [whole_numbers(shape, k).to(DEVICE) for k, shape in enumerate(shapes)]
+    expected = gradients(*values, mask_type="B", activation="relu")
+    for strides in itertools.islice(in_turn(shapes), 3, None, 11):
+        tensors = [strided(t, own) for t, own in zip(values, strides, strict=True)]
+        got = gradients(*tensors, mask_type="B", activation="relu")
+        assert all(a.equal(b) for a, b in zip(got, expected, strict=True))
 
 
 @pytest.mark.parametrize(

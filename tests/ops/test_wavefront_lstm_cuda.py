@@ -5,6 +5,7 @@ take clusters of blocks, and weights that do not fit. On a GPU the same limits a
 """
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Iterator
 
@@ -13,6 +14,7 @@ import pytest
 import torch
 from cuda_places import PLACES, Place, on_gpu
 from grids import assert_as_exact, laid_out, nan_in_fresh_memory, pairwise
+from strided import in_turn, strided
 from torch import Tensor
 
 from genkernels.ops import diagonal_bilstm, row_lstm
@@ -150,6 +152,19 @@ def check(case: Case, place: Place) -> None:
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_result_and_gradients_are_as_exact_as_those_of_pytorch(case, place):
     check(case, place)
+
+
+@pytest.mark.parametrize("walk", [ROW, MIRRORED], ids=str)
+@pytest.mark.parametrize(("size", "units"), [((5, 1), 8), ((1, 4), 1), ((1, 1), 8)])
+def test_single_dimensions_have_any_stride(walk, size, units, place):
+    inputs = inputs_for(size, walk, batch=1, units=units, dtype=torch.float32)
+    values = [*inputs, torch.randn(1, units, *size, generator=torch.Generator().manual_seed(1))]
+    values = [t.to(place.tensors) for t in values]
+    expected = with_gradients(walk, values[:-1], values[-1])
+    for strides in itertools.islice(in_turn([t.shape for t in values]), 3, None, 11):
+        *tensors, grad = (strided(t, own) for t, own in zip(values, strides, strict=True))
+        for one, other in zip(with_gradients(walk, tensors, grad), expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("walk", [ROW, DIAGONAL, MIRRORED], ids=str)

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from ... import backends
-from ..masked_conv.cpu import _STORAGE, _image_strides, readable, why_not  # noqa: F401 - why_not is for kernels.py
-from ..masked_conv.layout import empty_grad_input, is_channels_last, output_format
+from ..masked_conv.cpu import _STORAGE, readable, why_not  # noqa: F401 - why_not is for kernels.py
+from ..masked_conv.layout import empty_grad_input, output_format
+from ..strides import channels_adjoin, strides_of
 from .geometry import ACTIVATIONS, Geometry, empty_output
 
 _NOTHING = (0, (0, 0, 0, 0))
@@ -21,12 +22,8 @@ def _sizes(x: Tensor, weight: Tensor, geometry: Geometry) -> tuple[int, ...]:
     return (x.shape[0], *small, *large, *weight.shape[2:], *geometry.stride, *geometry.padding)
 
 
-def _image(t: Tensor) -> tuple[int, tuple[int, ...]]:
-    return t.data_ptr(), _image_strides(t)
-
-
-def _weight(t: Tensor) -> tuple[int, tuple[int, ...]]:
-    return t.data_ptr(), t.stride()
+def _strided(t: Tensor) -> tuple[int, tuple[int, ...]]:
+    return t.data_ptr(), strides_of(t)
 
 
 def _address(values: Tensor | None) -> int:
@@ -54,9 +51,9 @@ def _plain(z: Tensor) -> tuple[int, int, int]:
 
 def _as_laid_out(t: Tensor, like: Tensor) -> Tensor:
     """t dense and in the layout of `like`, which is dense: itself where it is so already."""
-    if t.stride() == like.stride():
+    if strides_of(t) == strides_of(like):
         return t
-    return t.contiguous(memory_format=torch.channels_last if is_channels_last(like) else torch.contiguous_format)
+    return t.contiguous(memory_format=torch.channels_last if channels_adjoin(like) else torch.contiguous_format)
 
 
 def _check(done: bool) -> None:
@@ -78,9 +75,9 @@ def _product(
             torch.get_num_threads(),
             _sizes(x, weight, geometry),
             geometry.transposed,
-            _image(x),
-            _weight(weight),
-            _image(y),
+            _strided(x),
+            _strided(weight),
+            _strided(y),
             _address(scale),
             _address(shift),
             _activation(activation, negative_slope),
@@ -113,7 +110,7 @@ def normalise(
         _STORAGE[z.dtype],
         torch.get_num_threads(),
         _plain(z),
-        is_channels_last(z),
+        channels_adjoin(z),
         z.data_ptr(),
         coefficients.data_ptr(),
         _activation(activation, negative_slope),
@@ -139,7 +136,7 @@ def _sums(
             _STORAGE[other.dtype],
             torch.get_num_threads(),
             _plain(other),
-            is_channels_last(other),
+            channels_adjoin(other),
             grad_output.data_ptr(),
             other.data_ptr(),
             _address(coefficients),
@@ -173,14 +170,14 @@ def _gradients(
             torch.get_num_threads(),
             _sizes(x, weight, geometry),
             geometry.transposed,
-            _image(grad_output),
+            _strided(grad_output),
             other.data_ptr(),
             _address(coefficients),
             _activation(activation, negative_slope),
-            _image(x),
-            _weight(weight),
-            _NOTHING if grad_x is None else _image(grad_x),
-            _NOTHING if grad_weight is None else _weight(grad_weight),
+            _strided(x),
+            _strided(weight),
+            _NOTHING if grad_x is None else _strided(grad_x),
+            _NOTHING if grad_weight is None else _strided(grad_weight),
         )
     )
     return grad_x, grad_weight

@@ -196,7 +196,9 @@ def _second(
         return reference.whole(x, weight, bn_weight, bn_bias, geometry, activation, negative_slope, eps)
 
     def first(grad: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
-        grads = torch.func.vjp(output, *values)[1](grad)
+        # Copied, since PyTorch's batch norm (2.13, CPU) misreads a channels_last gradient of one row or one image
+        # whose stride in that dimension is not the usual one.
+        grads = torch.func.vjp(output, *values)[1](grad.clone(memory_format=torch.contiguous_format))
         return tuple(grads[present.index(k)] for k in chosen)
 
     result: list[Tensor | None] = [None] * 5

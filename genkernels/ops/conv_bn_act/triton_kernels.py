@@ -14,7 +14,8 @@ import torch
 import triton
 from torch import Tensor
 
-from ..masked_conv.layout import empty_grad_input, is_channels_last
+from ..masked_conv.layout import empty_grad_input
+from ..strides import channels_adjoin
 from ..tile_conv.launch import INTERPRETED, convolve, gradient, on_device, weight_gradient
 from ..tile_conv.norm import normalise_kernel, statistics_kernel
 from ..tile_conv.walk import Walk
@@ -87,7 +88,7 @@ def normalise(
     activation: str, negative_slope: float,
 ) -> Tensor:  # fmt: skip
     y = torch.empty_like(z)
-    innermost = is_channels_last(z)
+    innermost = channels_adjoin(z)
     length = z.shape[1] if innermost else z.shape[2] * z.shape[3]
     lines = z.numel() // length
     columns = min(triton.next_power_of_2(length), _MOST_COLUMNS)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ... import backends
+from ..strides import channels_adjoin, strides_of
 from .layout import empty_gradients, empty_output
 from .mask import MaskSpec
 
@@ -51,25 +52,17 @@ def _plan(spec: MaskSpec, dilation: tuple[int, int]) -> Any:
 
 def readable(t: Tensor) -> Tensor:
     """t itself where the kernel can walk its strides (innermost W or C, pixels evenly spaced), else a copy."""
-    strides = t.stride()
+    strides = strides_of(t)
     return t if 1 in (strides[1], strides[3]) else t.contiguous()
-
-
-def _image_strides(t: Tensor) -> tuple[int, ...]:
-    n, c, h, w = t.stride()
-    # A size of 1 leaves its stride open; the kernel reads "innermost" from the strides, so settle it.
-    if t.shape[1] == 1:
-        return (n, max(h * t.shape[2], 2), h, w)
-    return (n, c, h, max(w, 2) if t.shape[3] == 1 and c == 1 else w)
 
 
 def _weight_strides(weight: Tensor) -> tuple[int, int, int] | None:
     """(out, in, tap) where all taps stand at one distance, else None."""
-    out, inner, row, tap = weight.stride()
-    height, width = weight.shape[2:]
+    out, inner, row, tap = strides_of(weight)
+    width = weight.shape[3]
     if width == 1:
         return (out, inner, row)
-    return (out, inner, tap) if height == 1 or row == tap * width else None
+    return (out, inner, tap) if row == tap * width else None
 
 
 def forward(
@@ -102,13 +95,13 @@ def forward_into(
         torch.get_num_threads(),
         (x.shape[0], x.shape[2], x.shape[3]),
         x.data_ptr(),
-        _image_strides(x),
+        strides_of(x),
         weight.data_ptr(),
         weight_strides,
         0 if bias is None else bias.data_ptr(),
         activation == "relu",
         y.data_ptr(),
-        _image_strides(y),
+        strides_of(y),
     )
     if not done:
         raise MemoryError("masked_conv2d: no memory for the kernel's scratch")
@@ -165,15 +158,15 @@ def backward_into(
         torch.get_num_threads(),
         (x.shape[0], x.shape[2], x.shape[3]),
         grad_output.data_ptr(),
-        _image_strides(grad_output),
+        strides_of(grad_output),
         x.data_ptr(),
-        _image_strides(x),
+        strides_of(x),
         0 if output is None else output.data_ptr(),
-        _NO_STRIDES if output is None else _image_strides(output),
+        _NO_STRIDES if output is None else strides_of(output),
         weight.data_ptr(),
         weight_strides,
         0 if grad_x is None else grad_x.data_ptr(),
-        _NO_STRIDES if grad_x is None else _image_strides(grad_x),
+        _NO_STRIDES if grad_x is None else strides_of(grad_x),
         0 if target is None else target.data_ptr(),
         target_strides,
         0 if grad_bias is None else grad_bias.data_ptr(),
@@ -185,8 +178,8 @@ def backward_into(
 
 
 def _like_layout(t: Tensor, other: Tensor) -> Tensor:
-    """t in the kind of layout of other: both innermost along W, or both along C."""
-    if (_image_strides(t)[3] == 1) == (_image_strides(other)[3] == 1):
+    """t in the kind of layout of other: both innermost along C, or both along W."""
+    last = channels_adjoin(other)
+    if channels_adjoin(t) == last:
         return t
-    last = torch.channels_last if other.stride(1) == 1 else torch.contiguous_format
-    return t.contiguous(memory_format=last)
+    return t.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)

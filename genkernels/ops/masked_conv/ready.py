@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..direct import is_open
+from ..strides import strides_of
 from . import cpu
 from .derivatives import backward
 from .layout import output_format
@@ -41,10 +42,10 @@ class Ready:
         self.shape = (x.shape[0], weight.shape[0], *x.shape[2:])
         self.sizes = (x.shape[0], *x.shape[2:])
         self.dtype = x.dtype
-        self.x_strides = cpu._image_strides(x)
+        self.x_strides = strides_of(x)
         self.weight_strides = cpu._weight_strides(weight)
         self.layout = output_format(x, weight)
-        self.y_strides = cpu._image_strides(torch.empty(self.shape, device="meta", memory_format=self.layout))
+        self.y_strides = strides_of(torch.empty(self.shape, device="meta", memory_format=self.layout))
         self.relu = activation == "relu"
         self.options = (spec.mask_type, spec.channel_groups, spec.group_layout, dilation, activation)
 

@@ -15,6 +15,7 @@ import torch
 import triton
 from torch import Tensor
 
+from ..strides import channels_adjoin, strides_of
 from .forward import conv_kernel
 from .gradient import add_up_kernel, gate_gradient_kernel, gradient_kernel
 from .pack import pack_kernel
@@ -44,7 +45,7 @@ def on_device(t: Tensor) -> AbstractContextManager[Any]:
 
 def readable(t: Tensor) -> Tensor:
     """t itself where its channels are innermost or few, else its one channels_last copy."""
-    if t.stride(1) == 1 or t.shape[1] < FEW_CHANNELS:
+    if t.shape[1] < FEW_CHANNELS or channels_adjoin(t):
         return t
     return torch.empty_like(t, memory_format=torch.channels_last).copy_(t)
 
@@ -58,7 +59,7 @@ def float32_precision() -> str:
 
 def is_wide(*tensors: Tensor) -> bool:
     """Whether an index into one of them, or into its pixels, needs more than 31 bits (with room for a tile)."""
-    spans = (sum((size - 1) * abs(stride) for size, stride in zip(t.shape, t.stride(), strict=True)) for t in tensors)
+    spans = (sum((size - 1) * stride for size, stride in zip(t.shape, strides_of(t), strict=True)) for t in tensors)
     return max(spans) >= 2**31 - 2**20 or max(t.numel() for t in tensors) >= 2**31 - 2**20
 
 
@@ -84,7 +85,7 @@ def convolve(
     """
     if y.numel() == 0:
         return
-    if y.stride(1) != 1 and y.shape[1] >= FEW_CHANNELS:
+    if y.shape[1] >= FEW_CHANNELS and not channels_adjoin(y):
         # Stored pixel by pixel from the tensor cores' registers, a contiguous y would spill them.
         last = torch.empty_like(y, memory_format=torch.channels_last)
         convolve(
@@ -126,9 +127,9 @@ def convolve(
             walk.groups, int(walk.see_own),
             *walk.first, *walk.step, *walk.stride,
             slope,
-            *x.stride(), *y.stride(),
-            *(_NO_STRIDES if addend is None else addend.stride()),
-            *(_NO_STRIDES if features is None else features.stride()),
+            *strides_of(x), *strides_of(y),
+            *(_NO_STRIDES if addend is None else strides_of(addend)),
+            *(_NO_STRIDES if features is None else strides_of(features)),
             PHASE_H=walk.phases[0], PHASE_W=walk.phases[1],
             FLAT_K=flat, GROUPED=walk.centre if by_blocks else "", C_HALVES=walk.halves and walk.centre == "backward",
             HAS_SCALE=scale is not None, HAS_BIAS=bias is not None, ACTIVATION=activation,
@@ -170,7 +171,7 @@ def weight_gradient(a: Tensor, x: Tensor, grad: Tensor, walk: Walk) -> None:
                 walk.groups, int(walk.see_own),
                 *walk.first, *walk.step, *walk.stride,
                 share,
-                *a.stride(), *x.stride(),
+                *strides_of(a), *strides_of(x),
                 FLAT=flat, GROUPED=bool(walk.centre) and not walk.interleaved, HALVES=walk.halves, WIDE=wide,
                 PRECISION=precision, INTERPRETED=INTERPRETED,
                 BM=tile.m, BN=tile.n, BK=tile.k,
@@ -180,7 +181,7 @@ def weight_gradient(a: Tensor, x: Tensor, grad: Tensor, walk: Walk) -> None:
             partial, grad,
             parts, out_channels, channels, walk.units(out_channels, channels)[0],
             *walk.kernel, taps, walk.groups, int(walk.see_own),
-            *grad.stride(),
+            *strides_of(grad),
             CENTRE=bool(walk.centre), INTERLEAVED=walk.interleaved, INTERPRETED=INTERPRETED, PARTS=8, BLOCK=256,
         )  # fmt: skip
 
@@ -206,7 +207,7 @@ def gradient(
     pixels [C], and with ``norm`` that of g * zhat too [2, C]. Returns grad_output itself where nothing changes it.
     """
     n, channels, height, width = grad_output.shape
-    moved = grad_output.stride(1) != 1 and channels >= FEW_CHANNELS
+    moved = channels >= FEW_CHANNELS and not channels_adjoin(grad_output)
     write = write and (norm is not None or activation != "none" or moved)
     if not write and sums is None:
         return grad_output
@@ -220,10 +221,10 @@ def gradient(
         gradient_kernel[(parts, triton.cdiv(channels, _CHANNELS))](
             grad_output, at, g, partial, norm,
             rows, height, width, channels, slope,
-            *grad_output.stride(), *at.stride(), *g.stride(),
+            *strides_of(grad_output), *strides_of(at), *strides_of(g),
             ACTIVATION=activation, NORM="" if norm is None else "gradient" if write else "sums",
             WRITE=write, SUMS=count,
-            GRAD_PIXELS_INNERMOST=grad_output.stride(1) != 1, AT_PIXELS_INNERMOST=at.stride(1) != 1,
+            GRAD_PIXELS_INNERMOST=not channels_adjoin(grad_output), AT_PIXELS_INNERMOST=not channels_adjoin(at),
             WIDE=is_wide(grad_output, at, g), INTERPRETED=INTERPRETED,
             ROWS=_ROWS, CHANNELS=_CHANNELS, TILES=_TILES,
         )  # fmt: skip
@@ -248,9 +249,10 @@ def gate_gradient(grad_output: Tensor, features: Tensor, sums: Tensor | None) ->
         gate_gradient_kernel[(parts, triton.cdiv(units, _CHANNELS))](
             grad_output, features, g, partial,
             rows, height, width, units,
-            *grad_output.stride(), *features.stride(), *g.stride(),
+            *strides_of(grad_output), *strides_of(features), *strides_of(g),
             SUMS=sums is not None,
-            GRAD_PIXELS_INNERMOST=grad_output.stride(1) != 1, FEATURES_PIXELS_INNERMOST=features.stride(1) != 1,
+            GRAD_PIXELS_INNERMOST=not channels_adjoin(grad_output),
+            FEATURES_PIXELS_INNERMOST=not channels_adjoin(features),
             WIDE=is_wide(grad_output, features, g), INTERPRETED=INTERPRETED,
             ROWS=_ROWS, CHANNELS=_CHANNELS, TILES=_TILES,
         )  # fmt: skip
@@ -273,7 +275,7 @@ def _pack(weight: Tensor, walk: Walk, step: int, flat: bool, gated: bool) -> tup
             rows, channels, *walk.units(rows, channels), packed.numel(),
             tap_length, w_row,
             *walk.kernel, walk.taps, walk.groups, int(walk.see_own), *walk.first,
-            *weight.stride(),
+            *strides_of(weight),
             PHASE_H=walk.phases[0], PHASE_W=walk.phases[1],
             CENTRE=walk.centre, INTERLEAVED=walk.interleaved, GATED=gated, BLOCK=_BLOCK,
         )  # fmt: skip

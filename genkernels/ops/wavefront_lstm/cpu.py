@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from ... import backends
-from ..masked_conv.cpu import _STORAGE, _image_strides, _weight_strides
+from ..masked_conv.cpu import _STORAGE, _weight_strides, readable
 from ..masked_conv.cpu import why_not as _why_no_kernel
 from ..masked_conv.mask import MaskSpec
+from ..strides import strides_of
 from .geometry import Geometry
 from .schema import empty_grads, empty_hidden, empty_saved
 
@@ -167,18 +168,13 @@ def _present(value: Tensor | None) -> Tensor:
     return value
 
 
-def readable(t: Tensor) -> Tensor:
-    """t itself where the kernel can walk its strides (innermost W or C), else a copy."""
-    return t if 1 in (t.stride(1), t.stride(3)) else t.contiguous()
-
-
 def _address(t: Tensor | None) -> int:
     return 0 if t is None or t.numel() == 0 else t.data_ptr()
 
 
 def _state_weight(weight: Tensor) -> tuple[int, tuple[int, ...]]:
     """Address and strides (out, in, tap) of [taps, 4h, h]."""
-    tap, out, inner = weight.stride()
+    tap, out, inner = strides_of(weight)
     return weight.data_ptr(), (out, inner, tap)
 
 
@@ -190,7 +186,7 @@ def _input_weight(weight: Tensor) -> tuple[int, tuple[int, ...]]:
 
 
 def _image(t: Tensor | None) -> tuple[int, tuple[int, ...]]:
-    """Address and strides of [N, C, H, W], settled where a size of 1 leaves open what is innermost."""
+    """Address and strides of [N, C, H, W]."""
     if t is None or t.numel() == 0:
         return _NO_IMAGE
-    return t.data_ptr(), _image_strides(t)
+    return t.data_ptr(), strides_of(t)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ... import backends
 from ..cuda_device import Device, device_of
+from ..strides import channels_adjoin, strides_of
 from .geometry import Geometry
 from .schema import empty_grads, empty_hidden, empty_saved
 
@@ -215,7 +216,7 @@ def _present(value: Tensor | None) -> Tensor:
 
 
 def _channels_adjoin(image: Tensor) -> bool:
-    return image.stride(1) == 1 or image.shape[1] == 1
+    return image.shape[1] == 1 or channels_adjoin(image)
 
 
 def _channels_last(like: Tensor) -> Tensor:
@@ -235,5 +236,5 @@ def _address(t: Tensor | None) -> int:
 
 def _pixels(image: Tensor) -> tuple[int, tuple[int, int, int]]:
     """Address and strides of [N, H, W] of an image [N, C, H, W]."""
-    n, _, h, w = image.stride()
+    n, _, h, w = strides_of(image)
     return image.data_ptr(), (n, h, w)
