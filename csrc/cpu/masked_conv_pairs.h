@@ -178,7 +178,7 @@ class PairUnits {
       : terms_(terms), channels_(channels), origin_row_(origin_row), origin_column_(origin_column) {
     pitch_max_ = 2 * pairs_of(tiling.columns) + c.reach_left() + c.reach_right();
     form_floats_ = Scratch::round((tiling.rows + c.reach_up()) * pitch_max_ * channels + 2 * channels + VL);
-    group_lines_ = max64(1, STAGED_PIXELS / 2 / tiling.columns);
+    group_lines_ = max64(1, STAGED_PIXELS / tiling.columns);
     group_pairs_ = min64(group_lines_, tiling.rows) * pairs_of(tiling.columns);
     segments_max_ = PAIR_TAPS * most_segments(channels);
   }
