@@ -10,6 +10,7 @@
 //   grad_bias    summed while the panels of grad_y are packed.
 // Traffic: grad_y (and y), x and grad_x once; scratch in L2; a panel of grad_y (unit pixels * PANEL floats) in L1.
 // Bound: the multiply-add units. Short lines cost most: a segment ends every W steps of grad_weight.
+// Many channels, where the mask is one for all of them, go to masked_conv_backward_pairs.h.
 #include "cpu/masked_conv_backward_pairs.h"
 
 namespace gk::GK_ISA {
