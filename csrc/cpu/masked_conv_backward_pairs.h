@@ -3,13 +3,13 @@
 //   grad_x       the forward pass over grad_y, with the taps mirrored.
 //   grad_weight  the products of the forward pass the other way round: y0 = m0 + m1 + m2 and y1 = m1 - m2 + m3, so that
 //                their gradients are dm0 = dy0, dm1 = dy0 + dy1, dm2 = dy0 - dy1, dm3 = dy1, and each weight sum of a
-//                term has as gradient the sum over all pairs of the term's form times dm. The weights' gradients are put
-//                together from these at the end, by the factors that packed them.
+//                term has as gradient the sum over all pairs of the term's form times dm. The weights' gradients are
+//                put together from these at the end, by the factors that packed them.
 //
 // Tiling: a unit is some rows of one image. Its grad_y comes into scratch as [row][column][channel], in four forms for
 // grad_x, and as the four dm, packed per panel of output channels; then x in its four forms takes that place. A tile of
-// grad_weight has six input channels of one term as rows, which stand side by side at each pixel, and walks all pairs of
-// the unit; the sums stand in each thread's own buffer, [term][in][out], and are added in thread order at the end.
+// grad_weight has six input channels of one term as rows, which stand side by side at each pixel, and walks all pairs
+// of the unit; the sums stand in each thread's own buffer, [term][in][out], and are added in thread order at the end.
 // Traffic: grad_y (and y), x and grad_x once; forms and packed panels in L2, a panel of dm (unit pixels / 2 * PANEL
 // floats) in L1. Bound: the multiply-adds, 7 instead of 10 for a 3x3 B
 // (measured 1.2 to 1.5 times as fast as the direct products of masked_conv_backward.cpp).
@@ -130,7 +130,8 @@ inline bool masked_conv_backward_pairs(const MaskedConvBackward& args, int threa
                      nullptr, nullptr, /*centre_first=*/true};
   const Product to_weight{O, C, 0, 0, c.out_order, c.in_order, nullptr, c.centre_end, /*centre_first=*/false};
 
-  const Tiling tiling = make_pair_tiling(c, max64(wants_x ? FORMS * O : O, wants_weight ? FORMS * C : 0) + 2 * O, threads);
+  const int64_t forms_per_pixel = max64(wants_x ? FORMS * O : O, wants_weight ? FORMS * C : 0);
+  const Tiling tiling = make_pair_tiling(c, forms_per_pixel + PRODUCTS / 2 * O, threads);
   const PairUnits x_units(c, mirrored, tiling, O, 0, c.reach_right());
   const PairUnits weight_units(c, terms, tiling, C, c.reach_up(), c.reach_left());
   const int64_t forms_floats = FORMS * max64(x_units.form_floats(), wants_weight ? weight_units.form_floats() : 0);

@@ -12,8 +12,8 @@ GK_INLINE Vec sum_threads(const float* sums, int64_t thread_stride, int threads)
   return total;
 }
 
-// Writes one panel of output channels of grad_weight, dead entries as zero. sum_taps(k, buffer) adds up the live taps of
-// input channel k, for all columns of the panel: buffer[tap][PANEL_MAX], zeros before.
+// Writes one panel of output channels of grad_weight, dead entries as zero. sum_taps(k, buffer) adds up the live taps
+// of input channel k, for all columns of the panel: buffer[tap][PANEL_MAX], zeros before.
 template <class T, class SumTaps>
 void write_weight(const MaskedConvBackward& args, const Panel& panel, const SumTaps& sum_taps, float* buffer) {
   const MaskedConv& c = args.conv;

@@ -17,8 +17,8 @@
 
 namespace gk::GK_ISA {
 
-// Few channels to any number of them, or a 1x1 to more: the patches must be little work beside the product. The lines of
-// y must follow each other.
+// Few channels to any number of them, or a 1x1 to more: the patches must be little work beside the product. The lines
+// of y must follow each other.
 inline bool planar_pays(const MaskedConvForward& args) {
   const MaskedConv& c = args.conv;
   const bool widens = c.full_taps() == 0 && c.in_channels < 256 && 2 * c.in_channels <= c.out_channels &&
@@ -57,8 +57,8 @@ inline void patch_offsets(const MaskedConv& c, int64_t centre, int64_t pitch, in
   }
 }
 
-// patches[k][width] of pixels first .. first + count - 1 of the unit. Whole vectors are moved from each line they touch,
-// and what is too much is overwritten by the next line or the next k: reads and writes VL - 1 floats too far.
+// patches[k][width] of pixels first .. first + count - 1 of the unit. Whole vectors are moved from each line they
+// touch, and what is too much is overwritten by the next line or the next k: reads and writes VL - 1 floats too far.
 inline void pack_patches(int64_t first, int64_t count, int64_t columns, const float* source, int64_t pitch,
                          const int64_t* offsets, int64_t length, int64_t width, float* patches) {
   struct { int64_t lane; const float* from; } vectors[PANEL_MAX];
