@@ -218,21 +218,27 @@ class WeightGradient {
 inline void make_planes(const Pixels& in, int64_t height, int64_t width, int64_t n0, int64_t images, int64_t c,
                         int64_t stride_channel, float* planes) {
   const int64_t C = in.channels, count = height * width * images, live = min64(IO, C - c);
-  const auto pixel = [&](int64_t q) {
-    const int64_t n = q % images, x = q / images % width, y = q / images / width;
-    return in.data + (n0 + n) * in.stride_n + y * in.stride_h + x * C + c;
+  int64_t n = 0, x = 0, y = 0, q = 0;  // counted on: to divide q would take longer than to move its pixel
+  const auto next_pixel = [&] {
+    const float* const pixel = in.data + (n0 + n) * in.stride_n + y * in.stride_h + x * C + c;
+    if (++n == images) {
+      n = 0;
+      if (++x == width) x = 0, ++y;
+    }
+    return pixel;
   };
-  int64_t q = 0;
   if (live == IO) {
     for (; q + IO <= count; q += IO) {
       Block v[IO];
-      GK_UNROLL for (int i = 0; i < IO; ++i) v[i] = load_block(pixel(q + i));
+      GK_UNROLL for (int i = 0; i < IO; ++i) v[i] = load_block(next_pixel());
       transpose(v);
       GK_UNROLL for (int i = 0; i < IO; ++i) store_block(planes + (c + i) * stride_channel + q, v[i]);
     }
   }
-  for (; q < count; ++q)
-    for (int64_t i = 0; i < live; ++i) planes[(c + i) * stride_channel + q] = pixel(q)[i];
+  for (; q < count; ++q) {
+    const float* const from = next_pixel();
+    for (int64_t i = 0; i < live; ++i) planes[(c + i) * stride_channel + q] = from[i];
+  }
 }
 
 }  // namespace gk::GK_ISA

@@ -10,7 +10,8 @@
 //   grad_bias    summed while the panels of grad_y are packed.
 // Traffic: grad_y (and y), x and grad_x once; scratch in L2; a panel of grad_y (unit pixels * PANEL floats) in L1.
 // Bound: the multiply-add units. Short lines cost most: a segment ends every W steps of grad_weight.
-#include "cpu/masked_conv_plan.h"
+// Many channels, where the mask is one for all of them, go to masked_conv_backward_pairs.h.
+#include "cpu/masked_conv_backward_pairs.h"
 
 namespace gk::GK_ISA {
 namespace {
@@ -58,60 +59,13 @@ void accumulate_weight(const MaskedConv& c, const Region& region, const float* p
   });
 }
 
-// Adds the threads' sums for one panel of output channels and writes them as grad_weight, dead entries as zero.
-template <class T>
-void write_weight(const MaskedConvBackward& args, const Panel& panel, const float* sums, int64_t sums_stride,
-                  int64_t thread_stride, int threads, float* buffer) {
-  const MaskedConv& c = args.conv;
-  const int64_t taps = c.full_taps(), positions = c.kernel_h * c.kernel_w;
-  memset(buffer, 0, positions * PANEL_MAX * sizeof(float));
-  T* const data = static_cast<T*>(const_cast<void*>(args.grad_weight.data));
-  for (int64_t k = 0; k < c.in_channels; ++k) {
-    for (int64_t t = 0; t <= taps; ++t) {
-      for (int j = 0; j < panel.nr; ++j) {
-        Vec total{};
-        for (int thread = 0; thread < threads; ++thread)
-          total += load(sums + thread * thread_stride + (t * c.in_channels + k) * sums_stride + j * VL);
-        store(buffer + t * PANEL_MAX + j * VL, total);
-      }
-    }
-    for (int64_t j = 0; j < panel.columns; ++j)
-      if (k >= c.centre_end[panel.first + j]) buffer[taps * PANEL_MAX + j] = 0;
-    const auto to = [&](int64_t j) {
-      const int64_t column = panel.first + j, in = c.in_order ? c.in_order[k] : k;
-      return data + (c.out_order ? c.out_order[column] : column) * args.grad_weight.stride_out +
-             in * args.grad_weight.stride_in;
-    };
-    int64_t turned = 0;  // columns written by blocks of IO taps
-    for (; args.grad_weight.stride_tap == 1 && positions >= IO && turned + IO <= panel.columns; turned += IO)
-      for_blocks(positions, [&](int64_t t) {
-        Block v[IO];
-        GK_UNROLL for (int i = 0; i < IO; ++i) v[i] = load_block(buffer + (t + i) * PANEL_MAX + turned);
-        transpose(v);
-        GK_UNROLL for (int i = 0; i < IO; ++i) store_block(to(turned + i) + t, v[i]);
-      });
-    for (int64_t j = turned; j < panel.columns; ++j)
-      for (int64_t t = 0; t < positions; ++t)
-        store_one(to(j) + t * args.grad_weight.stride_tap, buffer[t * PANEL_MAX + j]);
-  }
-}
-
-template <class T>
-void write_bias(const MaskedConvBackward& args, const float* sums, int64_t thread_stride, int threads) {
-  for (int64_t o = 0; o < args.conv.out_channels; ++o) {
-    float total = 0;
-    for (int thread = 0; thread < threads; ++thread) total += sums[thread * thread_stride + o];
-    const int64_t place = args.conv.out_order ? args.conv.out_order[o] : o;
-    store_one(static_cast<T*>(args.grad_bias) + place, total);
-  }
-}
-
 }  // namespace
 
 bool masked_conv_backward(const MaskedConvBackward& args) {
   const MaskedConv& c = args.conv;
   const bool wants_x = args.grad_x.data, wants_weight = args.grad_weight.data, wants_bias = args.grad_bias;
   const int threads = useful_threads(c, args.threads);
+  if (pairs_pay(c)) return masked_conv_backward_pairs(args, threads);
   const int64_t taps = c.full_taps(), C = c.in_channels, O = c.out_channels;
   const Product to_x{C, O, args.weight.stride_in, args.weight.stride_out, c.in_order, c.out_order,
                      c.centre_begin, nullptr, /*centre_first=*/true};
@@ -194,9 +148,16 @@ bool masked_conv_backward(const MaskedConvBackward& args) {
 
     if (wants_weight) {
 #pragma omp for
-      for (int64_t p = 0; p < panel_count(O); ++p)
-        GK_BY_STORAGE(args.grad_weight.storage, write_weight, args, make_panel(to_weight, p),
-                      first_sums + p * PANEL_MAX, sums_stride, thread_floats, team, buffer);
+      for (int64_t p = 0; p < panel_count(O); ++p) {
+        const Panel panel = make_panel(to_weight, p);
+        const auto sum_taps = [&](int64_t k, float* to) {
+          for (int64_t t = 0; t <= taps; ++t)
+            for (int j = 0; j < panel.nr; ++j)
+              store(to + t * PANEL_MAX + j * VL,
+                    sum_threads(first_sums + (t * C + k) * sums_stride + p * PANEL_MAX + j * VL, thread_floats, team));
+        };
+        GK_BY_STORAGE(args.grad_weight.storage, write_weight, args, panel, sum_taps, buffer);
+      }
     }
   }
   if (wants_bias)

@@ -22,7 +22,7 @@ constexpr int64_t PATCH_PIXELS = 64;
 bool masked_conv_forward(const MaskedConvForward& args) {
   const MaskedConv& c = args.conv;
   const int threads = useful_threads(c, args.threads);
-  if (is_planar_first_layer(args)) return masked_conv_forward_planar(args, threads);
+  if (planar_pays(args)) return masked_conv_forward_planar(args, threads);
   if (pairs_pay(c)) return masked_conv_forward_pairs(args, threads);
   const int64_t taps = c.full_taps();
   const Product product{c.out_channels,   c.in_channels, args.weight.stride_out, args.weight.stride_in,

@@ -1,4 +1,5 @@
-// The forward pass two pixels of a line at a time, with fewer multiplications: Winograd's F(2, 3) and F(2, 2).
+// Two pixels of a line at a time, with fewer multiplications: Winograd's F(2, 3) and F(2, 2). The forward pass, and the
+// products that masked_conv_backward_pairs.h is made of.
 //
 // Two neighbouring outputs of n taps in a line take n + 1 products of sums instead of 2 n (d: the pixels from the first
 // tap of the first output on, g: the weights):
@@ -36,10 +37,10 @@ struct PairTerm {
   float first, second;      // times these: the first and the last of three, and the one in between
 };
 
-// All pieces of a mask, the centre seen by every output or by none.
+// All pieces of a mask, the centre seen by every output or by none. `mirrored`: as the input gradient walks them.
 class PairTerms {
  public:
-  PairTerms(const MaskedConv& c, bool centre) {
+  PairTerms(const MaskedConv& c, bool centre, bool mirrored = false) : mirrored_(mirrored) {
     for (int64_t row = 0; row <= c.kernel_h / 2; ++row) {
       int64_t tap = row * c.kernel_w, left = row < c.kernel_h / 2 ? c.kernel_w : c.kernel_w / 2 + centre;
       for (int64_t taps; left > 0; tap += taps, left -= taps) {
@@ -55,18 +56,26 @@ class PairTerms {
  private:
   void add_piece(int64_t row, int64_t column, int64_t tap, int64_t taps) {
     const auto add = [&](int product, PairTerm term) { terms_[product][counts_[product]++] = term; };
+    int64_t first = tap, last = tap + taps - 1;  // the weights of the piece's first pixel and of its last
+    if (mirrored_) {
+      row = -row;
+      column = 1 - column - taps;
+      first = last;
+      last = tap;
+    }
     if (taps == 1) {
       add(0, {PLAIN, row, column, tap, 1, 1, 0});
       add(3, {PLAIN, row, column + 1, tap, 1, 1, 0});
       return;
     }
     const Form outer = taps == 3 ? REACH : DIFFERENCE;
-    add(0, {outer, row, column, tap, 1, -1, 0});
+    add(0, {outer, row, column, first, 1, -1, 0});
     add(1, {taps == 3 ? SUM : PLAIN, row, column + 1, tap, taps, taps == 3 ? 0.5f : 1, taps == 3 ? 0.5f : 1});
     if (taps == 3) add(2, {DIFFERENCE, row, column + 1, tap, 3, 0.5f, -0.5f});
-    add(3, {outer, row, column + 1, tap + taps - 1, 1, 1, 0});
+    add(3, {outer, row, column + 1, last, 1, 1, 0});
   }
 
+  bool mirrored_;
   PairTerm terms_[PRODUCTS][PAIR_TAPS];
   int64_t counts_[PRODUCTS] = {};
 };
@@ -87,12 +96,12 @@ template <class T>
 void pack_pair_panel(const WeightView& w, const MaskedConv& c, const PairTerms& terms, const Product& p, int64_t index,
                      float* packed) {
   const Panel panel = make_panel(p, index);
-  const int64_t C = c.in_channels, width = panel.width(), live = c.full_taps() + sees_centre(c);
+  const int64_t C = p.reductions, width = panel.width(), live = c.full_taps() + sees_centre(c);
   float* const out = packed + index * PANEL_MAX * terms.count() * C;
   const auto from = [&](int64_t k, int64_t lane) {
-    const int64_t o = panel.first + lane;
-    return static_cast<const T*>(w.data) + (c.out_order ? c.out_order[o] : o) * w.stride_out +
-           (c.in_order ? c.in_order[k] : k) * w.stride_in;
+    const int64_t j = panel.first + lane;
+    return static_cast<const T*>(w.data) + (p.column_order ? p.column_order[j] : j) * p.column_stride +
+           (p.reduction_order ? p.reduction_order[k] : k) * p.reduction_stride;
   };
   const bool by_taps = w.stride_tap == 1 && ceil_div(live, IO) * IO <= c.kernel_h * c.kernel_w;  // blocks stay inside
   for (int64_t k = 0; k < C; k += IO)
@@ -107,7 +116,10 @@ void pack_pair_panel(const WeightView& w, const MaskedConv& c, const PairTerms& 
             transpose(v);
             GK_UNROLL for (int j = 0; j < IO; ++j) g[i][t + j] = v[j];
           }
-      } else if (w.stride_in == 1 && !c.in_order && channels == IO && lane + IO <= panel.columns) {
+      } else if (p.column_stride == 1 && !p.column_order && lane + IO <= panel.columns) {
+        for (int64_t i = 0; i < channels; ++i)
+          for (int64_t t = 0; t < live; ++t) g[i][t] = load_block(from(k + i, lane) + t * w.stride_tap);
+      } else if (p.reduction_stride == 1 && !p.reduction_order && channels == IO && lane + IO <= panel.columns) {
         for (int64_t t = 0; t < live; ++t) {
           Block v[IO];
           GK_UNROLL for (int j = 0; j < IO; ++j) v[j] = load_block(from(k, lane + j) + t * w.stride_tap);
@@ -156,6 +168,91 @@ inline void add_up(int64_t pairs, int64_t width, float* pixels, const float* sha
     }
 }
 
+// The units of one direction, and what it takes to multiply one of them. A unit's pixels and their border stand in four
+// forms, lines of `pitch` pixels of `channels` floats.
+class PairUnits {
+ public:
+  // `origin`: the pixel of the scratch that the terms of a unit's first pixel count from, as row and column.
+  PairUnits(const MaskedConv& c, const PairTerms& terms, const Tiling& tiling, int64_t channels, int64_t origin_row,
+            int64_t origin_column)
+      : terms_(terms), channels_(channels), origin_row_(origin_row), origin_column_(origin_column) {
+    pitch_max_ = 2 * pairs_of(tiling.columns) + c.reach_left() + c.reach_right();
+    form_floats_ = Scratch::round((tiling.rows + c.reach_up()) * pitch_max_ * channels + 2 * channels + VL);
+    group_lines_ = max64(1, STAGED_PIXELS / tiling.columns);
+    group_pairs_ = min64(group_lines_, tiling.rows) * pairs_of(tiling.columns);
+    segments_max_ = PAIR_TAPS * most_segments(channels);
+  }
+
+  static int64_t pairs_of(int64_t columns) { return ceil_div(columns, 2); }
+  int64_t form_floats() const { return form_floats_; }
+  int64_t thread_floats() const { return 2 * staging_floats() + place_floats() + segment_floats(); }
+  int64_t packed_floats(const Product& p) const {
+    return panel_count(p.columns) * PANEL_MAX * terms_.count() * channels_;
+  }
+
+  // One unit times all panels of weights; `target` gets its channels here.
+  void multiply(const Region& region, int64_t pitch, const float* forms, const Product& product, const float* weights,
+                Target target, float* scratch) const {
+    float* const pixels = scratch;
+    float* const shared = pixels + staging_floats();
+    const float** const places = reinterpret_cast<const float**>(shared + staging_floats());
+    Segment* const segments = reinterpret_cast<Segment*>(shared + staging_floats() + place_floats());
+    const int64_t C = channels_, pairs = pairs_of(region.columns());
+    int64_t segment_counts[PRODUCTS];
+    for (int m = 0; m < PRODUCTS; ++m) {
+      segment_counts[m] = 0;
+      for (int64_t n = 0; n < terms_.count(m); ++n)
+        segment_counts[m] += cut_segment({term_offset(terms_.term(m, n), pitch), C},
+                                         segments + m * segments_max_ + segment_counts[m]);
+    }
+    for (int64_t p = 0; p < panel_count(product.columns); ++p) {
+      const Panel panel = make_panel(product, p);
+      const int64_t width = panel.width();
+      target.first_channel = panel.first;
+      target.channels = panel.columns;
+      for (int64_t y = region.y0; y < region.y1; y += group_lines_) {
+        const Region lines{y, min64(y + group_lines_, region.y1), region.x0, region.x1};
+        const int64_t count = lines.rows() * pairs;
+        for (int64_t i = 0; i < count; ++i)
+          places[i] = forms + ((y - region.y0 + i / pairs) * pitch + i % pairs * 2) * C;
+        const float* packed = weights + p * PANEL_MAX * terms_.count() * C;
+        for (int m = 0; m < PRODUCTS; ++m) {
+          float* const out = m == 0 ? pixels : m == 1 ? shared : m == 2 ? shared + width : pixels + width;
+          for_row_tiles(count, [&](int64_t first, int64_t rows) {
+            tile_function(TileMode::write, static_cast<int>(rows), panel.nr)(
+                places + first, segments + m * segments_max_, segment_counts[m], packed, out + first * 2 * width,
+                2 * width);
+          });
+          packed += terms_.count(m) * C * width;
+        }
+        add_up(count, width, pixels, shared);
+        if (region.columns() % 2 == 0) {
+          store_panel(target, lines, pixels, width);
+        } else {
+          for (int64_t line = 0; line < lines.rows(); ++line)
+            store_panel(target, {y + line, y + line + 1, lines.x0, lines.x1}, pixels + line * pairs * 2 * width, width);
+        }
+      }
+    }
+  }
+
+  // Where a term's pixels begin for the first pair of a unit.
+  int64_t term_offset(const PairTerm& t, int64_t pitch) const {
+    return t.form * form_floats_ + ((origin_row_ + t.row) * pitch + origin_column_ + t.column) * channels_;
+  }
+
+ private:
+  int64_t staging_floats() const { return group_pairs_ * 2 * PANEL_MAX; }
+  int64_t place_floats() const { return Scratch::round(group_pairs_ * sizeof(float*) / sizeof(float)); }
+  int64_t segment_floats() const {
+    return Scratch::round(PRODUCTS * segments_max_ * (sizeof(Segment) / sizeof(float)));
+  }
+
+  const PairTerms& terms_;
+  int64_t channels_, origin_row_, origin_column_;
+  int64_t pitch_max_, form_floats_, group_lines_, group_pairs_, segments_max_;
+};
+
 inline bool masked_conv_forward_pairs(const MaskedConvForward& args, int threads) {
   const MaskedConv& c = args.conv;
   const int64_t C = c.in_channels;
@@ -163,28 +260,15 @@ inline bool masked_conv_forward_pairs(const MaskedConvForward& args, int threads
   const Product product{c.out_channels, C, args.weight.stride_out, args.weight.stride_in, c.out_order, c.in_order,
                         nullptr, c.centre_end, /*centre_first=*/false};
   const Tiling tiling = make_tiling(c, FORMS * C, threads);
-  const auto pairs_of = [](int64_t columns) { return ceil_div(columns, 2); };
-  const int64_t pitch_max = 2 * pairs_of(tiling.columns) + c.reach_left() + c.reach_right();
-  const int64_t form_floats = Scratch::round((tiling.rows + c.reach_up()) * pitch_max * C + 2 * C + VL);
-  const int64_t group_lines = max64(1, STAGED_PIXELS / 2 / tiling.columns);
-  const int64_t group_pairs = min64(group_lines, tiling.rows) * pairs_of(tiling.columns);
-  const int64_t staging_floats = group_pairs * 2 * PANEL_MAX;
-  const int64_t place_floats = Scratch::round(group_pairs * sizeof(float*) / sizeof(float));
-  const int64_t segments_max = PAIR_TAPS * most_segments(C);
-  const int64_t segment_floats = Scratch::round(PRODUCTS * segments_max * (sizeof(Segment) / sizeof(float)));
-  const int64_t thread_floats = FORMS * form_floats + 2 * staging_floats + place_floats + segment_floats;
-  const int64_t weight_floats = panel_count(c.out_channels) * PANEL_MAX * terms.count() * C;
-  const ForwardScratch scratch(args, weight_floats, thread_floats, threads);
+  const PairUnits units(c, terms, tiling, C, c.reach_up(), c.reach_left());
+  const int64_t forms_floats = FORMS * units.form_floats();
+  const ForwardScratch scratch(args, units.packed_floats(product), forms_floats + units.thread_floats(), threads);
   if (!scratch) return false;
   float* const weights = scratch.weights();
 
 #pragma omp parallel num_threads(threads)
   {
     float* const forms = scratch.own();
-    float* const pixels = forms + FORMS * form_floats;
-    float* const shared = pixels + staging_floats;
-    const float** const places = reinterpret_cast<const float**>(shared + staging_floats);
-    Segment* const segments = reinterpret_cast<Segment*>(shared + staging_floats + place_floats);
 #pragma omp for
     for (int64_t p = 0; p < panel_count(c.out_channels); ++p)
       GK_BY_STORAGE(args.weight.storage, pack_pair_panel, args.weight, c, terms, product, p, weights);
@@ -193,51 +277,12 @@ inline bool masked_conv_forward_pairs(const MaskedConvForward& args, int threads
     for (int64_t unit = 0; unit < tiling.units; ++unit) {
       int64_t image;
       const Region region = tiling.region(c, unit, &image);
-      const int64_t pairs = pairs_of(region.columns());
       const Region bordered{region.y0 - c.reach_up(), region.y1, region.x0 - c.reach_left(),
-                            region.x0 + 2 * pairs + c.reach_right()};
+                            region.x0 + 2 * PairUnits::pairs_of(region.columns()) + c.reach_right()};
       load_pixels({args.x, image, C, c.height, c.width, c.in_order, nullptr}, bordered, forms);
-      make_forms(forms, form_floats, bordered.pixels() * C, C);
-
-      const int64_t pitch = bordered.columns();
-      int64_t segment_counts[PRODUCTS];
-      for (int m = 0; m < PRODUCTS; ++m) {
-        segment_counts[m] = 0;
-        for (int64_t n = 0; n < terms.count(m); ++n) {
-          const PairTerm& t = terms.term(m, n);
-          const int64_t pixel = (c.reach_up() + t.row) * pitch + c.reach_left() + t.column;
-          segment_counts[m] += cut_segment({t.form * form_floats + pixel * C, C},
-                                           segments + m * segments_max + segment_counts[m]);
-        }
-      }
-      for (int64_t p = 0; p < panel_count(c.out_channels); ++p) {
-        const Panel panel = make_panel(product, p);
-        const int64_t width = panel.width();
-        const Target target{args.y, image, panel.first, panel.columns, c.out_order, scratch.bias(), args.relu};
-        for (int64_t y = region.y0; y < region.y1; y += group_lines) {
-          const Region lines{y, min64(y + group_lines, region.y1), region.x0, region.x1};
-          const int64_t count = lines.rows() * pairs;
-          for (int64_t i = 0; i < count; ++i)
-            places[i] = forms + ((y - region.y0 + i / pairs) * pitch + i % pairs * 2) * C;
-          const float* packed = weights + p * PANEL_MAX * terms.count() * C;
-          for (int m = 0; m < PRODUCTS; ++m) {
-            float* const out = m == 0 ? pixels : m == 1 ? shared : m == 2 ? shared + width : pixels + width;
-            for_row_tiles(count, [&](int64_t first, int64_t rows) {
-              tile_function(TileMode::write, static_cast<int>(rows), panel.nr)(
-                  places + first, segments + m * segments_max, segment_counts[m], packed, out + first * 2 * width,
-                  2 * width);
-            });
-            packed += terms.count(m) * C * width;
-          }
-          add_up(count, width, pixels, shared);
-          if (region.columns() % 2 == 0) {
-            store_panel(target, lines, pixels, width);
-          } else {
-            for (int64_t line = 0; line < lines.rows(); ++line)
-              store_panel(target, {y + line, y + line + 1, lines.x0, lines.x1}, pixels + line * pairs * 2 * width, width);
-          }
-        }
-      }
+      make_forms(forms, units.form_floats(), bordered.pixels() * C, C);
+      units.multiply(region, bordered.columns(), forms, product, weights,
+                     {args.y, image, 0, 0, c.out_order, scratch.bias(), args.relu}, forms + forms_floats);
     }
   }
   return true;

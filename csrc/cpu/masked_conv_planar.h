@@ -1,4 +1,4 @@
-// The forward pass of a first layer, 1 or 3 channels to many, whose y is NCHW.
+// The forward pass of a first layer, 1 or 3 channels to many, and of a last one, 1x1 to more, whose y is NCHW.
 //
 //   y[o][pixel] = sum over k  weight[o][k] * patches[k][pixel],  k = the live taps of all channels, and a one for bias
 //
@@ -17,10 +17,13 @@
 
 namespace gk::GK_ISA {
 
-// The lines of y must follow each other.
-inline bool is_planar_first_layer(const MaskedConvForward& args) {
+// Few channels to any number of them, or a 1x1 to more: the patches must be little work beside the product. The lines
+// of y must follow each other.
+inline bool planar_pays(const MaskedConvForward& args) {
   const MaskedConv& c = args.conv;
-  return c.in_channels < 16 && c.full_taps() > 0 && args.y.storage == Storage::float32 &&
+  const bool widens = c.full_taps() == 0 && c.in_channels < 256 && 2 * c.in_channels <= c.out_channels &&
+                      c.centre_end[0] == c.in_channels;  // colours have an order: then everyone sees everything
+  return (c.full_taps() > 0 ? c.in_channels < 16 : widens) && args.y.storage == Storage::float32 &&
          args.y.stride_w == 1 && args.y.stride_c != 1 && args.y.stride_h == c.width;
 }
 
@@ -54,21 +57,20 @@ inline void patch_offsets(const MaskedConv& c, int64_t centre, int64_t pitch, in
   }
 }
 
-// patches[k][width] of pixels first .. first + count - 1 of the unit. Whole panels are moved from each line they touch,
-// and what is too much is overwritten by the next line or the next k: reads and writes PANEL_MAX floats too far.
+// patches[k][width] of pixels first .. first + count - 1 of the unit. Whole vectors are moved from each line they
+// touch, and what is too much is overwritten by the next line or the next k: reads and writes VL - 1 floats too far.
 inline void pack_patches(int64_t first, int64_t count, int64_t columns, const float* source, int64_t pitch,
                          const int64_t* offsets, int64_t length, int64_t width, float* patches) {
-  struct Piece { int64_t lane; const float* from; } pieces[PANEL_MAX];
-  int64_t piece_count = 0;
-  for (int64_t lane = 0; lane < count;) {
+  struct { int64_t lane; const float* from; } vectors[PANEL_MAX];
+  int64_t vector_count = 0;
+  for (int64_t lane = 0, run; lane < count; lane += run) {
     const int64_t y = (first + lane) / columns, x = (first + lane) % columns;
-    pieces[piece_count++] = {lane, source + y * pitch + x};
-    lane += columns - x;
+    run = min64(columns - x, count - lane);
+    for (int64_t j = 0; j < run; j += VL) vectors[vector_count++] = {lane + j, source + y * pitch + x + j};
   }
   for (int64_t k = 0; k + 1 < length; ++k)
-    for (int64_t i = 0; i < piece_count; ++i)
-      for (int64_t j = 0; j < width; j += VL)
-        store(patches + k * width + pieces[i].lane + j, load(pieces[i].from + offsets[k] + j));
+    for (int64_t i = 0; i < vector_count; ++i)
+      store(patches + k * width + vectors[i].lane, load(vectors[i].from + offsets[k]));
   for (int64_t j = 0; j < width; j += VL) store(patches + (length - 1) * width + j, Vec{} + 1.0f);
 }
 
@@ -92,7 +94,7 @@ void multiply_patches(const float* rows, const float* patches, int64_t length, i
         const int64_t at = p + j * VL;
         Vec v = acc[i][j];
         if (relu) v = v < Vec{} ? Vec{} : v;  // NaN stays NaN, as in torch
-        if (at + VL <= pixels)
+        if (NR == NR_MAX || at + VL <= pixels)  // the widest panels are whole
           store(to[i] + at, v);
         else
           memcpy(to[i] + at, &v, (pixels - at) * sizeof(float));
