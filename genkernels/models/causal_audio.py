@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -157,15 +158,19 @@ class CausalAudioNet(AutoregressiveModel):
         self.receptive_field = kernel_size + sum(block.reach for block in blocks)
         # Features are kept channels_last, as in PixelCNN.
         self.first.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._initialise()
 
+    def _initialise(self) -> None:
+        num_layers = self.config["num_layers"]
+        blocks, head = cast(Any, self.blocks), cast(Any, self.head)
         init_live_taps(self.first, 1.0)
         for block in blocks:
             init_live_taps(block.conv, 1.0)
             init_live_taps(block.skip, 1 / (GATE_POWER * num_layers))  # the sums over all blocks keep their size
             if block.residual is not None:
                 init_live_taps(block.residual, 1 / (GATE_POWER * num_layers))
-        init_live_taps(head[0], 2.0)
-        init_live_taps(head[1], 1.0)
+        init_live_taps(head[1], 2.0)
+        init_live_taps(head[2], 1.0)
 
     def predict(self, scaled: Tensor, condition: Tensor | None) -> Tensor:
         scaled = scaled.contiguous(memory_format=torch.channels_last)

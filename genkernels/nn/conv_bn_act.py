@@ -65,6 +65,13 @@ class _Block(nn.Module):
             group = None if sync is True else sync
             self.bn = nn.SyncBatchNorm(out_channels, process_group=group, **options)
 
+    def reset_parameters(self) -> None:
+        """New random weights for the convolution, as in torch.nn, and the batch norm of a new layer."""
+        super().reset_parameters()  # type: ignore[misc]
+        norm = self._modules.get("bn")  # not there yet while the convolution is made
+        if norm is not None:
+            norm.reset_parameters()  # type: ignore[operator]
+
     def _block_options(self) -> dict[str, Any]:
         """The keyword arguments of the operator that this call takes."""
         return {"activation": self.activation, "negative_slope": self.negative_slope, **norm_options(self.bn)}
