@@ -38,7 +38,12 @@ def _refuse_nested_forward_mode(name: str) -> None:
 
 
 def is_recorded(*inputs: Any) -> bool:
-    """Whether a derivative of what is computed of these may be asked for."""
+    """Whether a derivative of what is computed of these may be asked for.
+
+    Always of a traced program, which is the same with and without gradients.
+    """
+    if torch.jit.is_tracing():
+        return True
     if not torch.compiler.is_compiling() and (torch._C._are_functorch_transforms_active() or _forward_mode_is_on()):
         return True
     return torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in inputs)

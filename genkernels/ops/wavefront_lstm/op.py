@@ -186,8 +186,13 @@ def say_walk(
 
 
 def keeps(tensors: Sequence[Tensor | None], checkpoint: bool) -> bool:
-    """Whether backward may come, and shall find what it needs."""
-    return not checkpoint and torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    """Whether backward may come, and shall find what it needs.
+
+    A traced program is the same with and without gradients; there backward walks forward once more.
+    """
+    if checkpoint or torch.jit.is_tracing():
+        return False
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def geometry_of(front: str, taps: Sequence[int]) -> Geometry:
