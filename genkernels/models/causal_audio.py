@@ -14,7 +14,7 @@ from ..nn import MaskedConv2d
 from ..nn.gated_masked_conv import GATE_POWER
 from ..nn.init import init_live_taps
 from ..ops.masked_conv.gated import gate
-from .autoregressive import AutoregressiveModel, check_whole
+from .autoregressive import AutoregressiveModel, channels_last, check_whole
 
 
 def mu_law_encode(waveform: Tensor, levels: int = 256) -> Tensor:
@@ -173,7 +173,7 @@ class CausalAudioNet(AutoregressiveModel):
         init_live_taps(head[2], 1.0)
 
     def predict(self, scaled: Tensor, condition: Tensor | None) -> Tensor:
-        scaled = scaled.contiguous(memory_format=torch.channels_last)
+        scaled = channels_last(scaled)
         embedded = None if self.classes is None else self.classes(condition)  # [N, h]
         x = self.first(F.pad(scaled, (self.kernel_size, -1)))  # [N, h, 1, T], without the own sample
         total = None

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..nn import GatedMaskedConv2d, MaskedConv2d
 from ..nn.gated_masked_conv import GATE_POWER
 from ..nn.init import init_live_taps
-from .autoregressive import AutoregressiveModel, as_size, check_whole
+from .autoregressive import AutoregressiveModel, as_size, channels_last, check_whole
 
 
 class GatedPixelCNN(AutoregressiveModel):
@@ -113,7 +113,7 @@ class GatedPixelCNN(AutoregressiveModel):
             init_live_taps(last, variance=1.0 if last.activation is None else 2.0)
 
     def predict(self, scaled: Tensor, condition: Tensor | None) -> Tensor:
-        vertical = horizontal = scaled.contiguous(memory_format=torch.channels_last)
+        vertical = horizontal = channels_last(scaled)
         embedded = None if self.classes is None else self.classes(condition)  # [N, h]
         for layer in self.layers:
             vertical, horizontal = layer(vertical, horizontal, embedded)

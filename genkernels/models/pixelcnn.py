@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..nn import MaskedConv2d
 from ..nn.init import init_live_taps
-from .autoregressive import AutoregressiveModel, as_size, check_whole
+from .autoregressive import AutoregressiveModel, as_size, channels_last, check_whole
 
 
 class ResidualBlock(nn.Module):
@@ -137,6 +137,6 @@ class PixelCNN(AutoregressiveModel):
 
     def predict(self, scaled: Tensor, condition: Tensor | None) -> Tensor:
         # channels_last: results leave the kernels without a transposition, and the softmax reads its levels in a row.
-        scaled = scaled.contiguous(memory_format=torch.channels_last)
+        scaled = channels_last(scaled)
         logits = self.layers(scaled)  # [N, C * levels, H, W], a block of levels for each colour
         return logits.unflatten(1, (self.in_channels, self.levels)).transpose(1, 2)

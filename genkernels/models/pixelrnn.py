@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..nn import DiagonalBiLSTM, MaskedConv2d, RowLSTM
 from ..nn.init import init_live_taps
-from .autoregressive import AutoregressiveModel, as_size, check_whole
+from .autoregressive import AutoregressiveModel, as_size, channels_last, check_whole
 
 RECURRENCES = {"row": RowLSTM, "diagonal": DiagonalBiLSTM}
 
@@ -141,6 +141,6 @@ class PixelRNN(AutoregressiveModel):
     def predict(self, scaled: Tensor, condition: Tensor | None) -> Tensor:
         width = scaled.shape[3]
         wider = F.pad(scaled, (0, 1)) if self.config["recurrence"] == "diagonal" else scaled
-        wider = wider.contiguous(memory_format=torch.channels_last)
+        wider = channels_last(wider)
         logits = self.layers(wider)[..., :width]  # [N, C * levels, H, W], a block of levels for each colour
         return logits.unflatten(1, (self.in_channels, self.levels)).transpose(1, 2)
