@@ -8,6 +8,7 @@ from every_layer import layer_and_input, model_and_input
 from torch.export import Dim
 
 import genkernels
+from genkernels import nn
 from genkernels.ops.masked_conv import gated
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime, which runs the file, is not installed")
@@ -25,6 +26,8 @@ MODULES = {
     "down": lambda: layer_and_input("down"),
     "down without norm": lambda: layer_and_input("down without norm"),
     "up": lambda: layer_and_input("up"),
+    "row": lambda: (nn.RowLSTM(2, 3, learned_state=True), torch.randn(3, 2, 2, 3)),
+    "diagonal": lambda: (nn.DiagonalBiLSTM(2, 3), torch.randn(3, 2, 3, 2)),
     "pixelcnn": lambda: model_and_input("pixelcnn"),
     "gated pixelcnn": lambda: model_and_input("gated pixelcnn"),
     "generator": lambda: model_and_input("dcgan's generator"),
