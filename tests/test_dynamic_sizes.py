@@ -124,6 +124,7 @@ def test_a_training_program_with_dynamic_sizes_is_compiled_once(name, fresh_comp
     assert_compiled_once(name, "aot_eager", same_gradients)
 
 
+@pytest.mark.slow
 def test_a_package_compiled_ahead_of_time_serves_every_batch(tmp_path, one_thread):
     model, x = accelerated("discriminator")
     program = torch.export.export(model.eval(), (x,), dynamic_shapes=({0: Dim("batch")},))
