@@ -152,7 +152,7 @@ def is_for_kernel(layers: Sequence[Any], norm: Any, activation: str | None, slop
         isinstance(x, Tensor)
         and x.dim() == 4
         and x.is_floating_point()
-        and not prefers_torch(x, layers[0], norm, activation, slope)
+        and not prefers_torch(x, layers[0].weight, layers[0].bias, layers[0], norm, activation, slope)
         and x.shape[0] > 0
         and not any(map(is_hooked, layers))
         and not nn.modules.module._has_any_global_hook()

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..ops import sampler
 from ..ops.sampler.drawing import draw  # noqa: F401  (the definition that `sample` follows)
-from ..ops.sampler.request import as_size, check_levels, check_request, check_whole
+from ..ops.sampler.request import as_size, check_levels, check_request, check_whole, unwrapped
 from .base import GenerativeModel
 
 
@@ -43,6 +43,14 @@ def log_likelihood(logits: Tensor, images: Tensor) -> Tensor:
         flat = logits.transpose(1, 2).reshape(batch * colours, levels, height * width)
         nats = F.cross_entropy(flat, targets.reshape(batch * colours, height * width), reduction="none")
     return -nats.view(batch, colours * height * width).sum(1)
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """x in channels_last; as it is under ``torch.func.vmap``, which knows no such layout."""
+    transforms = [] if torch.compiler.is_compiling() else torch._C._functorch.get_interpreter_stack() or []
+    if any(level.key() == torch._C._functorch.TransformType.Vmap for level in transforms):
+        return x
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 class AutoregressiveModel(GenerativeModel):
@@ -114,8 +122,7 @@ class AutoregressiveModel(GenerativeModel):
             ValueError: the shape does not fit, or a value is not a whole number in 0 .. levels - 1 (not
                 looked for inside ``torch.compile``).
         """
-        if not torch.compiler.is_compiling():
-            check_levels("x", x, self.levels)
+        check_levels("x", x, self.levels)
         return log_likelihood(self(x, condition), x)
 
     @torch.no_grad()
@@ -188,6 +195,6 @@ def check_labels(name: str, labels: Tensor | None, batch: int, classes: int) -> 
     if labels.dtype != torch.int64 or labels.shape != (batch,):
         raise ValueError(f"{name}: expected {wanted}; got {labels.dtype} {list(labels.shape)}")
     if labels.numel() and not torch.compiler.is_compiling():
-        low, high = (value.item() for value in torch.aminmax(labels))
+        low, high = (value.item() for value in torch.aminmax(unwrapped(labels)))
         if low < 0 or high >= classes:
             raise ValueError(f"{name}: expected {wanted}; got {low} .. {high}")

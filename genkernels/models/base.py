@@ -22,12 +22,30 @@ class GenerativeModel(nn.Module):
     in_channels: int
     image_size: tuple[int, int]
 
+    def reset_parameters(self) -> None:
+        """Gives the model the random weights and the statistics of a new one, in place.
+
+        A model that was built on the meta device has neither: ``model.to_empty(device=...)`` and this make it whole.
+        """
+        for child in self.children():
+            child.apply(_reset)  # a layer's parts first, since some layers have weights of their own for them
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """Sets what of a new model's weights is not its layers' own affair. For subclasses."""
+
     def check_images(self, x: Tensor) -> None:
         """Raise a ValueError unless x is [N, in_channels, H, W] of the model's size."""
         expected = [self.in_channels, *self.image_size]
         if x.dim() != 4 or list(x.shape[1:]) != expected:
             shape = ", ".join(map(str, expected))
             raise ValueError(f"x: expected [N, {shape}]; got shape {list(x.shape)}")
+
+
+def _reset(module: nn.Module) -> None:
+    reset = getattr(module, "reset_parameters", None)
+    if reset is not None:
+        reset()
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,7 @@ from ..nn import MaskedConv2d
 from ..nn.gated_masked_conv import GATE_POWER
 from ..nn.init import init_live_taps
 from ..ops.masked_conv.gated import gate
-from .autoregressive import AutoregressiveModel, check_whole
+from .autoregressive import AutoregressiveModel, channels_last, check_whole
 
 
 def mu_law_encode(waveform: Tensor, levels: int = 256) -> Tensor:
@@ -157,18 +158,22 @@ class CausalAudioNet(AutoregressiveModel):
         self.receptive_field = kernel_size + sum(block.reach for block in blocks)
         # Features are kept channels_last, as in PixelCNN.
         self.first.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._initialise()
 
+    def _initialise(self) -> None:
+        num_layers = self.config["num_layers"]
+        blocks, head = cast(Any, self.blocks), cast(Any, self.head)
         init_live_taps(self.first, 1.0)
         for block in blocks:
             init_live_taps(block.conv, 1.0)
             init_live_taps(block.skip, 1 / (GATE_POWER * num_layers))  # the sums over all blocks keep their size
             if block.residual is not None:
                 init_live_taps(block.residual, 1 / (GATE_POWER * num_layers))
-        init_live_taps(head[0], 2.0)
-        init_live_taps(head[1], 1.0)
+        init_live_taps(head[1], 2.0)
+        init_live_taps(head[2], 1.0)
 
     def predict(self, scaled: Tensor, condition: Tensor | None) -> Tensor:
-        scaled = scaled.contiguous(memory_format=torch.channels_last)
+        scaled = channels_last(scaled)
         embedded = None if self.classes is None else self.classes(condition)  # [N, h]
         x = self.first(F.pad(scaled, (self.kernel_size, -1)))  # [N, h, 1, T], without the own sample
         total = None

@@ -93,6 +93,9 @@ class DCGAN(ConvolutionalModel):
             ),
             nn.Flatten(0),
         )  # fmt: skip
+        self._initialise()
+
+    def _initialise(self) -> None:
         init_dcgan(self)
 
     def draw_latents(self, n: int, generator: torch.Generator | None = None) -> Tensor:

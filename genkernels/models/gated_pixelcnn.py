@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from ..nn import GatedMaskedConv2d, MaskedConv2d
 from ..nn.gated_masked_conv import GATE_POWER
 from ..nn.init import init_live_taps
-from .autoregressive import AutoregressiveModel, as_size, check_whole
+from .autoregressive import AutoregressiveModel, as_size, channels_last, check_whole
 
 
 class GatedPixelCNN(AutoregressiveModel):
@@ -101,14 +102,18 @@ class GatedPixelCNN(AutoregressiveModel):
         self.head = nn.Sequential(nn.ReLU(), *head)
         # Features are kept channels_last, as in PixelCNN.
         layers[0].to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._initialise()
+
+    def _initialise(self) -> None:
+        layers, head = cast(Any, self.layers), cast(Any, self.head)
         for later in layers[1:]:
             # the sum over all layers keeps its size
-            init_live_taps(later.out, variance=1 / (GATE_POWER * num_layers))
-        for last in head:
+            init_live_taps(later.out, variance=1 / (GATE_POWER * self.config["num_layers"]))
+        for last in head[1:]:
             init_live_taps(last, variance=1.0 if last.activation is None else 2.0)
 
     def predict(self, scaled: Tensor, condition: Tensor | None) -> Tensor:
-        vertical = horizontal = scaled.contiguous(memory_format=torch.channels_last)
+        vertical = horizontal = channels_last(scaled)
         embedded = None if self.classes is None else self.classes(condition)  # [N, h]
         for layer in self.layers:
             vertical, horizontal = layer(vertical, horizontal, embedded)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..nn import MaskedConv2d
 from ..nn.init import init_live_taps
-from .autoregressive import AutoregressiveModel, as_size, check_whole
+from .autoregressive import AutoregressiveModel, as_size, channels_last, check_whole
 
 
 class ResidualBlock(nn.Module):
@@ -124,18 +124,19 @@ class PixelCNN(AutoregressiveModel):
         # Features are kept channels_last (see `predict`). An image of one channel has no layout of its own: there
         # the first layer's weight says which is meant.
         self.layers[0].to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._initialise(num_layers)
+        self._initialise()
 
-    def _initialise(self, num_layers: int) -> None:
+    def _initialise(self) -> None:
         for layer in self.modules():
             if isinstance(layer, MaskedConv2d):
                 init_live_taps(layer, variance=1.0 if layer.activation is None else 2.0)
         for layer in self.layers:
             if isinstance(layer, ResidualBlock):
-                init_live_taps(layer.up, variance=1 / num_layers)  # the sum over all blocks keeps its size
+                # the sum over all blocks keeps its size
+                init_live_taps(layer.up, variance=1 / self.config["num_layers"])
 
     def predict(self, scaled: Tensor, condition: Tensor | None) -> Tensor:
         # channels_last: results leave the kernels without a transposition, and the softmax reads its levels in a row.
-        scaled = scaled.contiguous(memory_format=torch.channels_last)
+        scaled = channels_last(scaled)
         logits = self.layers(scaled)  # [N, C * levels, H, W], a block of levels for each colour
         return logits.unflatten(1, (self.in_channels, self.levels)).transpose(1, 2)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..nn import DiagonalBiLSTM, MaskedConv2d, RowLSTM
 from ..nn.init import init_live_taps
-from .autoregressive import AutoregressiveModel, as_size, check_whole
+from .autoregressive import AutoregressiveModel, as_size, channels_last, check_whole
 
 RECURRENCES = {"row": RowLSTM, "diagonal": DiagonalBiLSTM}
 
@@ -128,19 +128,19 @@ class PixelRNN(AutoregressiveModel):
         )
         # Features are kept channels_last, as in PixelCNN.
         self.layers[0].to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._initialise(blocks)
+        self._initialise()
 
-    @torch.no_grad()
-    def _initialise(self, blocks: Sequence[RecurrentBlock]) -> None:
+    def _initialise(self) -> None:
         for layer in self.layers:
             if isinstance(layer, MaskedConv2d):
                 init_live_taps(layer, variance=1.0 if layer.activation is None else 2.0)
-        for block in blocks:
-            init_live_taps(block.up, variance=1 / len(blocks))  # the sum over all blocks keeps its size
+            elif isinstance(layer, RecurrentBlock):
+                # the sum over all blocks keeps its size
+                init_live_taps(layer.up, variance=1 / self.config["num_layers"])
 
     def predict(self, scaled: Tensor, condition: Tensor | None) -> Tensor:
         width = scaled.shape[3]
         wider = F.pad(scaled, (0, 1)) if self.config["recurrence"] == "diagonal" else scaled
-        wider = wider.contiguous(memory_format=torch.channels_last)
+        wider = channels_last(wider)
         logits = self.layers(wider)[..., :width]  # [N, C * levels, H, W], a block of levels for each colour
         return logits.unflatten(1, (self.in_channels, self.levels)).transpose(1, 2)

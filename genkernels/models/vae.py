@@ -76,7 +76,12 @@ class VAE(ConvolutionalModel):
             nn.Unflatten(1, (latent_dim, 1, 1)), *up(latent_dim, hidden_channels, outputs, image_size)
         )
         if likelihood == "gaussian":
-            self.log_spread = nn.Parameter(torch.tensor(-1.0))
+            self.log_spread = nn.Parameter(torch.empty(()))
+        self._initialise()
+
+    def _initialise(self) -> None:
+        if self.likelihood == "gaussian":
+            nn.init.constant_(self.log_spread, -1.0)
 
     # --- the two halves ---------------------------------------------------------------------------------
 
@@ -87,8 +92,7 @@ class VAE(ConvolutionalModel):
             ValueError: the shape does not fit, or a value is not a level (not looked for inside ``torch.compile``).
         """
         self.check_images(x)
-        if not torch.compiler.is_compiling():
-            check_levels("x", x, self.levels)
+        check_levels("x", x, self.levels)
         mean, log_variance = self.encoder(self._scaled(x)).chunk(2, 1)
         return mean, log_variance
 

@@ -65,14 +65,20 @@ class _Block(nn.Module):
             group = None if sync is True else sync
             self.bn = nn.SyncBatchNorm(out_channels, process_group=group, **options)
 
+    def reset_parameters(self) -> None:
+        """New random weights for the convolution, as in torch.nn, and the batch norm of a new layer."""
+        super().reset_parameters()  # type: ignore[misc]
+        norm = self._modules.get("bn")  # not there yet while the convolution is made
+        if norm is not None:
+            norm.reset_parameters()  # type: ignore[operator]
+
     def _block_options(self) -> dict[str, Any]:
         """The keyword arguments of the operator that this call takes."""
         return {"activation": self.activation, "negative_slope": self.negative_slope, **norm_options(self.bn)}
 
-    def _is_for_torch(self: Any, x: Tensor, transposed: bool) -> bool:
+    def _is_for_torch(self: Any, x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool) -> bool:
         """Whether PyTorch's own operators are quicker, and nothing about the call needs this library's checks."""
-        weight, bn = self.weight, self.bn  # a module looks each of them up the long way
-        shape = x.shape
+        shape, bn = x.shape, self.bn
         return (
             is_open(x)
             and len(shape) == 4
@@ -81,7 +87,7 @@ class _Block(nn.Module):
             and weight.is_cpu
             and shape[0] > 0
             and (bn is None or type(bn) is nn.BatchNorm2d)
-            and prefers_torch(x, self, bn, self.activation, self.negative_slope)
+            and prefers_torch(x, weight, bias, self, bn, self.activation, self.negative_slope)
         )
 
     def _norm_and_act(self, z: Tensor) -> Tensor:
@@ -162,13 +168,14 @@ class ConvTransposeBnAct2d(_Block, nn.ConvTranspose2d):
                     input, output_size, list(self.stride), list(padding), list(self.kernel_size), 2, [1, 1]
                 )
             )
-        if self._is_for_torch(input, transposed=True):
-            z = F.conv_transpose2d(input, self.weight, self.bias, self.stride, padding, output_padding)
+        weight, bias = self.weight, self.bias  # once a call: a parametrization computes them each time they are read
+        if self._is_for_torch(input, weight, bias, transposed=True):
+            z = F.conv_transpose2d(input, weight, bias, self.stride, padding, output_padding)
             return self._norm_and_act(z)
         return ops.conv_transpose2d_bn_act(
             input,
-            self.weight,
-            self.bias,
+            weight,
+            bias,
             stride=self.stride,
             padding=padding,
             output_padding=output_padding,
@@ -211,11 +218,10 @@ class ConvBnAct2d(_Block, nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         padding: Any = self.padding
-        if self._is_for_torch(input, transposed=False):
-            return self._norm_and_act(F.conv2d(input, self.weight, self.bias, self.stride, padding))
-        return ops.conv2d_bn_act(
-            input, self.weight, self.bias, stride=self.stride, padding=padding, **self._block_options()
-        )
+        weight, bias = self.weight, self.bias  # once a call: a parametrization computes them each time they are read
+        if self._is_for_torch(input, weight, bias, transposed=False):
+            return self._norm_and_act(F.conv2d(input, weight, bias, self.stride, padding))
+        return ops.conv2d_bn_act(input, weight, bias, stride=self.stride, padding=padding, **self._block_options())
 
 
 def _check_unused(groups: int, dilation: _Size, padding_mode: str) -> None:

@@ -93,6 +93,12 @@ class _Layer(nn.Module):
         self.mask_type = mask_type
         self.checkpoint = checkpoint
 
+    def reset_parameters(self) -> None:
+        """New random weights for each walk: uniform as in ``nn.LSTM``, the forget gates open."""
+        for walk in self.children():
+            assert isinstance(walk, _Recurrence)
+            walk.reset_parameters()
+
     def extra_repr(self) -> str:
         text = f"{self.in_channels}, {self.hidden_channels}, mask_type={self.mask_type!r}"
         if self.channel_groups != 1:

@@ -38,7 +38,12 @@ def _refuse_nested_forward_mode(name: str) -> None:
 
 
 def is_recorded(*inputs: Any) -> bool:
-    """Whether a derivative of what is computed of these may be asked for."""
+    """Whether a derivative of what is computed of these may be asked for.
+
+    Always of a traced program, which is the same with and without gradients.
+    """
+    if torch.jit.is_tracing():
+        return True
     if not torch.compiler.is_compiling() and (torch._C._are_functorch_transforms_active() or _forward_mode_is_on()):
         return True
     return torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in inputs)
@@ -123,6 +128,8 @@ class DifferentiableOp:
                 return map_samples(info, in_dims, *inputs)
 
         def autograd_kernel(keyset: Any, *inputs: Any) -> Any:
+            if self._formula is not None and torch._C._len_torch_dispatch_stack() and torch.onnx.is_in_onnx_export():
+                return self._formula(*inputs)
             if _forward_mode_is_on():
                 return Transformed.apply(*inputs)
             if torch.is_grad_enabled() and torch._C._any_requires_grad(*inputs):
@@ -142,11 +149,19 @@ class DifferentiableOp:
         self._transformed = Transformed
         self._tensors = 0
         self._direct: Callable[..., Any] | None = None
+        self._formula: Callable[..., Any] | None = None
         self._apply_direct = super(torch.autograd.Function, Direct).apply  # without looking for transforms again
 
     def use_directly(self, kernel: Callable[..., Any], *, tensors: int) -> None:
         """Let calls that nobody looks on go to the CPU kernel; the first ``tensors`` inputs are tensors or None."""
         self._direct, self._tensors = kernel, tensors
+
+    def use_formula(self, formula: Callable[..., Any]) -> None:
+        """Let an ONNX export see this function of the same inputs, in PyTorch's operators, instead of the operator.
+
+        The exporter decomposes what it does not know, for which it runs the operator under a tracing mode.
+        """
+        self._formula = formula
 
     def __call__(self, *inputs: Any) -> Any:
         if self._direct is not None and is_open(inputs[0]) and are_plain(*inputs[1 : self._tensors]):

@@ -1,4 +1,4 @@
-"""Where the CUDA kernels of the native extension are launched."""
+"""Where the CUDA kernels of the native extension are launched, and how a GPU is to multiply float32."""
 
 from __future__ import annotations
 
@@ -34,6 +34,19 @@ class Device:
     def stream(self) -> int:
         """The address of the caller's stream."""
         return torch.cuda.current_stream(self.index).cuda_stream
+
+
+def float32_precision() -> str:
+    """How a GPU multiplies float32: "tf32", its factors rounded to TF32, or "ieee".
+
+    As PyTorch is told to do it in its own convolutions, which are what masked convolutions, blocks and recurrences
+    replace: ``torch.backends.cudnn.conv.fp32_precision``, where "none" stands for the setting above it and, without
+    any, for exact products (that is what ``torch.backends.cudnn.allow_tf32 = False`` leaves). What PyTorch's matrix
+    products take, ``torch.set_float32_matmul_precision``, is of no account.
+    """
+    conv = getattr(torch.backends.cudnn, "conv", None)  # older versions have one switch alone
+    tf32 = torch.backends.cudnn.allow_tf32 if conv is None else conv.fp32_precision == "tf32"
+    return "tf32" if tf32 else "ieee"
 
 
 @lru_cache

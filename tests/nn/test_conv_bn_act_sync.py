@@ -53,7 +53,40 @@ def work(rank, port):
                     torch.testing.assert_close(buffer, other, **close)
                 layer.eval(), plain.eval()
                 torch.testing.assert_close(layer(x), plain(x), **close)
+    for cls, base in ((ConvTransposeBnAct2d, nn.ConvTranspose2d), (ConvBnAct2d, nn.Conv2d)):
+        for counts in ((0, 0), (1, 0), (0, 1), (1, 1)):
+            few_values(cls, base, counts, rank)
     dist.destroy_process_group()
+
+def error_of(call, *inputs):
+    try:
+        call(*inputs)
+    except ValueError as error:
+        return str(error)
+    return None
+
+def few_values(cls, base, counts, rank):
+    # counts: how many images of one pixel each process has
+    torch.manual_seed(0)
+    layer = cls(3, 20, 1, bias=True, activation="relu", sync=True)
+    layer.bn.running_mean.fill_(0.3), layer.bn.running_var.fill_(0.7)
+    plain = nn.Sequential(base(3, 20, 1), nn.BatchNorm2d(20), nn.ReLU())
+    for own, other in zip(layer.parameters(), plain.parameters(), strict=True):
+        other.data.copy_(own.data)
+    plain[1].load_state_dict(layer.bn.state_dict())
+    images = torch.randn(sum(counts), 3, 1, 1)
+    own = images.split(counts)[rank].clone().requires_grad_()
+    if sum(counts) == 1:
+        assert "xpected more than 1 value per channel" in error_of(plain, images)
+        assert "expected more than one value per channel when training" in error_of(layer, own)
+    else:
+        y = layer(own)
+        y.sum().backward()
+        assert own.grad.isfinite().all()
+        if sum(counts) > 0:
+            torch.testing.assert_close(y, plain(images).split(counts)[rank])
+    for name in ("running_mean", "running_var"):
+        torch.testing.assert_close(getattr(layer.bn, name), getattr(plain[1], name))
 
 work(int(sys.argv[1]), sys.argv[2])
 print("done")

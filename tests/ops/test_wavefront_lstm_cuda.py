@@ -40,7 +40,7 @@ A100 = (108, 166_912, 1)
 
 
 def compute_float32(place: Place, *, exactly: bool) -> None:
-    place.patch.setattr(cuda, "float32_is_exact", lambda: exactly)
+    place.patch.setattr(cuda, "float32_precision", lambda: "ieee" if exactly else "tf32")
 
 
 @pytest.fixture(params=PLACES)
@@ -276,20 +276,6 @@ def test_fronts_and_tap_sets_beyond_the_kernel_s_tables_are_refused_in_words(pla
     assert "longer than the 1024" in cuda.why_not(gates, [Geometry.of("row", (0,))])
     assert "at most 32 taps; got 33" in cuda.why_not(gates[..., :9], [Geometry.of("row", range(33))])
     assert "no CUDA kernel for torch.float64" in cuda.why_not(gates.double(), [Geometry.of("row", (0,))])
-
-
-def test_float32_products_follow_the_setting_of_pytorch_s_convolutions():
-    if not hasattr(torch.backends.cudnn, "conv"):
-        pytest.skip("this PyTorch has one setting for all of cuDNN")
-    conv = torch.backends.cudnn.conv
-    before = conv.fp32_precision
-    try:
-        conv.fp32_precision = "ieee"
-        assert cuda.float32_is_exact()
-        conv.fp32_precision = "tf32"
-        assert not cuda.float32_is_exact()
-    finally:
-        conv.fp32_precision = before
 
 
 # --- a GPU's own ways ---

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from ..masked_conv.layout import empty_grad_input, input_format, output_format
 from ..tile_conv import gpu
 from . import cpu, reference, schema, sync
+from .derivatives import conv_act, conv_bn_act
 from .geometry import accumulator, empty_output, geometry_of
 
 
@@ -42,13 +44,17 @@ def _image(gradient: Tensor | None, x: Tensor) -> Tensor:
 # --- without batch norm ------------------------------------------------------------------------------------------
 
 
-def _conv_act(
-    x: Tensor, weight: Tensor, scale: Tensor | None, shift: Tensor | None,
+def _conv_act(x: Tensor, *inputs: Any) -> Tensor:
+    return _conv_act_by(_backend(x), x, *inputs)
+
+
+def _conv_act_by(
+    backend: ModuleType, x: Tensor, weight: Tensor, scale: Tensor | None, shift: Tensor | None,
     transposed: bool, stride: Sequence[int], padding: Sequence[int], output_padding: Sequence[int],
     activation: str, negative_slope: float,
 ) -> Tensor:  # fmt: skip
     geometry = geometry_of(transposed, stride, padding, output_padding)
-    y = _backend(x).forward(x, weight, _values(scale, x), _values(shift, x), geometry, activation, negative_slope)
+    y = backend.forward(x, weight, _values(scale, x), _values(shift, x), geometry, activation, negative_slope)
     return y.contiguous(memory_format=output_format(x, weight))
 
 
@@ -68,13 +74,17 @@ def _conv_act_backward(
 # --- with batch norm, in training ----------------------------------------------------------------------------------
 
 
-def _conv_bn_act(
-    x: Tensor, weight: Tensor, bn_weight: Tensor | None, bn_bias: Tensor | None,
+def _conv_bn_act(x: Tensor, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return _conv_bn_act_by(_backend(x), x, *inputs)
+
+
+def _conv_bn_act_by(
+    backend: ModuleType, x: Tensor, weight: Tensor, bn_weight: Tensor | None, bn_bias: Tensor | None,
     transposed: bool, stride: Sequence[int], padding: Sequence[int], output_padding: Sequence[int],
     activation: str, negative_slope: float, eps: float, group: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     geometry = geometry_of(transposed, stride, padding, output_padding)
-    backend, memory_format = _backend(x), output_format(x, weight)
+    memory_format = output_format(x, weight)
     if x.shape[0] == 0:
         z = empty_output(x, weight, geometry)
         mean = deviations = z.new_zeros(z.shape[1], dtype=accumulator(x.dtype))
@@ -129,6 +139,8 @@ def _conv_bn_act_backward(
     )
 
 
+conv_act.use_formula(partial(_conv_act_by, reference))
+conv_bn_act.use_formula(partial(_conv_bn_act_by, reference))
 for _name, _kernel in (
     ("conv_act", _conv_act),
     ("conv_act_backward", _conv_act_backward),
@@ -188,8 +200,6 @@ def _conv_bn_act_backward_fake(
 
 
 def _register_autocast(device_type: str, key: torch._C.DispatchKey) -> None:
-    from .derivatives import conv_act, conv_bn_act
-
     def cast(tensor: Tensor) -> Tensor:
         # float64 stays, as it does for PyTorch's own convolutions
         return tensor if tensor.dtype == torch.float64 else tensor.to(torch.get_autocast_dtype(device_type))

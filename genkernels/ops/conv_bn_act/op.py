@@ -11,7 +11,7 @@ from torch import Tensor
 from . import kernels  # noqa: F401 - registers the kernels
 from .derivatives import conv_act, conv_bn_act
 from .geometry import ACTIVATIONS, Geometry, Pair, accumulator
-from .sync import group_name
+from .sync import NO_VARIANCE, group_name
 
 _SHARED = """
     Args:
@@ -128,13 +128,13 @@ def _block(
     else:
         group = group_name(sync)
         values = batched.shape[0] * _output_pixels(batched, weight, geometry)
-        if values == 1 and not group:
-            raise ValueError("x: expected more than one value per channel when training; batch norm has no variance")
+        if values == 1 and not group:  # over a group the operator looks, once the processes have told their counts
+            raise ValueError(NO_VARIANCE)
         if bias is not None:  # normalising takes it away again, but its gradient is zero and not missing
             bn_bias = 0 * bias if bn_bias is None else bn_bias + 0 * bias
         y, _, statistics = conv_bn_act(batched, weight, bn_weight, bn_bias, *options, eps, group)
         if values > 0 or group:
-            update_running(running_mean, running_var, statistics, bias, momentum)
+            update_running(running_mean, running_var, statistics, bias, momentum, may_be_empty=values == 0)
     return y if x.dim() == 4 else y.squeeze(0)
 
 
@@ -151,17 +151,24 @@ def folded(
 
 
 def update_running(
-    running_mean: Tensor | None, running_var: Tensor | None, statistics: Tensor, bias: Tensor | None, momentum: float
-) -> None:
-    """In place, as nn.BatchNorm2d does: the variance unbiased."""
+    running_mean: Tensor | None, running_var: Tensor | None, statistics: Tensor, bias: Tensor | None, momentum: float,
+    *, may_be_empty: bool,
+) -> None:  # fmt: skip
+    """In place, as nn.BatchNorm2d does: the variance unbiased.
+
+    With ``may_be_empty`` no process may have had a value; then nothing changes (told without waiting for a GPU).
+    """
+
+    def update(running: Tensor, seen: Tensor) -> None:
+        seen = seen.to(running.dtype)
+        running.lerp_(torch.where(count > 0, seen, running) if may_be_empty else seen, momentum)
+
     with torch.no_grad():
         mean, variance, count = statistics.detach()
         if running_mean is not None:
-            seen = mean if bias is None else mean + bias
-            running_mean.lerp_(seen.to(running_mean.dtype), momentum)
+            update(running_mean, mean if bias is None else mean + bias)
         if running_var is not None:
-            unbiased = variance * (count / (count - 1))
-            running_var.lerp_(unbiased.to(running_var.dtype), momentum)
+            update(running_var, variance * (count / (count - 1)))
 
 
 # --- checks --------------------------------------------------------------------------------------------------------

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+NO_VARIANCE = "x: expected more than one value per channel when training; batch norm has no variance"
+
 
 def group_name(sync: object) -> str:
     """The name of the process group that ``sync`` means, "" where there is nothing to exchange.
@@ -32,7 +34,11 @@ def _resolve(name: Any) -> torch.distributed.ProcessGroup:
 
 
 def combine_statistics(mean: Tensor, deviations: Tensor, count: int, group: str) -> Tensor:
-    """[3, C]: mean, biased variance and count of the joined batch, from each process' own (Chan et al. 1983)."""
+    """[3, C]: mean, biased variance and count of the joined batch, from each process' own (Chan et al. 1983).
+
+    Raises:
+        ValueError: the joined batch has one value; in every process.
+    """
     counts = torch.full_like(mean, count)
     if group:
         own = torch.stack([mean, deviations, counts])
@@ -40,6 +46,9 @@ def combine_statistics(mean: Tensor, deviations: Tensor, count: int, group: str)
         torch.distributed.all_gather(parts, own, group=_resolve(group))
         means, squares, numbers = torch.stack(parts, 1)
         counts = numbers.sum(0)
+        # Only where no process has more than one value do all of them have one: nobody else waits for a GPU here.
+        if count <= 1 and counts[0].item() == 1:
+            raise ValueError(NO_VARIANCE)
         total = counts.clamp(min=1)
         means = torch.where(numbers > 0, means, 0)
         mean = (means * numbers).sum(0) / total

@@ -143,8 +143,7 @@ def _gated(
     x: Tensor, weight: Tensor, bias: Tensor | None, addend: Tensor | None,
     mask_type: str, channel_groups: int, dilation: Sequence[int], keep: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    out_channels, in_channels, height, width = weight.shape
-    spec = MaskSpec(out_channels, in_channels, (height, width), mask_type, channel_groups, "halves")
+    spec = _spec(weight, mask_type, channel_groups)
     y, features = _empty(x, weight, keep)
     spread = (dilation[0], dilation[1])
     if _runs_triton(x):
@@ -153,9 +152,30 @@ def _gated(
         kept = features if keep else None
         triton_kernels.gated(x, weight, bias, addend, spec, spread, y, kept)
         return y, features
-    made = reference.forward(x, weight, bias, spec, spread, "none")
-    made = made if addend is None else made + addend
+    made = _features(x, weight, bias, addend, spec, spread)
     return y.copy_(gate(made)), features.copy_(made) if keep else features
+
+
+def _features(
+    x: Tensor, weight: Tensor, bias: Tensor | None, addend: Tensor | None, spec: MaskSpec, dilation: tuple[int, int]
+) -> Tensor:
+    """What the gate reads, in plain PyTorch."""
+    made = reference.forward(x, weight, bias, spec, dilation, "none")
+    return made if addend is None else made + addend
+
+
+def _spec(weight: Tensor, mask_type: str, channel_groups: int) -> MaskSpec:
+    out_channels, in_channels, height, width = weight.shape
+    return MaskSpec(out_channels, in_channels, (height, width), mask_type, channel_groups, "halves")
+
+
+def _formula(
+    x: Tensor, weight: Tensor, bias: Tensor | None, addend: Tensor | None,
+    mask_type: str, channel_groups: int, dilation: Sequence[int], keep: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    spec = _spec(weight, mask_type, channel_groups)
+    made = _features(x, weight, bias, addend, spec, (dilation[0], dilation[1]))
+    return gate(made), made if keep else x.new_empty(0)
 
 
 def _gate_backward(grad_output: Tensor, features: Tensor, sums: bool) -> tuple[Tensor, Tensor]:
@@ -257,6 +277,7 @@ forward = DifferentiableOp(
     jvp=_jvp,
     foldable=False,
 )
+forward.use_formula(_formula)
 
 
 def _autocast(x: Tensor, weight: Tensor, bias: Tensor | None, addend: Tensor | None, *options: Any) -> Any:

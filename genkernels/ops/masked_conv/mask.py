@@ -65,16 +65,27 @@ class MaskSpec:
         return in_group < out_group or (self.mask_type == "B" and in_group == out_group)
 
 
+def live_taps(spec: MaskSpec, device: torch.device | str = "cpu") -> Tensor:
+    """The mask, bool [out_channels, in_channels, kh, kw], in operators that a tracer can follow."""
+    height, width = spec.kernel
+    tap, centre = torch.arange(height * width, device=device), height * width // 2
+    layout = "blocks" if spec.group_layout == "halves" else spec.group_layout
+    of_output = _group_of(spec.out_channels, spec.channel_groups, spec.group_layout, device)[:, None]
+    of_input = _group_of(spec.in_channels, spec.channel_groups, layout, device)
+    seen = of_input < of_output if spec.mask_type == "A" else of_input <= of_output
+    live = (tap < centre) | (seen[:, :, None] & (tap == centre))
+    return live.view(spec.out_channels, spec.in_channels, height, width)
+
+
+def _group_of(channels: int, groups: int, layout: str, device: torch.device | str) -> Tensor:
+    """:func:`channel_group_of`, [channels]."""
+    if layout == "halves":
+        return _group_of(channels // 2, groups, "blocks", device).repeat(2)
+    channel = torch.arange(channels, device=device)
+    return channel % groups if layout == "interleaved" else channel * groups // channels
+
+
 @lru_cache(maxsize=256)
 def mask_tensor(spec: MaskSpec) -> Tensor:
     """The 0/1 mask, float32 on the CPU, ``[out_channels, in_channels, kh, kw]``. Shared: never write to it."""
-    height, width = spec.kernel
-    mask = torch.zeros(spec.out_channels, spec.in_channels, height, width)
-    for row, column in spec.full_taps():
-        mask[:, :, row, column] = 1
-    out_group, in_group = torch.tensor(spec.out_groups()), torch.tensor(spec.in_groups())
-    live = in_group[None, :] < out_group[:, None]
-    if spec.mask_type == "B":
-        live |= in_group[None, :] == out_group[:, None]
-    mask[:, :, height // 2, width // 2] = live.float()
-    return mask
+    return live_taps(spec).float()

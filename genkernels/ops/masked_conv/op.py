@@ -241,7 +241,13 @@ def _backward(
     return kernels.backward(grad_output, x, weight, output, spec, _dilation(dilation), activation, needs)
 
 
+def _formula(x: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
+    *mask, dilation, activation = options
+    return reference.forward(x, weight, bias, _spec(weight, *mask), _dilation(dilation), activation)
+
+
 forward.use_directly(_forward, tensors=3)
+forward.use_formula(_formula)
 backward.use_directly(_backward, tensors=4)
 schema.library.impl("masked_conv2d", _forward, "CompositeExplicitAutograd")
 schema.library.impl("masked_conv2d_backward", _backward, "CompositeExplicitAutograd")

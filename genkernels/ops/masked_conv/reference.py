@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .mask import MaskSpec, mask_tensor
+from .mask import MaskSpec, live_taps
 
 
 def _masked(weight: Tensor, spec: MaskSpec) -> Tensor:
-    return weight * mask_tensor(spec).to(weight)
+    return weight * live_taps(spec, weight.device)
 
 
 def _padding(spec: MaskSpec, dilation: tuple[int, int]) -> list[int]:

@@ -91,10 +91,18 @@ def _uniforms(shape: tuple[int, ...], uniforms: Tensor | None, generator: torch.
     return uniforms
 
 
+def unwrapped(x: Tensor) -> Tensor:
+    """x with all its values, for a look at them: under ``torch.func.vmap`` those of all samples."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(x):
+        x = torch._C._functorch.get_unwrapped(x)
+    return x
+
+
 def check_levels(name: str, x: Tensor, levels: int) -> None:
-    """Raise a ValueError unless x holds whole numbers in 0 .. levels - 1."""
-    if x.numel() == 0 or (x.dtype == torch.uint8 and levels == 256):
+    """Raise a ValueError unless x holds whole numbers in 0 .. levels - 1 (not looked for inside ``torch.compile``)."""
+    if x.numel() == 0 or (x.dtype == torch.uint8 and levels == 256) or torch.compiler.is_compiling():
         return
+    x = unwrapped(x)
     low, high = (value.item() for value in torch.aminmax(x))
     if not (low >= 0 and high <= levels - 1):  # a NaN fails this too
         raise ValueError(f"{name}: expected levels 0 .. {levels - 1}; got {low:g} .. {high:g}")

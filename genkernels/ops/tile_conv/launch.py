@@ -15,6 +15,7 @@ import torch
 import triton
 from torch import Tensor
 
+from ..cuda_device import float32_precision
 from ..strides import channels_adjoin, strides_of
 from .forward import conv_kernel
 from .gradient import add_up_kernel, gate_gradient_kernel, gradient_kernel
@@ -48,13 +49,6 @@ def readable(t: Tensor) -> Tensor:
     if t.shape[1] < FEW_CHANNELS or channels_adjoin(t):
         return t
     return torch.empty_like(t, memory_format=torch.channels_last).copy_(t)
-
-
-def float32_precision() -> str:
-    """How float32 is multiplied: as PyTorch is told to in its own convolutions."""
-    conv = getattr(torch.backends.cudnn, "conv", None)
-    tf32 = torch.backends.cudnn.allow_tf32 if conv is None else conv.fp32_precision == "tf32"
-    return "tf32" if tf32 else "ieee"
 
 
 def is_wide(*tensors: Tensor) -> bool:

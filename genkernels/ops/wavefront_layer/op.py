@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..masked_conv.op import check_options, check_tensors
 from ..verbose import is_on
+from ..wavefront_lstm import reference
 from ..wavefront_lstm.arguments import check_state, check_together
 from ..wavefront_lstm.geometry import Geometry
 from ..wavefront_lstm.op import DIAGONAL_TAPS, ROW_TAPS, cast, geometry_of, keeps, say_walk
@@ -173,6 +175,21 @@ def _forward_composed(count: int, *arguments: Any) -> tuple[Tensor, Tensor]:
     return hidden, saved
 
 
+def _formula(count: int, *arguments: Any) -> tuple[Tensor, Tensor]:
+    """The layer in operators that a tracer can follow, without what backward needs."""
+    *tensors, mask_type, front, taps, _ = arguments
+    x, *parameters = tensors
+    hidden = [
+        reference.forward(gates, *state, geometry)[0]
+        for gates, (_, _, *state), geometry in zip(
+            _gates(tensors, mask_type), schema.by_walk(parameters), schema.geometries(count, front, taps), strict=True
+        )
+    ]
+    for right in hidden[1:]:
+        hidden[0] = hidden[0] + F.pad(right[:, :, :-1], (0, 0, 1, 0))
+    return hidden[0], schema.empty_saved(x, parameters[0], count, keep=False)
+
+
 def _backward_composed(count: int, *arguments: Any) -> tuple[Tensor, ...]:
     grad_hidden, *tensors, saved, mask_type, front, taps, needs = arguments
     x, *parameters = tensors
@@ -237,6 +254,7 @@ def _register(count: int) -> None:
 
     name = schema.NAMES[count]
     layers[count].forward.use_directly(bound(_forward_cpu), tensors=len(schema.PARAMETERS) * count + 1)
+    layers[count].forward.use_formula(bound(_formula))
     layers[count].backward.use_directly(bound(_backward_cpu), tensors=len(schema.PARAMETERS) * count + 3)
     for key, forward, backward in (
         ("CompositeExplicitAutograd", _forward_composed, _backward_composed),

@@ -16,23 +16,13 @@ import torch
 from torch import Tensor
 
 from ... import backends
-from ..cuda_device import Device, device_of
+from ..cuda_device import Device, device_of, float32_precision
 from ..strides import channels_adjoin, strides_of
 from .geometry import Geometry
 from .schema import empty_grads, empty_hidden, empty_saved
 
 _STORAGE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 MAX_TAPS = 32
-
-
-def float32_is_exact() -> bool:
-    """Whether float32 products are those of float32 numbers; else of numbers rounded to TF32.
-
-    They follow the setting of PyTorch's convolutions, which are what the recurrence replaces.
-    """
-    if hasattr(torch.backends.cudnn, "conv"):
-        return torch.backends.cudnn.conv.fp32_precision == "ieee"
-    return not torch.backends.cudnn.allow_tf32
 
 
 def why_not(gates: Tensor, geometries: Sequence[Geometry]) -> str | None:
@@ -87,7 +77,7 @@ def _plan(
 
 def _plan_of(gates: Tensor, geometries: Sequence[Geometry]) -> tuple[Device, _Plan]:
     device = device_of(gates)
-    exact = gates.dtype == torch.float32 and float32_is_exact()
+    exact = gates.dtype == torch.float32 and float32_precision() == "ieee"
     front, taps = geometries[0].front, geometries[0].taps
     return device, _plan(device, _STORAGE[gates.dtype], exact, gates.shape, front, taps, len(geometries))
 

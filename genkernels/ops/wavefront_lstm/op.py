@@ -186,8 +186,13 @@ def say_walk(
 
 
 def keeps(tensors: Sequence[Tensor | None], checkpoint: bool) -> bool:
-    """Whether backward may come, and shall find what it needs."""
-    return not checkpoint and torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    """Whether backward may come, and shall find what it needs.
+
+    A traced program is the same with and without gradients; there backward walks forward once more.
+    """
+    if checkpoint or torch.jit.is_tracing():
+        return False
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def geometry_of(front: str, taps: Sequence[int]) -> Geometry:
@@ -212,6 +217,17 @@ def _forward_reference(count: int, *arguments: Any) -> tuple[Tensor, ...]:
         if keep:
             saved[index] = trace.transpose(0, 1).flatten(1)
     return (*hidden, saved)
+
+
+def _formula(count: int, *arguments: Any) -> tuple[Tensor, ...]:
+    """The walks in operators that a tracer can follow, without what backward needs."""
+    *tensors, front, taps, mirrored, _ = arguments
+    inputs = walks_of(tensors, count)
+    hidden = [
+        reference.forward(*walk, geometry)[0]
+        for walk, geometry in zip(inputs, geometries(front, taps, mirrored), strict=True)
+    ]
+    return (*hidden, schema.empty_saved([walk[0] for walk in inputs], keep=False))
 
 
 def _backward_reference(count: int, *arguments: Any) -> tuple[Tensor, ...]:
@@ -301,6 +317,7 @@ def _register(count: int) -> None:
     name = schema.NAMES[count]
     walks[count].forward.use_directly(bound(_forward_native, "CPU"), tensors=4 * count)
     walks[count].backward.use_directly(bound(_backward_native, "CPU"), tensors=5 * count + 1)
+    walks[count].forward.use_formula(bound(_formula))
     schema.library.impl(name, bound(_forward_reference), "CompositeExplicitAutograd")
     schema.library.impl(f"{name}_backward", bound(_backward_reference), "CompositeExplicitAutograd")
     for key in KERNELS:

@@ -12,6 +12,7 @@ from functools import lru_cache, wraps
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .geometry import Geometry
@@ -22,42 +23,41 @@ from .schema import accumulator
 class _Front:
     """Where the cells of a front stand in walk order, and where on the front before it they read.
 
-    ``sources`` [cells * taps] and ``cell_sources`` [cells] count the previous front's cells from 0; one past the
-    last of them (``previous``) stands for the initial state, outside the image.
+    Cell j reads cell ``j + shifts[tap]`` of the ``previous`` ones, and carries on the c of cell ``j + cell_shift``;
+    where there is no such cell stands the initial state, outside the image.
     """
 
     start: int
     count: int
     previous: int
-    sources: list[int]
-    cell_sources: list[int]
+    shifts: list[int]
+    cell_shift: int
 
 
 @lru_cache(maxsize=64)
-def _path(geometry: Geometry, height: int, width: int) -> tuple[list[int], list[_Front]]:
-    """(pixels in walk order, the fronts) of an image. No tensors: a cache must not keep those of a trace."""
-    pixels: list[int] = []
-    fronts = []
-    before: dict[tuple[int, int], int] = {}
-    offsets, (cell_y, cell_x) = geometry.offsets(), geometry.cell_offset()
+def _path(geometry: Geometry, height: int, width: int) -> list[_Front]:
+    """The fronts of an image. No tensors: a cache must not keep those of a trace."""
+    fronts: list[_Front] = []
+    start = previous = first_before = 0
     for step in range(geometry.steps(height, width)):
         cells = geometry.cells(step, height, width)
-        sources = [before.get((y + dy, x + dx), len(before)) for y, x in cells for dy, dx in offsets]
-        cell_sources = [before.get((y + cell_y, x + cell_x), len(before)) for y, x in cells]
-        fronts.append(_Front(len(pixels), len(cells), len(before), sources, cell_sources))
-        pixels += [y * width + x for y, x in cells]
-        before = {cell: i for i, cell in enumerate(cells)}
-    return pixels, fronts
+        # Along a diagonal cells are counted from its first row, which moves down once the right edge is reached.
+        first = cells[0][0] if geometry.front == "diagonal" else 0
+        moved = first - first_before
+        fronts.append(_Front(start, len(cells), previous, [moved + tap for tap in geometry.taps], moved))
+        start, previous, first_before = start + len(cells), len(cells), first
+    return fronts
 
 
 def _path_of(image: Tensor, geometry: Geometry) -> tuple[Tensor, list[_Front]]:
     """The pixels of an image [N, K, H, W] in walk order, [H * W], and the fronts."""
-    pixels, fronts = _path(geometry, int(image.shape[2]), int(image.shape[3]))
-    return _index(pixels, image), fronts
-
-
-def _index(values: list[int], like: Tensor) -> Tensor:
-    return torch.tensor(values, dtype=torch.int64, device=like.device)
+    height, width = int(image.shape[2]), int(image.shape[3])
+    pixel = torch.arange(height * width, device=image.device)
+    if geometry.front == "diagonal":
+        y, x = pixel // max(width, 1), pixel % max(width, 1)
+        step = y + (width - 1 - x if geometry.mirrored else x)
+        pixel = (step * height + y).argsort()
+    return pixel, _path(geometry, height, width)
 
 
 def _plain_arithmetic(function: Any) -> Any:
@@ -94,10 +94,35 @@ def _matrix(weight: Tensor, dtype: torch.dtype) -> Tensor:
     return weight.to(dtype).transpose(0, 1).flatten(1)
 
 
+def _shifted(previous: Tensor, initial: Tensor, count: int, shifts: Sequence[int]) -> list[Tensor]:
+    """For each shift cells ``shift .. shift + count - 1`` of the previous ones, the initial state beyond them."""
+    before, after = max(0, -min(shifts)), max(0, count + max(shifts) - len(previous))
+    edge = initial.shape[1:]
+    padded = torch.cat([initial.expand(before, *edge), previous, initial.expand(after, *edge)])
+    return [padded[before + shift : before + shift + count] for shift in shifts]
+
+
 def _read(previous: Tensor, initial: Tensor, front: _Front) -> Tensor:
     """The h that the taps of each cell of a front see: [cells, N, taps * h]."""
-    seen = torch.cat([previous, initial])[_index(front.sources, previous)]
-    return seen.unflatten(0, (front.count, -1)).transpose(1, 2).flatten(2)
+    return torch.cat(_shifted(previous, initial, front.count, front.shifts), 2)
+
+
+def _carried(previous: Tensor, initial: Tensor, front: _Front) -> Tensor:
+    """The c that each cell of a front carries on: [cells, N, h]."""
+    return _shifted(previous, initial, front.count, [front.cell_shift])[0]
+
+
+def _given_back(grads: Sequence[Tensor], shifts: Sequence[int], previous: int) -> tuple[Tensor, Tensor]:
+    """The gradients of the previous cells and, summed over cells, of the initial state, from those of _shifted."""
+    total, outside = grads[0].new_zeros(previous, *grads[0].shape[1:]), grads[0].new_zeros(grads[0].shape[1:])
+    for grad, shift in zip(grads, shifts, strict=True):
+        first = min(max(0, -shift), len(grad))  # cells first .. last - 1 read previous ones
+        last = max(first, min(len(grad), previous - shift))
+        inside = grad[first:last]
+        at = first + shift if len(inside) else 0
+        total = total + F.pad(inside, (0, 0, 0, 0, at, previous - at - len(inside)))
+        outside = outside + grad[:first].sum(0) + grad[last:].sum(0)
+    return total, outside
 
 
 @_plain_arithmetic
@@ -120,7 +145,7 @@ def forward(
         own = x[front.start : front.start + front.count]  # [cells, N, 4h]
         i, f, g, o = (own + _read(h, initial_h, front) @ matrix.t()).chunk(4, dim=2)
         i, f, g, o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
-        c = f * torch.cat([c, initial_c])[_index(front.cell_sources, c)] + i * g
+        c = f * _carried(c, initial_c, front) + i * g
         h = o * c.tanh()
         hidden.append(h)
         trace.append(torch.cat([i, f, g, o, c], dim=2))
@@ -152,8 +177,7 @@ def backward(
         tanh_c = c.tanh()
         dh = grad[front.start : end] + dh_later
         dc = dh * o * (1 - tanh_c * tanh_c) + dc_later
-        sources, cell_sources = _index(front.sources, c), _index(front.cell_sources, c)
-        carried = torch.cat([previous_c, initial_c])[cell_sources]
+        carried = _carried(previous_c, initial_c, front)
         di, df, dg, do = (
             dc * g * i * (1 - i),
             dc * carried * f * (1 - f),
@@ -163,10 +187,9 @@ def backward(
         pre = torch.cat([di, df, dg, do], dim=2)  # [cells, N, 4h]
         grad_pre.append(pre)
         grad_matrix = grad_matrix + pre.flatten(0, 1).t() @ _read(previous_h, initial_h, front).flatten(0, 1)
-        to_taps = (pre @ matrix).unflatten(2, (-1, units)).transpose(1, 2).flatten(0, 1)  # [cells * taps, N, h]
-        slots = trace.new_zeros(front.previous + 1, batch, units)  # the last one is the initial state's
-        dh_slots, dc_slots = slots.index_add(0, sources, to_taps), slots.index_add(0, cell_sources, dc * f)
-        dh_later, dc_later = dh_slots[:-1], dc_slots[:-1]
-        grad_h0, grad_c0 = grad_h0 + dh_slots[-1].sum(0), grad_c0 + dc_slots[-1].sum(0)
+        to_taps = (pre @ matrix).split(units, 2)  # [cells, N, h] for each
+        dh_later, to_h0 = _given_back(to_taps, front.shifts, front.previous)
+        dc_later, to_c0 = _given_back([dc * f], [front.cell_shift], front.previous)
+        grad_h0, grad_c0 = grad_h0 + to_h0.sum(0), grad_c0 + to_c0.sum(0)
     grad_gates = _to_image(torch.cat(grad_pre[:1] + grad_pre[:0:-1]), order, (height, width))
     return grad_gates, grad_matrix.unflatten(1, (-1, units)).transpose(0, 1), grad_h0, grad_c0
