@@ -25,7 +25,7 @@ int64_t aligned(bool wanted, int64_t floats) { return wanted ? Scratch::round(fl
 // Both gradients in Winograd's form. The weight gradient takes the large image as inputs and the small one as outputs;
 // the input gradient takes the same large inputs where it goes down, and small inputs of its own where it goes up.
 template <int TILE>  // of the input gradient
-bool backward_winograd(const ConvBackward& args, int threads) {
+Outcome backward_winograd(const ConvBackward& args, int threads) {
   const ConvShape& s = args.shape;
   const bool up = args.up, wants_x = args.grad_x.data, wants_weight = args.grad_weight.data;
   const bool wants_large = up || wants_weight, wants_small = !up && wants_x;
@@ -54,7 +54,8 @@ bool backward_winograd(const ConvBackward& args, int threads) {
                                                                   wants_weight ? weight_gradient.thread_floats() : 0)));
   const int64_t shared_floats = large_floats + small_floats + outputs_floats + sums_floats + product_floats;
   const Scratch scratch(shared_floats + threads * thread_floats);
-  if (!scratch.data()) return false;
+  if (!scratch.data()) return Outcome::no_memory;
+  Evenness evenness;
   large.data = scratch.data();
   small.data = large.data + large_floats;
   outputs.data = small.data + small_floats;
@@ -70,8 +71,9 @@ bool backward_winograd(const ConvBackward& args, int threads) {
         load_gradient(args.gradient, layout, n, own);
       else
         load_image(args.x, layout, n, own);
+      look_at_image(evenness, layout, own);
     };
-    if (wants_x) product.pack_shared();
+    if (wants_x) product.pack_shared(evenness);
     for (int64_t n0 = 0, round = 0; n0 < s.batch; n0 += images, ++round) {
       const int64_t n1 = min64(s.batch, n0 + images);
 #pragma omp for schedule(dynamic)
@@ -91,14 +93,15 @@ bool backward_winograd(const ConvBackward& args, int threads) {
       }
 #pragma omp for schedule(dynamic)
       for (int64_t unit = 0; unit < x_units + weight_units; ++unit) {
+        if (evenness.refused()) continue;
         if (unit < x_units)
-          product.run_unit(unit, up ? large : small, n0, n1, own);
+          product.run_unit(unit, up ? large : small, n0, n1, evenness, own);
         else
           weight_gradient.run_unit(unit - x_units, outputs, large, (n1 - n0) * tiles, round, shared_sums, own);
       }
     }
   }
-  return true;
+  return evenness.refused() ? Outcome::uneven : Outcome::done;
 }
 
 }  // namespace
@@ -106,8 +109,11 @@ bool backward_winograd(const ConvBackward& args, int threads) {
 bool conv_backward(const ConvBackward& args) {
   const ConvShape& s = args.shape;
   const int threads = useful_threads(s, args.threads);
-  if (winograd_suits(s))
-    return tile_of(s, !args.up) == 2 ? backward_winograd<2>(args, threads) : backward_winograd<4>(args, threads);
+  if (winograd_suits(s)) {
+    const Outcome outcome =
+        tile_of(s, !args.up) == 2 ? backward_winograd<2>(args, threads) : backward_winograd<4>(args, threads);
+    if (outcome != Outcome::uneven) return outcome == Outcome::done;
+  }
   const bool up = args.up, wants_x = args.grad_x.data, wants_weight = args.grad_weight.data;
   const bool scattered = !up && ScatterProduct::suits(s);
 
@@ -115,7 +121,7 @@ bool conv_backward(const ConvBackward& args) {
   const WeightGradient weight_gradient(s, args.grad_weight, threads);
   const Epilogue none{nullptr, nullptr, {Activation::none, 0}};
   const ColumnWeight weight = columns_of(s, args.weight, !up);
-  Product product(twin.rows, twin.cols, s.batch, weight, args.grad_x, none, false, threads);
+  DirectConv product(twin.rows, twin.cols, s.batch, weight, args.grad_x, none, false, threads);
   ScatterProduct scatter(s, weight, args.grad_x, none, nullptr);
 
   // The large image with the border that either product asks for.

@@ -43,7 +43,7 @@ bool forward_scattered(const ConvForward& args, const ColumnWeight& weight, cons
 }
 
 template <int TILE>
-bool forward_winograd(const ConvForward& args, const ColumnWeight& weight, const Epilogue& epilogue, int threads) {
+Outcome forward_winograd(const ConvForward& args, const ColumnWeight& weight, const Epilogue& epilogue, int threads) {
   const ConvShape& s = args.shape;
   const TileGrid grid(s, args.up, TILE);
   const int64_t weights = PHASES * components_of(TILE) * s.small_channels * s.large_channels;
@@ -55,26 +55,30 @@ bool forward_winograd(const ConvForward& args, const ColumnWeight& weight, const
   const int64_t thread_floats = Scratch::round(max64(product.thread_floats(), grid.layout.image_floats()));
   const int64_t in_floats = Scratch::round(in.floats(PHASES)), shared_floats = product.shared_floats() + in_floats;
   const Scratch scratch(shared_floats + threads * thread_floats);
-  if (!scratch.data()) return false;
+  if (!scratch.data()) return Outcome::no_memory;
+  Evenness evenness;
   product.set_shared(scratch.data());
   in.data = scratch.data() + product.shared_floats();
 #pragma omp parallel num_threads(threads)
   {
     float* const own = scratch.data() + shared_floats + omp_get_thread_num() * thread_floats;
-    product.pack_shared();
+    product.pack_shared(evenness);
     for (int64_t n0 = 0; n0 < s.batch; n0 += images) {
       const int64_t n1 = min64(s.batch, n0 + images);
 #pragma omp for schedule(dynamic)
       for (int64_t n = n0; n < n1; ++n) {
         load_image(args.x, grid.layout, n, own);
+        look_at_image(evenness, grid.layout, own);
         transform_inputs<TILE>(grid, own, in, (n - n0) * grid.tiles());
       }
 #pragma omp for schedule(dynamic)
-      for (int64_t unit = 0; unit < product.units(); ++unit) product.run_unit(unit, in, n0, n1, own);
+      for (int64_t unit = 0; unit < product.units(); ++unit)
+        if (!evenness.refused()) product.run_unit(unit, in, n0, n1, evenness, own);
     }
   }
+  if (evenness.refused()) return Outcome::uneven;
   if (args.statistics) product.write_statistics(args.statistics);
-  return true;
+  return Outcome::done;
 }
 
 }  // namespace
@@ -86,12 +90,14 @@ bool conv_forward(const ConvForward& args) {
   const Epilogue epilogue{args.scale, args.shift, args.activation};
   if (args.up && ScatterProduct::suits(s)) return forward_scattered(args, weight, epilogue, threads);
 
-  if (winograd_suits(s))
-    return tile_of(s, args.up) == 2 ? forward_winograd<2>(args, weight, epilogue, threads)
-                                    : forward_winograd<4>(args, weight, epilogue, threads);
+  if (winograd_suits(s)) {
+    const Outcome outcome = tile_of(s, args.up) == 2 ? forward_winograd<2>(args, weight, epilogue, threads)
+                                                     : forward_winograd<4>(args, weight, epilogue, threads);
+    if (outcome != Outcome::uneven) return outcome == Outcome::done;
+  }
 
   const ProductGeometry geometry(s, args.up);
-  Product product(geometry.rows, geometry.cols, s.batch, weight, args.y, epilogue, args.statistics != nullptr, threads);
+  DirectConv product(geometry.rows, geometry.cols, s.batch, weight, args.y, epilogue, args.statistics != nullptr, threads);
   const bool in_place = readable_in_place(args.x, geometry.layout);
   const int64_t x_floats = in_place ? 0 : Scratch::round(s.batch * geometry.layout.image_floats());
   const Scratch scratch(product.shared_floats() + x_floats + threads * product.thread_floats());

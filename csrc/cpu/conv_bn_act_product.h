@@ -37,11 +37,11 @@ struct ProductGeometry {
   static constexpr int64_t FEW_CHANNELS = 16;
 };
 
-class Product {
+class DirectConv {
  public:
   static constexpr int64_t PIECE = 256;      // reduction steps: 16 KB of an AVX2 panel
 
-  Product(const Axis& rows, const Axis& cols, int64_t batch, const ColumnWeight& weight, const ImageView& out,
+  DirectConv(const Axis& rows, const Axis& cols, int64_t batch, const ColumnWeight& weight, const ImageView& out,
           const Epilogue& epilogue, bool wants_moments, int threads)
       : rows_(rows), cols_(cols), batch_(batch), weight_(weight), output_(out, epilogue, cols.out), wants_moments_(wants_moments) {
     const int64_t width = cols.out, phase_width = ceil_div(width, cols.phases());

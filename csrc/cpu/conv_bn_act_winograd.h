@@ -12,6 +12,8 @@
 // Images are transformed once, pixel by pixel of channels side by side, to [phase][component][tile][channel], which all
 // products read: a tile is T x T outputs of each phase.
 //
+// Every result is within 48 roundings of its terms (tests/grids.py; direct sums within 16), where numbers of an image are
+// of similar size; others take the direct form (evenness.h), and all do with GENKERNELS_WINOGRAD=0.
 // Exactness decides T. Sums over channels are taken in blocks of 32. With T = 4 (at the points of the smallest errors
 // among some twenty sets) root mean square errors of random images are 0.7 to 1 times PyTorch's down and 1.2 to 1.7
 // times for the weight. Up, where fewer terms enter a sum, they are 1.3 to 1.6 times PyTorch's from 256 channels on and
@@ -24,6 +26,7 @@
 #include "cpu/conv_bn_act_image.h"
 #include "cpu/conv_bn_act_weights.h"
 #include "cpu/conv_bn_act_winograd_points.h"
+#include "cpu/evenness.h"
 
 namespace gk::GK_ISA {
 
@@ -82,6 +85,7 @@ inline PixelLayout outputs_layout(const ConvShape& s) {
 // Where this pays: from 64 channels on (at 32 the transforms cost what the products save), and where the tiles, edges
 // included, take at most 0.8 of the direct multiplications.
 inline bool winograd_suits(const ConvShape& s) {
+  if (!allows_winograd()) return false;
   if (s.kernel_h != 4 || s.kernel_w != 4 || s.stride_h != 2 || s.stride_w != 2) return false;
   if (min64(s.small_channels, s.large_channels) < 64) return false;
   const auto products = [&](bool up) {
@@ -95,6 +99,11 @@ inline bool winograd_suits(const ConvShape& s) {
   };
   const int64_t direct = live(vertical(s, false)) * live(horizontal(s, false));
   return s.small_h * s.small_w <= 2048 && max64(products(true), products(false)) * 5 <= direct * 4;
+}
+
+// An image in scratch, with its border.
+inline void look_at_image(Evenness& evenness, const PixelLayout& l, const float* image) {
+  evenness.look_at(image, l.image_floats(), l.channels * l.height * l.width);
 }
 
 // How many images are transformed and multiplied at a time, in rounds as even as can be: as many as `floats` of

@@ -52,14 +52,14 @@ class WinogradProduct {
     return WIDE * (packed + transformed_floats() + products_floats() + staging_floats()) + table_floats();
   }
   // To be called by all threads of a team, before the first unit and a barrier.
-  void pack_shared() const {
+  void pack_shared(Evenness& evenness) const {
     if (!packs_ahead()) return;
 #pragma omp for schedule(dynamic) nowait
-    for (int64_t p = 0; p < panels_; ++p) pack(column_panel(weight_.columns, p), packed_ + p * packed_floats());
+    for (int64_t p = 0; p < panels_; ++p) pack(column_panel(weight_.columns, p), packed_ + p * packed_floats(), evenness);
   }
 
   // One unit for the images [n0, n1), of which `in` holds the transforms, in the scratch of a thread.
-  void run_unit(int64_t unit, const Transformed& in, int64_t n0, int64_t n1, float* scratch) const {
+  void run_unit(int64_t unit, const Transformed& in, int64_t n0, int64_t n1, Evenness& evenness, float* scratch) const {
     const int64_t panel0 = unit / parts_ * WIDE, panels = min64(WIDE, panels_ - panel0);
     const int64_t part = unit % parts_, groups = ceil_div(n1 - n0, group_);
     const int64_t first_group = groups * part / parts_, last_group = groups * (part + 1) / parts_;
@@ -77,7 +77,7 @@ class WinogradProduct {
       own = staging[p] + staging_floats();
       packed[p] = packs_ahead() ? packed_ + (panel0 + p) * packed_floats() : own;
       if (packs_ahead()) continue;
-      pack(panel[p], own);
+      pack(panel[p], own, evenness);
       own += packed_floats();
     }
     for (int64_t g = first_group; g < last_group; ++g) {
@@ -115,9 +115,11 @@ class WinogradProduct {
   int64_t staging_floats() const { return Scratch::round(height_ * width_ * group_ * PANEL_MAX); }
   int64_t table_floats() const { return Scratch::round(height_ * width_ * sizeof(int64_t) / 4); }
 
-  void pack(const ColumnPanel& panel, float* packed) const {
+  // Every result reads every weight of its channel.
+  void pack(const ColumnPanel& panel, float* packed, Evenness& evenness) const {
     static constexpr int64_t places[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     GK_BY_STORAGE(weight_.storage, pack_columns, weight_, panel, 4, 4, places, packed);
+    evenness.look_for_large(packed, 16 * weight_.reductions * panel.width());
   }
 
   // A piece of the packed weights of a phase to weights[component][reduction][column].

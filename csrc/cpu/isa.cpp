@@ -22,7 +22,18 @@ bool has_f16c() {
 }
 #endif
 
+bool winograd = true;
+
+bool choose_winograd() {
+  const char* wanted = std::getenv("GENKERNELS_WINOGRAD");
+  if (!wanted || !*wanted || std::strcmp(wanted, "1") == 0) return true;
+  if (std::strcmp(wanted, "0") == 0) return false;
+  throw std::invalid_argument("environment variable GENKERNELS_WINOGRAD: expected 0 or 1, got '" +
+                              std::string(wanted) + "'");
+}
+
 Isa choose_active_isa() {
+  winograd = choose_winograd();
   const Isa detected = detected_isa();
   const char* wanted = std::getenv("GENKERNELS_MAX_ISA");
   if (!wanted || !*wanted) return detected;
@@ -53,6 +64,8 @@ Isa active_isa() {
   static const Isa isa = choose_active_isa();  // when this throws, the next call tries again
   return isa;
 }
+
+bool allows_winograd() { return winograd; }
 
 const char* isa_name(Isa isa) {
   switch (isa) {

@@ -25,6 +25,9 @@ Isa active_isa();
 
 const char* isa_name(Isa isa);
 
+// Whether kernels may take Winograd's forms: not with GENKERNELS_WINOGRAD=0. Read and checked with active_isa().
+bool allows_winograd();
+
 }  // namespace gk
 
 #if GK_X86_64

@@ -65,11 +65,14 @@ bool masked_conv_backward(const MaskedConvBackward& args) {
   const MaskedConv& c = args.conv;
   const bool wants_x = args.grad_x.data, wants_weight = args.grad_weight.data, wants_bias = args.grad_bias;
   const int threads = useful_threads(c, args.threads);
-  if (pairs_pay(c)) return masked_conv_backward_pairs(args, threads);
+  if (pairs_pay(c)) {
+    const Outcome outcome = masked_conv_backward_pairs(args, threads);
+    if (outcome != Outcome::uneven) return outcome == Outcome::done;
+  }
   const int64_t taps = c.full_taps(), C = c.in_channels, O = c.out_channels;
-  const Product to_x{C, O, args.weight.stride_in, args.weight.stride_out, c.in_order, c.out_order,
+  const MaskedGemm to_x{C, O, args.weight.stride_in, args.weight.stride_out, c.in_order, c.out_order,
                      c.centre_begin, nullptr, /*centre_first=*/true};
-  const Product to_weight{O, C, 0, 0, c.out_order, c.in_order, nullptr, c.centre_end, /*centre_first=*/false};
+  const MaskedGemm to_weight{O, C, 0, 0, c.out_order, c.in_order, nullptr, c.centre_end, /*centre_first=*/false};
 
   const Tiling tiling = make_tiling(c, O + (wants_weight ? C : 0), threads);
   const int64_t rows_max = tiling.rows + c.reach_up();

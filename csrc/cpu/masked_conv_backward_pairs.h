@@ -121,14 +121,14 @@ inline Tiling make_pair_tiling(const MaskedConv& c, int64_t floats_per_pixel, in
   return t;
 }
 
-inline bool masked_conv_backward_pairs(const MaskedConvBackward& args, int threads) {
+inline Outcome masked_conv_backward_pairs(const MaskedConvBackward& args, int threads) {
   const MaskedConv& c = args.conv;
   const bool wants_x = args.grad_x.data, wants_weight = args.grad_weight.data, wants_bias = args.grad_bias;
   const int64_t C = c.in_channels, O = c.out_channels;
   const PairTerms terms(c, sees_centre(c)), mirrored(c, sees_centre(c), /*mirrored=*/true);
-  const Product to_x{C, O, args.weight.stride_in, args.weight.stride_out, c.in_order, c.out_order,
+  const MaskedGemm to_x{C, O, args.weight.stride_in, args.weight.stride_out, c.in_order, c.out_order,
                      nullptr, nullptr, /*centre_first=*/true};
-  const Product to_weight{O, C, 0, 0, c.out_order, c.in_order, nullptr, c.centre_end, /*centre_first=*/false};
+  const MaskedGemm to_weight{O, C, 0, 0, c.out_order, c.in_order, nullptr, c.centre_end, /*centre_first=*/false};
 
   const int64_t forms_per_pixel = max64(wants_x ? FORMS * O : O, wants_weight ? FORMS * C : 0);
   const Tiling tiling = make_pair_tiling(c, forms_per_pixel + PRODUCTS / 2 * O, threads);
@@ -144,7 +144,8 @@ inline bool masked_conv_backward_pairs(const MaskedConvBackward& args, int threa
                                 buffer_floats;
   const int64_t weight_floats = wants_x ? Scratch::round(x_units.packed_floats(to_x)) : 0;
   const Scratch scratch(weight_floats + threads * thread_floats);
-  if (!scratch.data()) return false;
+  if (!scratch.data()) return Outcome::no_memory;
+  Evenness evenness;
   want_huge_pages(args.grad_x, c.batch * C * c.height * c.width);
   float* const weights = scratch.data();
   float* const first_sums = weights + weight_floats;
@@ -164,11 +165,12 @@ inline bool masked_conv_backward_pairs(const MaskedConvBackward& args, int threa
     if (wants_x) {
 #pragma omp for
       for (int64_t p = 0; p < panel_count(C); ++p)
-        GK_BY_STORAGE(args.weight.storage, pack_pair_panel, args.weight, c, mirrored, to_x, p, weights);
+        pack_pairs(args.weight, c, mirrored, to_x, p, evenness, weights);
     }
 
 #pragma omp for schedule(static)
     for (int64_t unit = 0; unit < tiling.units; ++unit) {
+      if (evenness.refused()) continue;
       int64_t image;
       const Region region = tiling.region(c, unit, &image);
       const int64_t columns = 2 * PairUnits::pairs_of(region.columns());
@@ -176,6 +178,15 @@ inline bool masked_conv_backward_pairs(const MaskedConvBackward& args, int threa
                          region.x0 + columns + c.reach_left()};
       const int64_t pitch = below.columns();
       load_pixels({args.grad_y, image, O, c.height, c.width, c.out_order, args.relu ? &args.y : nullptr}, below, forms);
+      // The sums of neighbouring taps are mixed, and with them what reaches one of the taps alone.
+      const auto look = [&](const Region& r, int64_t channels) {
+        const int64_t rows = min64(r.y1, c.height) - max64(r.y0, 0), columns = min64(r.x1, c.width) - max64(r.x0, 0);
+        evenness.look_at(forms, r.pixels() * channels, rows * columns * channels);
+      };
+      if (wants_weight)
+        look(below, O);
+      else
+        evenness.look_for_large(forms, below.pixels() * O);
       for (int64_t p = 0; (wants_weight || wants_bias) && p < panel_count(O); ++p)
         pack_pair_gradients(region, forms + c.reach_right() * O, pitch, O, make_panel(to_weight, p),
                             packed + PRODUCTS * pairs_max * p * PANEL_MAX, bias_sums + p * PANEL_MAX);
@@ -188,6 +199,7 @@ inline bool masked_conv_backward_pairs(const MaskedConvBackward& args, int threa
       const Region above{region.y0 - c.reach_up(), region.y1, region.x0 - c.reach_left(),
                          region.x0 + columns + c.reach_right()};
       load_pixels({args.x, image, C, c.height, c.width, c.in_order, nullptr}, above, forms);
+      look(above, C);
       make_forms(forms, weight_units.form_floats(), above.pixels() * C, C);
       for (int64_t p = 0; p < panel_count(O); ++p)
         accumulate_pairs(region, weight_units, terms, forms, above.columns(), C, make_panel(to_weight, p),
@@ -207,7 +219,7 @@ inline bool masked_conv_backward_pairs(const MaskedConvBackward& args, int threa
   }
   if (wants_bias)
     GK_BY_STORAGE(args.weight.storage, write_bias, args, first_sums + sums_floats, thread_floats, team);
-  return true;
+  return evenness.refused() ? Outcome::uneven : Outcome::done;
 }
 
 }  // namespace gk::GK_ISA

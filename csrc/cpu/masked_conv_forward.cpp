@@ -23,9 +23,12 @@ bool masked_conv_forward(const MaskedConvForward& args) {
   const MaskedConv& c = args.conv;
   const int threads = useful_threads(c, args.threads);
   if (planar_pays(args)) return masked_conv_forward_planar(args, threads);
-  if (pairs_pay(c)) return masked_conv_forward_pairs(args, threads);
+  if (pairs_pay(c)) {
+    const Outcome outcome = masked_conv_forward_pairs(args, threads);
+    if (outcome != Outcome::uneven) return outcome == Outcome::done;
+  }
   const int64_t taps = c.full_taps();
-  const Product product{c.out_channels,   c.in_channels, args.weight.stride_out, args.weight.stride_in,
+  const MaskedGemm product{c.out_channels,   c.in_channels, args.weight.stride_out, args.weight.stride_in,
                         c.out_order,      c.in_order,    nullptr,                c.centre_end,
                         /*centre_first=*/false};
   // Few channels: the live taps of a pixel are gathered into one run, for a few pixels at a time. All panels then go

@@ -8,7 +8,8 @@
 //   2 taps   y0 = m0 + m1, y1 = m1 + m3     m0 = (d1 - d0) (-g0),  m1 = d1 (g0 + g1),  m3 = (d2 - d1) g1
 //   1 tap    y0 = m0, y1 = m3               m0 = d0 g0,  m3 = d1 g0
 // A line of live taps is cut into pieces of three and two. An output is made of products of its own live pixels alone,
-// so that the mask holds to the last bit, and for NaN and infinity too (which of the two comes out may differ).
+// so that the mask holds to the last bit. Numbers that are not finite, or so large that their sums might not be, take
+// the direct product (evenness.h), and so does everything with GENKERNELS_WINOGRAD=0.
 //
 // Tiling: a unit is some rows of one image, brought into scratch as [row][column][channel] and from there to four forms
 // of it, which serve all pieces: x, and x[j+1] - x[j], x[j+1] + x[j], x[j+2] - x[j]. Each of m0 .. m3 is then a
@@ -21,6 +22,7 @@
 // Source: Winograd 1980, Arithmetic Complexity of Computations; Lavin, Gray 2016, section 4.
 #pragma once
 
+#include "cpu/evenness.h"
 #include "cpu/masked_conv_plan.h"
 
 namespace gk::GK_ISA {
@@ -84,6 +86,7 @@ inline bool sees_centre(const MaskedConv& c) { return c.centre_end[0] == c.in_ch
 
 // Where there is something to save, and enough channels for that to outweigh the sums.
 inline bool pairs_pay(const MaskedConv& c) {
+  if (!allows_winograd()) return false;
   const int64_t live = c.full_taps() + sees_centre(c);
   if (c.in_channels < 32 || c.out_channels < 32 || c.width < 2 || c.dilation_w != 1 || live > PAIR_TAPS) return false;
   for (int64_t o = 0; o < c.out_channels; ++o)
@@ -93,7 +96,7 @@ inline bool pairs_pay(const MaskedConv& c) {
 
 // Panel `index` of the weights: [product][term][channel][column of the panel].
 template <class T>
-void pack_pair_panel(const WeightView& w, const MaskedConv& c, const PairTerms& terms, const Product& p, int64_t index,
+void pack_pair_panel(const WeightView& w, const MaskedConv& c, const PairTerms& terms, const MaskedGemm& p, int64_t index,
                      float* packed) {
   const Panel panel = make_panel(p, index);
   const int64_t C = p.reductions, width = panel.width(), live = c.full_taps() + sees_centre(c);
@@ -186,12 +189,12 @@ class PairUnits {
   static int64_t pairs_of(int64_t columns) { return ceil_div(columns, 2); }
   int64_t form_floats() const { return form_floats_; }
   int64_t thread_floats() const { return 2 * staging_floats() + place_floats() + segment_floats(); }
-  int64_t packed_floats(const Product& p) const {
+  int64_t packed_floats(const MaskedGemm& p) const {
     return panel_count(p.columns) * PANEL_MAX * terms_.count() * channels_;
   }
 
   // One unit times all panels of weights; `target` gets its channels here.
-  void multiply(const Region& region, int64_t pitch, const float* forms, const Product& product, const float* weights,
+  void multiply(const Region& region, int64_t pitch, const float* forms, const MaskedGemm& product, const float* weights,
                 Target target, float* scratch) const {
     float* const pixels = scratch;
     float* const shared = pixels + staging_floats();
@@ -253,17 +256,26 @@ class PairUnits {
   int64_t pitch_max_, form_floats_, group_lines_, group_pairs_, segments_max_;
 };
 
-inline bool masked_conv_forward_pairs(const MaskedConvForward& args, int threads) {
+// Panel `index` of the weights, looked at.
+inline void pack_pairs(const WeightView& w, const MaskedConv& c, const PairTerms& terms, const MaskedGemm& p, int64_t index,
+                       Evenness& evenness, float* packed) {
+  GK_BY_STORAGE(w.storage, pack_pair_panel, w, c, terms, p, index, packed);
+  const int64_t floats = terms.count() * p.reductions;
+  evenness.look_for_large(packed + index * PANEL_MAX * floats, floats * make_panel(p, index).width());
+}
+
+inline Outcome masked_conv_forward_pairs(const MaskedConvForward& args, int threads) {
   const MaskedConv& c = args.conv;
   const int64_t C = c.in_channels;
   const PairTerms terms(c, sees_centre(c));
-  const Product product{c.out_channels, C, args.weight.stride_out, args.weight.stride_in, c.out_order, c.in_order,
+  const MaskedGemm product{c.out_channels, C, args.weight.stride_out, args.weight.stride_in, c.out_order, c.in_order,
                         nullptr, c.centre_end, /*centre_first=*/false};
   const Tiling tiling = make_tiling(c, FORMS * C, threads);
   const PairUnits units(c, terms, tiling, C, c.reach_up(), c.reach_left());
   const int64_t forms_floats = FORMS * units.form_floats();
   const ForwardScratch scratch(args, units.packed_floats(product), forms_floats + units.thread_floats(), threads);
-  if (!scratch) return false;
+  if (!scratch) return Outcome::no_memory;
+  Evenness evenness;
   float* const weights = scratch.weights();
 
 #pragma omp parallel num_threads(threads)
@@ -271,21 +283,23 @@ inline bool masked_conv_forward_pairs(const MaskedConvForward& args, int threads
     float* const forms = scratch.own();
 #pragma omp for
     for (int64_t p = 0; p < panel_count(c.out_channels); ++p)
-      GK_BY_STORAGE(args.weight.storage, pack_pair_panel, args.weight, c, terms, product, p, weights);
+      pack_pairs(args.weight, c, terms, product, p, evenness, weights);
 
 #pragma omp for schedule(dynamic) nowait
     for (int64_t unit = 0; unit < tiling.units; ++unit) {
+      if (evenness.refused()) continue;
       int64_t image;
       const Region region = tiling.region(c, unit, &image);
       const Region bordered{region.y0 - c.reach_up(), region.y1, region.x0 - c.reach_left(),
                             region.x0 + 2 * PairUnits::pairs_of(region.columns()) + c.reach_right()};
       load_pixels({args.x, image, C, c.height, c.width, c.in_order, nullptr}, bordered, forms);
+      evenness.look_for_large(forms, bordered.pixels() * C);
       make_forms(forms, units.form_floats(), bordered.pixels() * C, C);
       units.multiply(region, bordered.columns(), forms, product, weights,
                      {args.y, image, 0, 0, c.out_order, scratch.bias(), args.relu}, forms + forms_floats);
     }
   }
-  return true;
+  return evenness.refused() ? Outcome::uneven : Outcome::done;
 }
 
 }  // namespace gk::GK_ISA

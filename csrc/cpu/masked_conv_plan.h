@@ -78,7 +78,7 @@ inline int useful_threads(const MaskedConv& c, int threads) {
 
 // The convolution written as a product: columns (output channels, or input channels for the input gradient) against
 // reduction channels at a list of taps.
-struct Product {
+struct MaskedGemm {
   int64_t columns, reductions;
   int64_t column_stride, reduction_stride;           // of the weight, in elements
   const int32_t *column_order, *reduction_order;
@@ -95,7 +95,7 @@ struct Panel {
   int64_t width() const { return int64_t{nr} * VL; }
 };
 
-inline Panel make_panel(const Product& p, int64_t index) {
+inline Panel make_panel(const MaskedGemm& p, int64_t index) {
   Panel panel;
   panel.first = index * PANEL_MAX;
   panel.columns = min64(PANEL_MAX, p.columns - panel.first);
@@ -110,13 +110,13 @@ inline Panel make_panel(const Product& p, int64_t index) {
   return panel;
 }
 
-inline int64_t packed_floats(const Product& p, int64_t taps) {
+inline int64_t packed_floats(const MaskedGemm& p, int64_t taps) {
   return panel_count(p.columns) * PANEL_MAX * (taps + 1) * p.reductions;
 }
 
 // Panel `index` of the weights: [tap][reduction][column of the panel], dead centre entries zero.
 template <class T>
-void pack_panel(const WeightView& w, const Product& p, const MaskedConv& c, int64_t index, float* packed) {
+void pack_panel(const WeightView& w, const MaskedGemm& p, const MaskedConv& c, int64_t index, float* packed) {
   const Panel panel = make_panel(p, index);
   const int64_t taps = c.full_taps(), width = panel.width(), centre = panel.hi - panel.lo;
   float* const out = packed + index * PANEL_MAX * (taps + 1) * p.reductions;
@@ -172,7 +172,7 @@ inline int64_t most_segments(int64_t length) { return ceil_div(length, SEGMENT_M
 
 // The taps of one panel as segments of a pixel row in scratch; taps that lie side by side become one segment.
 // `base` is the place of the tap (0, 0), `pitch` the pixels of a scratch line; `direction` -1 mirrors the taps.
-inline int64_t make_segments(const MaskedConv& c, const Product& p, const Panel& panel, int64_t base, int64_t pitch,
+inline int64_t make_segments(const MaskedConv& c, const MaskedGemm& p, const Panel& panel, int64_t base, int64_t pitch,
                              int64_t direction, Segment* segments) {
   int64_t count = 0;
   const auto add = [&](int64_t offset, int64_t length) {

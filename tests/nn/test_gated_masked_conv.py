@@ -84,15 +84,15 @@ def test_it_computes_what_the_paper_says(options, size):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("mask_type, groups", [("A", 1), ("B", 3)])
-def test_it_is_as_exact_as_plain_pytorch_in_every_dtype(mask_type, groups, dtype):
+def test_it_is_accurate_in_every_dtype(mask_type, groups, dtype):
     torch.manual_seed(0)
     module = layer(mask_type, 5, groups, hidden=16, condition=4).to(dtype)
     x = inputs(module, dtype=dtype)
     exact = by_the_paper(copy.deepcopy(module).double(), *(t.double() for t in x))
-    floor = 4 * torch.finfo(dtype).eps
-    for got, plain, expected in zip(module(*x), by_the_paper(module, *x), exact, strict=True):
+    for got, expected in zip(module(*x), exact, strict=True):
         assert got.dtype == dtype
-        assert (got - expected).abs().max() <= 2 * (plain - expected).abs().max() + floor
+        # Sums of up to 400 products of numbers near one, of which several are rounded to the storage type in between.
+        assert (got - expected).abs().max() <= 16 * torch.finfo(dtype).eps
 
 
 @pytest.mark.parametrize("mask_type", ["A", "B"])

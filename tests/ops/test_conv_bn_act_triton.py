@@ -5,7 +5,16 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
-from grids import DTYPES, assert_as_exact, laid_out, nan_in_fresh_memory, pairwise, short
+from grids import (
+    DTYPES,
+    assert_accurate,
+    laid_out,
+    nan_in_fresh_memory,
+    pairwise,
+    short,
+    widened,
+    with_rounding,
+)
 from strided import in_turn, strided, whole_numbers
 from torch import Tensor
 from triton_device import DEVICE, INTERPRETED, triton_tests
@@ -81,7 +90,7 @@ def name_of(case: dict) -> str:
 
 
 @pytest.mark.parametrize("case", pairwise(AXES), ids=name_of)
-def test_result_and_gradients_are_as_exact_as_those_of_pytorch(case):
+def test_result_and_gradients_are_within_the_bound(case):
     generator = torch.Generator().manual_seed(0)
     kernel = case["shape"][0]
     channels, outputs = case["channels"]
@@ -103,16 +112,19 @@ def test_result_and_gradients_are_as_exact_as_those_of_pytorch(case):
     grad_output = random(*like, layout=case["grad_layout"])
     with nan_in_fresh_memory():
         got = ours(case, inputs, grad_output)
-    oracle = plain(case, {k: v.double() for k, v in inputs.items()}, grad_output.double())
-    peer = plain(case, inputs, grad_output)
-    for name, exact, *results in zip(("y", "x", "weight", *inputs), oracle, got, peer, strict=False):
-        if case["dtype"] == torch.float32:
-            assert_as_exact(name, results[0], oracle=exact, peer=results[1], typical=exact + 4)
-            continue
-        # A rounded z near zero falls on either side of a ReLU, so single elements tell nothing.
-        assert results[0].dtype == case["dtype"]
-        error, error_of_peer = ((t.double() - exact).square().mean().sqrt() for t in results)
-        assert error <= 2 * error_of_peer + torch.finfo(case["dtype"]).eps * exact.square().mean().sqrt(), name
+        right = plain(case, {k: v.double() for k, v in inputs.items()}, grad_output.double())[0]
+        flipped = (got[0] > 0) != (right > 0)
+        if flipped.any():  # beside a kink, where rounding decides: such elements send no gradient
+            grad_output = grad_output.masked_fill(flipped, 0)
+            got = ours(case, inputs, grad_output)
+    exact, units = with_rounding(
+        lambda *t: plain(case, dict(zip(inputs, t, strict=False)), t[-1]),
+        [widened(t) for t in (*inputs.values(), grad_output)],
+        torch.finfo(case["dtype"]).eps,  # z, and its gradient, are kept in the storage type
+    )
+    for name, *results in zip(("y", *inputs), got, exact, units, strict=False):
+        assert results[0].dtype == (case["dtype"] if name != "y" else results[0].dtype)
+        assert_accurate(name, *results)
 
 
 @pytest.mark.parametrize("transposed", [True, False])

@@ -9,15 +9,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 from grids import (
+    DIRECT,
     DTYPES,
     ISAS,
     LAYOUTS,
-    assert_as_exact,
+    WINOGRAD,
+    assert_accurate,
     check_cases_under,
     laid_out,
     nan_in_fresh_memory,
     pairwise,
     short,
+    widened,
+    with_rounding,
 )
 from torch import Tensor
 
@@ -131,7 +135,7 @@ def plain(case: Case, dtype: torch.dtype, inputs, grad_output: Tensor) -> tuple[
 
 
 def check(case: Case, device: str = "cpu") -> None:
-    """The operator's result and gradients are as exact as PyTorch's."""
+    """The operator's result and gradients are within the bound of grids.py."""
     *inputs, grad_output = tensors(case, device)
 
     def conv(x, weight, bias=None):
@@ -151,42 +155,26 @@ def check(case: Case, device: str = "cpu") -> None:
     if case.activation == "relu":
         # From the kernel's own result: near zero, rounding decides on which side an element is.
         grad_output = torch.where(got[0] > 0, grad_output, 0)
-    oracle = plain(case, torch.float64, inputs, grad_output)
-    # PyTorch's 16-bit convolutions round the float32 result, and take seconds on processors without 16-bit
-    # arithmetic (test_the_stand_in_... below): rounding it here is the same, or stricter.
-    peer = [t.to(case.dtype) for t in plain(case, torch.float32, inputs, grad_output)]
-    # The root of the sum of squares of the terms of each result: its size, if they do not happen to cancel.
-    squares = [None if t is None else t.double().square() for t in (*inputs, grad_output)]
-    typical = [t.sqrt() for t in plain(case, torch.float64, squares[:3], squares[3])]
+    given = [None if t is None else widened(t) for t in (*inputs, grad_output)]
+    exact, units = with_rounding(
+        lambda *t: plain(case, torch.float64, t[:3], t[3]), given, torch.finfo(torch.float32).eps
+    )
     if case.activation == "relu":
-        oracle, peer = ((results[0].relu(), *results[1:]) for results in (oracle, peer))
+        exact[0] = exact[0].relu()
     names = ("y", "grad_x", "grad_weight", "grad_bias")[: len(got)]
-    for name, *results, size in zip(names, got, oracle, peer, typical, strict=True):
-        assert_as_exact(name, results[0], oracle=results[1], peer=results[2], typical=size)
+    for name, *results in zip(names, got, exact, units, strict=True):
+        assert_accurate(name, *results, WINOGRAD if min(case.channels) >= 32 else DIRECT)
     assert (got[2][case.mask().to(device) == 0] == 0).all(), "a masked tap has a gradient"
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_result_and_gradients_are_as_exact_as_those_of_pytorch(case):
+def test_result_and_gradients_are_within_the_bound(case):
     check(case)
 
 
 @pytest.mark.parametrize("isa", ISAS)
-def test_every_instruction_set_is_as_exact_as_pytorch_and_reads_no_unwritten_scratch(isa):
+def test_every_instruction_set_keeps_the_bound_and_reads_no_unwritten_scratch(isa):
     check_cases_under(isa, "ops.test_masked_conv_grid")
-
-
-@pytest.mark.parametrize("dtype", DTYPES[1:], ids=short)
-@pytest.mark.parametrize("kernel", [(3, 3), (1, 7)])
-def test_the_stand_in_for_16_bit_pytorch_is_at_least_as_exact(dtype, kernel):
-    case = Case(dtype=dtype, kernel=kernel, channels=(8, 9), size=(9, 8))
-    *inputs, grad_output = tensors(case)
-    oracle = plain(case, torch.float64, inputs, grad_output)
-    real = plain(case, dtype, inputs, grad_output)
-    stand_in = plain(case, torch.float32, inputs, grad_output)
-    for exact, theirs, ours in zip(oracle, real, stand_in, strict=True):
-        error_of_ours, error_of_theirs = ((t.to(dtype).double() - exact).square().mean() for t in (ours, theirs))
-        assert error_of_ours <= error_of_theirs * 1.05  # halves may be rounded either way
 
 
 def test_the_grid_lets_every_two_options_meet():

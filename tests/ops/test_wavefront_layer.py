@@ -9,12 +9,14 @@ from grids import (
     DENSE,
     DTYPES,
     LAYOUTS,
-    assert_as_exact,
+    assert_accurate,
     laid_out,
     nan_in_fresh_memory,
     needs_native,
     pairwise,
     short,
+    widened,
+    with_rounding,
 )
 from torch import Tensor
 
@@ -93,7 +95,7 @@ AXES = {
 
 
 @pytest.mark.parametrize("case", [Case(**row) for row in pairwise(AXES)], ids=str)
-def test_result_and_gradients_are_as_exact_as_those_of_pytorch(case, threads, small_rounds):
+def test_result_and_gradients_are_within_the_bound(case, threads, small_rounds):
     inputs = case.inputs()
     grad = torch.randn(case.batch, case.units, *case.size, generator=torch.Generator().manual_seed(9))
     grad = grad.to(case.dtype)
@@ -107,9 +109,13 @@ def test_result_and_gradients_are_as_exact_as_those_of_pytorch(case, threads, sm
     threads(case.threads)
     with nan_in_fresh_memory():
         got = run(lambda *a: case.kind(*a, checkpoint=case.checkpoint), case.dtype)
-    peer, oracle = run(case.kind.plain, torch.float32), run(case.kind.plain, torch.float64)
-    for index, (one, other, exact) in enumerate(zip(got, peer, oracle, strict=True)):
-        assert_as_exact(f"result {index}", one, oracle=exact, peer=other.to(case.dtype))
+    given = [None if t is None else widened(t) for t in (laid_out(inputs[0], case.x_layout), *inputs[1:])]
+    given.append(widened(laid_out(grad, case.grad_layout)))
+    exact, units = with_rounding(
+        lambda *t: with_gradients(case.kind.plain, t[:-1], t[-1]), given, torch.finfo(torch.float32).eps
+    )
+    for index, results in enumerate(zip(got, exact, units, strict=True)):
+        assert_accurate(f"result {index}", *results)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)

@@ -7,13 +7,13 @@ take clusters of blocks, and weights that do not fit. On a GPU the same limits a
 import dataclasses
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import cuda_emulated
 import pytest
 import torch
 from cuda_places import PLACES, Place, on_gpu
-from grids import assert_as_exact, laid_out, nan_in_fresh_memory, pairwise
+from grids import assert_accurate, laid_out, nan_in_fresh_memory, pairwise, widened, with_rounding
 from strided import in_turn, strided
 from torch import Tensor
 
@@ -55,6 +55,8 @@ def place(request, monkeypatch) -> Iterator[Place]:
 
 # --- everything against float64 ---
 
+# What is multiplied, and with 16 bits kept for backward, is rounded to this; TF32 has the bits of float16.
+ROUNDED_TO = {"float32": torch.float32, "tf32": torch.float16, "bfloat16": torch.bfloat16, "float16": torch.float16}
 KINDS = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 WAYS = {str(walk): walk for walk in (*WALKS, *OTHER_TAPS[1:3], *OTHER_TAPS[-2:])}
 BOTH = "both"
@@ -105,8 +107,8 @@ def tensors(case: Case) -> tuple[list[Tensor | None], Tensor]:
     return rounded_inputs(case.size, walk, dtype, batch=case.batch, units=case.units, states=case.states)
 
 
-def plain(case: Case, inputs: list[Tensor | None], grad: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """Result and gradients of the loop in plain PyTorch and that dtype."""
+def plain(case: Case, inputs: Sequence[Tensor | None], grad: Tensor) -> tuple[Tensor, ...]:
+    """Result and gradients of the loop in plain PyTorch, in the dtype of the inputs."""
 
     def function(*arguments: Tensor | None) -> Tensor:
         if case.way != BOTH:
@@ -114,8 +116,7 @@ def plain(case: Case, inputs: list[Tensor | None], grad: Tensor, dtype: torch.dt
         zeros = arguments[0].new_zeros(case.units)
         return plain_bilstm(*(zeros if t is None else t for t in arguments))
 
-    values = [t if t is None else t.to(dtype) for t in inputs]
-    return with_gradients(function, values, grad.to(dtype))
+    return with_gradients(function, inputs, grad)
 
 
 def ours(case: Case, inputs: list[Tensor | None], grad: Tensor, device: str) -> tuple[Tensor, ...]:
@@ -133,7 +134,7 @@ def ours(case: Case, inputs: list[Tensor | None], grad: Tensor, device: str) -> 
 
 
 def check(case: Case, place: Place) -> None:
-    """The operator's result and gradients are as exact as PyTorch's."""
+    """The operator's result and gradients are within the bound of grids.py."""
     place.pretend(case.limits)
     compute_float32(place, exactly=case.kind != "tf32")
     inputs, grad = tensors(case)
@@ -142,15 +143,17 @@ def check(case: Case, place: Place) -> None:
         inputs = [laid_out(t, case.gates_layout) if t is not None and t.dim() == 4 else t for t in inputs]
     if "expanded" in case.grad_layout:
         grad = laid_out(grad, case.grad_layout)
-    oracle = plain(case, inputs, grad, torch.float64)
-    # TF32 has the bits of float16: its loop is what the rounding of products, and of more, leads to.
-    peer = plain(case, inputs, grad, torch.float16 if case.kind == "tf32" else KINDS[case.kind])
-    for index, (one, other, exact) in enumerate(zip(got, peer, oracle, strict=True)):
-        assert_as_exact(f"result {index}", one, oracle=exact, peer=other.to(KINDS[case.kind]))
+    exact, units = with_rounding(
+        lambda *t: plain(case, t[:-1], t[-1]),
+        [None if t is None else widened(t) for t in (*inputs, grad)],
+        torch.finfo(ROUNDED_TO[case.kind]).eps,
+    )
+    for index, results in enumerate(zip(got, exact, units, strict=True)):
+        assert_accurate(f"result {index}", *results)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_result_and_gradients_are_as_exact_as_those_of_pytorch(case, place):
+def test_result_and_gradients_are_within_the_bound(case, place):
     check(case, place)
 
 
@@ -317,7 +320,7 @@ def test_the_kernels_run_on_the_caller_s_stream():
 
 @on_gpu
 @pytest.mark.slow
-def test_a_long_walk_of_the_paper_s_size_stays_as_exact(monkeypatch):
+def test_a_long_walk_of_the_paper_s_size_stays_within_the_bound(monkeypatch):
     place = Place("gpu", monkeypatch, cuda)
     for kind in KINDS:
         check(Case(kind, BOTH, 4, (32, 32), 128, limits=H100), place)

@@ -8,15 +8,17 @@ import dataclasses
 import pytest
 import torch
 from grids import (
+    DIRECT,
     DTYPES,
     ISAS,
     LAYOUTS,
-    assert_as_exact,
+    assert_accurate,
     check_cases_under,
     laid_out,
     nan_in_fresh_memory,
     pairwise,
     short,
+    with_rounding,
 )
 from torch import Tensor
 
@@ -91,7 +93,7 @@ def _strided_cast(t: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def check(case: Case) -> None:
-    """The operator's result and gradients are as exact as PyTorch's."""
+    """The operator's result and gradients are within the bound of grids.py."""
     inputs, grad = tensors(case)
 
     def ours(*arguments):
@@ -114,27 +116,29 @@ def check(case: Case) -> None:
     try:
         with nan_in_fresh_memory():
             got = with_gradients(ours, in_dtype(present, case.dtype), in_dtype([grad], case.dtype)[0])
-        # PyTorch's 16-bit loop rounds after every step; rounding the float32 one at the end is far stricter.
-        peer = with_gradients(plain, [t.float() for t in present], grad.float())
-        oracle = with_gradients(plain, present, grad)
+        exact, units = with_rounding(
+            lambda *t: with_gradients(plain, t[:-1], t[-1]), [*present, grad], torch.finfo(torch.float32).eps
+        )
     finally:
         torch.set_num_threads(before)
-    for index, (one, other, exact) in enumerate(zip(got, peer, oracle, strict=True)):
-        assert_as_exact(f"result {index}", one, oracle=exact, peer=other.to(case.dtype))
+    if case.way == BOTH and case.dtype != torch.float32:
+        units[0] += torch.finfo(case.dtype).eps / DIRECT  # both walks' h, below one, are rounded before they are added
+    for index, results in enumerate(zip(got, exact, units, strict=True)):
+        assert_accurate(f"result {index}", *results)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_result_and_gradients_are_as_exact_as_those_of_pytorch(case):
+def test_result_and_gradients_are_within_the_bound(case):
     check(case)
 
 
 @pytest.mark.parametrize("isa", ISAS)
-def test_every_instruction_set_is_as_exact_as_pytorch_and_reads_no_unwritten_scratch(isa):
+def test_every_instruction_set_keeps_the_bound_and_reads_no_unwritten_scratch(isa):
     check_cases_under(isa, "ops.test_wavefront_lstm_grid")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", [BOTH, "row-1,0,1"])
 @pytest.mark.parametrize("batch", [1, 5])
-def test_a_long_walk_stays_as_exact(way, batch):
+def test_a_long_walk_stays_within_the_bound(way, batch):
     check(Case(way=way, batch=batch, size=(28, 28), units=32))
