@@ -4,9 +4,10 @@ One program makes a tile of `BM` output pixels x `BN` output channels, and walks
 no patch matrix exists. x is read once per tap and tile column (from L2, since neighbouring programs share it), the
 packed weights once per tile row, y is written once. With channels innermost both operands are 16-byte loads that
 pipeline through shared memory into the tensor cores, which should bound it from about 64 channels on, and the reads
-below that. Measured on one H100 at commit bff14a1 neither does: forward and backward of a gated 3x3 mask B, 128 -> 256,
-bfloat16, reach 27 % of the peak, a first layer 3 -> 128 3 %, and a training step of a transposed block takes 1.8 to 2.3
-times as long as torch.compile's. Fewer than 16 channels would waste the tensor core's depth, so then K is walked as one run over (tap, channel).
+below that. Measured on one H100 at commit bff14a1 neither does: forward and backward of a gated 3x3 mask B, 128 ->
+256, bfloat16, reach 27 % of the peak, a first layer 3 -> 128 3 %, and a training step of a transposed block takes 1.8
+to 2.3 times as long as torch.compile's. Fewer than 16 channels would waste the tensor core's depth, so then K is
+walked as one run over (tap, channel).
 
 A tap is a shift of the pixel: first + index * step. With PHASE_H x PHASE_W > 1 the kernel is a transposed convolution
 of that stride: every output phase is a small convolution of its own over the taps that reach it, nothing is multiplied
