@@ -6,7 +6,7 @@ A specification is one of these words, with a path where it takes one:
     mnist:PATH           the four IDX files, gzipped or not
     fashion-mnist[:PATH] the same format; without a path, where Debian's package dataset-fashion-mnist puts it
     cifar10:PATH         the binary version: data_batch_1.bin .. data_batch_5.bin and test_batch.bin
-    folder:PATH          any images, in PATH/train and PATH/test or all together
+    folder:PATH          any images, in PATH/train and PATH/test (or val) or all together
 """
 
 from __future__ import annotations
@@ -46,12 +46,13 @@ class Dataset:
     levels: int = 256
 
 
-def open_dataset(spec: str, size: tuple[int, int] | None = None) -> Dataset:
+def open_dataset(spec: str, size: tuple[int, int] | None = None, *, skip_broken: bool = False) -> Dataset:
     """Open a data set, "NAME" or "NAME:PATH" (see the top of this module).
 
     Args:
         spec: which.
         size: height and width to which the images of a folder are resized; None where they have one size.
+        skip_broken: leave out files of a folder that cannot be read.
 
     Raises:
         DataError: an unknown name, or a missing or damaged file; the message is one sentence.
@@ -75,7 +76,7 @@ def open_dataset(spec: str, size: tuple[int, int] | None = None) -> Dataset:
         raise DataError(f"{name}: there is no folder {place}")
     if name == "mnist":
         return _mnist(name, place)
-    return _cifar10(place) if name == "cifar10" else Dataset(name, *read_folder(place, size))
+    return _cifar10(place) if name == "cifar10" else Dataset(name, *read_folder(place, size, skip_broken=skip_broken))
 
 
 def quantise(images: Tensor, levels: int) -> Tensor:
