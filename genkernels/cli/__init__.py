@@ -12,7 +12,7 @@ from ..allocator import keep_freed_memory
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line (None for the process's own) and return the exit code; what went wrong is on stderr.
 
-    0 done, 1 it could not be done, 2 the command line makes no sense, 130 ended by Ctrl-C.
+    0 done, 1 it could not be done, 2 the command line makes no sense, 130 ended by Ctrl-C, 143 by SIGTERM.
     """
     missing = [package for package in ("typer", "rich") if importlib.util.find_spec(package) is None]
     if missing:

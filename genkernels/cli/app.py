@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
 from collections.abc import Sequence
@@ -13,11 +14,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from .. import __version__
 from ..models import AutoregressiveModel, GenerativeModel
-from ..train.checkpoint import load_model
+from ..train.checkpoint import CHECKPOINT, load_model
 from ..train.data import SPECS, dequantise, open_dataset, quantise
 from ..train.errors import GenkernelsError
-from ..train.loop import CHECKPOINT, Limits, Trainer
+from ..train.loop import DEFAULT_SAMPLES, Limits, Trainer
 from ..train.objectives import OPTIMIZERS
 from ..train.pictures import check_picture_path, save_curve, save_grids
 from ..train.recipes import RECIPES, find_recipe
@@ -59,7 +61,9 @@ def _fail(message: str, code: int) -> int:
 
 def _console() -> Console:
     # Without markup: what is printed holds paths and reasons, whose [brackets] and :names: are their own.
-    return Console(highlight=False, markup=False, emoji=False)
+    # A file or a log is not 80 columns wide: a command broken in two would be another command.
+    width = None if sys.stdout.isatty() else 1000
+    return Console(highlight=False, markup=False, emoji=False, width=width)
 
 
 # --- what several commands take -------------------------------------------------------------------------
@@ -67,16 +71,19 @@ def _console() -> Console:
 Data = Annotated[str | None, typer.Option(help=f"One of: {', '.join(SPECS)}.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; by default a GPU where there is one.")]
 Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Equal seeds give equal results.")]
-Checkpoint = Annotated[Path, typer.Argument(help="A model.pt that train wrote.")]
+Checkpoint = Annotated[Path, typer.Argument(help="A model.pt that train wrote, or the folder of its run.")]
+SkipBroken = Annotated[bool, typer.Option("--skip-broken", help="Leave out files of a folder that cannot be read.")]
 
 
 def _device(name: str | None) -> torch.device:
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(0, device=device)
+        if device.type in ("cpu", "cuda"):
+            torch.empty(0, device=device)
+            return device
     except (RuntimeError, AssertionError) as error:
         raise typer.BadParameter(f"--device {name}: {str(error).splitlines()[0]}") from error
-    return device
+    raise typer.BadParameter(f"--device {name}: expected cpu, cuda, cuda:1 ...")
 
 
 def _size(text: str | None) -> tuple[int, int] | None:
@@ -90,14 +97,14 @@ def _size(text: str | None) -> tuple[int, int] | None:
 
 
 def _test_images(
-    model: GenerativeModel, content: dict[str, Any], data: str | None
+    model: GenerativeModel, content: dict[str, Any], data: str | None, skip_broken: bool = False
 ) -> tuple[str, torch.Tensor, torch.Tensor | None]:
     """The name, the test images, in levels, and their labels, where the model takes them.
 
     Of ``data``, or of what the model was trained on.
     """
     settings = content["settings"]
-    dataset = open_dataset(data or settings["data"], None if data else settings["size"])
+    dataset = open_dataset(data or settings["data"], None if data else settings["size"], skip_broken=skip_broken)
     channels, *size = dataset.test.shape[1:]
     if channels != model.in_channels:
         raise GenkernelsError(f"the model takes {model.in_channels} channels; {dataset.name} has {channels}")
@@ -109,7 +116,31 @@ def _test_images(
     return data or settings["data"], quantise(dataset.test, levels), labels
 
 
+def _unlike_training(content: dict[str, Any], images: torch.Tensor) -> str | None:
+    """What makes figures over these test images another thing than those of the model's own, if anything does."""
+    trained, found = content["config"].get("image_size"), tuple(images.shape[2:])
+    if trained is None or tuple(trained) == found:
+        return None
+    before, now = (f"{height} x {width}" for height, width in (trained, found))
+    return f"the model was trained on images of {before}; these are {now}: not the figures of its own data"
+
+
 # --- the commands ---------------------------------------------------------------------------------------
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"genkernels {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Fast kernels for generative image models."""
 
 
 @app.command()
@@ -138,9 +169,9 @@ def train(
     steps: Annotated[int | None, typer.Option(min=1, help="Stop after so many steps.")] = None,
     minutes: Annotated[float | None, typer.Option(min=0.01, help="Stop after so much training from now.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images per step.")] = None,
-    lr: Annotated[float | None, typer.Option("--lr", "--learning-rate", min=0, help="Learning rate.")] = None,
+    lr: Annotated[float | None, typer.Option("--lr", "--learning-rate", help="Learning rate, above 0.")] = None,
     optimizer: Annotated[str | None, typer.Option(help=f"One of: {', '.join(OPTIMIZERS)}.")] = None,
-    clip: Annotated[float | None, typer.Option(min=0, help="Largest norm of the gradient.")] = None,
+    clip: Annotated[float | None, typer.Option(help="Largest norm of the gradient, above 0.")] = None,
     levels: Annotated[int | None, typer.Option(min=2, max=256, help="Grey levels, per colour.")] = None,
     hidden_channels: Annotated[int | None, typer.Option(min=1, help="Features per layer.")] = None,
     num_layers: Annotated[int | None, typer.Option(min=0, help="Layers after the first.")] = None,
@@ -155,7 +186,10 @@ def train(
     beta: Annotated[float | None, typer.Option(min=0, help="Of a VAE: weight of the divergence.")] = None,
     size: Annotated[str | None, typer.Option(help="Resize a folder's images: 32 or 32x48.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, max=2**31 - 1, help="Equal seeds give equal runs.")] = None,
-    samples: Annotated[int, typer.Option(min=0, help="Images to draw at the end.")] = 16,
+    samples: Annotated[
+        int | None, typer.Option(min=0, help=f"Images to draw at the end; {DEFAULT_SAMPLES} by default.")
+    ] = None,
+    skip_broken: SkipBroken = False,
     device: Device = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in the folder.")] = False,
@@ -178,10 +212,14 @@ def train(
     console, where = _console(), _device(device)
     check_picture_path(Path("samples.png"))
     if resume:
-        trainer, dataset = resume_run(model, place, settings, options, device=where)
+        trainer, dataset = resume_run(model, place, settings, options, device=where, skip_broken=skip_broken)
     else:
         settings.setdefault("data", "digits")
-        trainer, dataset = start_run(model, place, settings, options, device=where, overwrite=overwrite)
+        trainer, dataset = start_run(
+            model, place, settings, options, device=where, overwrite=overwrite, skip_broken=skip_broken
+        )
+    if samples is not None:
+        trainer.samples = samples
 
     limits = Limits(epochs, steps, minutes)
     if limits == Limits():
@@ -198,8 +236,9 @@ def train(
     if not _train(console, trainer, limits):
         again = shlex.join(["genkernels", "train", model, "--out", str(place), "--resume"])
         console.print(f"stopped at step {trainer.step}; {place / CHECKPOINT} holds it; go on with: {again}")
-        raise typer.Exit(130)
-    _show_results(console, trainer, samples)
+        assert trainer.stopped_by is not None
+        raise typer.Exit(128 + trainer.stopped_by)
+    _show_results(console, trainer, trainer.samples)
 
 
 def _train(console: Console, trainer: Trainer, limits: Limits) -> bool:
@@ -306,6 +345,7 @@ def _complete(
 def evaluate(
     checkpoint: Checkpoint,
     data: Data = None,
+    skip_broken: SkipBroken = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 64,
     importance_samples: Annotated[
         int | None, typer.Option(min=1, help="Of a VAE: codes per image for a tighter bound.")
@@ -318,9 +358,15 @@ def evaluate(
     objective = find_recipe(content["recipe"]).objective
     if objective.unmeasured is not None:
         raise GenkernelsError(objective.unmeasured)
-    name, images, labels = _test_images(model, content, data)
+    name, images, labels = _test_images(model, content, data, skip_broken)
+    note = _unlike_training(content, images)
+    if note is not None:
+        console.print(f"note: {note}")
     with counted(console, "evaluating") as step:
         measures = objective.evaluate(model.to(where), images, batch_size, step, importance_samples, labels)
+    for measure in measures:
+        if math.isnan(measure.mean):
+            raise GenkernelsError(f"{checkpoint}: the model gives no number of {measure.label} for these images (nan)")
     table = Table("data", "images", *(measure.label for measure in measures), box=None, pad_edge=False)
     table.add_row(name, f"{measures[0].images:,}", *map(str, measures))
     console.print(table)

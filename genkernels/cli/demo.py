@@ -10,9 +10,10 @@ from rich.table import Table
 from rich.text import Text
 
 from ..models import PixelCNN
+from ..train.checkpoint import CHECKPOINT
 from ..train.compare import Comparison, compare_with_plain
 from ..train.errors import TrainingError
-from ..train.loop import CHECKPOINT, Limits
+from ..train.loop import Limits
 from ..train.metrics import evaluate
 from ..train.pictures import check_picture_path, save_curve, save_grids
 from ..train.run import start_run

@@ -6,7 +6,10 @@ One file of plain values and tensors, so it loads with ``weights_only=True``: no
 
 from __future__ import annotations
 
+import io
 import pickle
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,11 @@ from .errors import CheckpointError, GenkernelsError
 from .files import write_atomically
 from .recipes import find_recipe
 
+CHECKPOINT = "model.pt"  # in a run's folder
 FORMAT = "genkernels-checkpoint-1"
+_UNREADABLE = (
+    RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, LookupError,
+)  # fmt: skip
 _NEEDED = {"recipe": str, "config": dict, "model": dict, "settings": dict}
 
 
@@ -42,22 +49,29 @@ def save_checkpoint(path: Path, recipe: str, model: GenerativeModel, settings: d
         "settings": settings,
         **training,
     }
-    write_atomically(path, lambda file: torch.save(content, file))
+    buffer = io.BytesIO()  # PyTorch's writer would turn a full disk into an error of its own
+    torch.save(content, buffer)
+    write_atomically(path, lambda file: file.write(buffer.getbuffer()))
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The content of a checkpoint, on the CPU.
+def read_checkpoint(path: Path | str) -> dict[str, Any]:
+    """The content of a checkpoint, on the CPU; of the ``model.pt`` in a run's folder, where ``path`` is one.
 
     Raises:
         CheckpointError: the file is missing, damaged or something else.
     """
+    path = checkpoint_in(path)
     if not path.is_file():
         raise CheckpointError(f"there is no checkpoint {path}")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, LookupError) as error:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()  # PyTorch does not look at the checksums
+        content = None if damaged else torch.load(path, map_location="cpu", weights_only=True)
+    except _UNREADABLE as error:
         # Not PyTorch's own words: they advise to load the file in a way that could run code.
         raise CheckpointError(f"{path}: damaged, or not a checkpoint ({type(error).__name__})") from error
+    if damaged:
+        raise CheckpointError(f"{path}: damaged: the checksum of its record {damaged} is wrong")
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(f"{path}: not a genkernels checkpoint (expected format {FORMAT!r})")
     for key, kind in _NEEDED.items():
@@ -66,13 +80,22 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
+def checkpoint_in(path: Path | str) -> Path:
+    """The checkpoint itself, or that of a run whose folder ``path`` is."""
+    path = Path(path)
+    return path / CHECKPOINT if path.is_dir() else path
+
+
 def model_from_checkpoint(content: dict[str, Any], name: Path) -> GenerativeModel:
     """The model of a checkpoint read by :func:`read_checkpoint`, in evaluation mode; ``name`` is for
     messages.
 
     Raises:
-        CheckpointError: its recipe is unknown, or its weights do not fit its configuration.
+        CheckpointError: its recipe is unknown, its weights do not fit its configuration, or are not finite.
     """
+    for weight, values in content["model"].items():
+        if isinstance(values, torch.Tensor) and values.is_floating_point() and not values.isfinite().all():
+            raise CheckpointError(f"{name}: its weight {weight!r} is not finite: the training has diverged")
     try:
         model = find_recipe(content["recipe"]).build(**content["config"])
         model.load_state_dict(content["model"])
@@ -81,11 +104,11 @@ def model_from_checkpoint(content: dict[str, Any], name: Path) -> GenerativeMode
     return model.eval()
 
 
-def load_model(path: Path) -> tuple[GenerativeModel, dict[str, Any]]:
-    """The model in a checkpoint, in evaluation mode on the CPU, and the checkpoint's content.
+def load_model(path: Path | str) -> tuple[GenerativeModel, dict[str, Any]]:
+    """The model in a checkpoint or in a run's folder, in evaluation mode on the CPU, and the checkpoint's content.
 
     Raises:
         CheckpointError: the file is missing, damaged or something else.
     """
     content = read_checkpoint(path)
-    return model_from_checkpoint(content, path), content
+    return model_from_checkpoint(content, checkpoint_in(path)), content

@@ -69,7 +69,8 @@ def open_dataset(spec: str, size: tuple[int, int] | None = None, *, skip_broken:
     if name == "fashion-mnist":
         return _mnist(name, place or DEBIAN_FASHION_MNIST)
     if name not in ("mnist", "cifar10", "folder"):
-        raise DataError(f"unknown data set {spec!r}; expected one of: {', '.join(SPECS)}")
+        guess = f"; did you mean folder:{spec} or mnist:{spec}?" if Path(spec).expanduser().exists() else ""
+        raise DataError(f"unknown data set {spec!r}; expected one of: {', '.join(SPECS)}{guess}")
     if place is None:
         raise DataError(f"{name}: expected a path, as in {name}:PATH")
     if not place.is_dir():
@@ -145,8 +146,10 @@ _CIFAR_RECORD = 1 + 3 * 32 * 32
 
 
 def _cifar10(folder: Path) -> Dataset:
-    if (folder / "cifar-10-batches-bin").is_dir():
-        folder = folder / "cifar-10-batches-bin"
+    for inner in ("cifar-10-batches-bin", "cifar-10-batches-py"):
+        if (folder / inner).is_dir():
+            folder = folder / inner
+            break
     train = [_cifar_file(folder / f"data_batch_{i}.bin") for i in range(1, 6)]
     test, test_labels = _cifar_file(folder / "test_batch.bin")
     return Dataset(

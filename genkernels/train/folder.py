@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 from pathlib import Path
 
 import torch
@@ -25,7 +26,8 @@ def read_folder(folder: Path, size: tuple[int, int] | None, *, skip_broken: bool
     otherwise every tenth image in the order of the paths is a test image. When every image lies in a sub-folder of its
     split, those sub-folders, sorted, are the labels; they may be links. Hidden files and folders (a dot in front, and
     ``__MACOSX``) are left out. Grey images give one channel, and three as soon as a single one of them is in colour;
-    image_file.py says how they are read.
+    image_file.py says how they are read. The test images come in a random order, always the same one, so that the first
+    few of them are of all classes.
 
     Args:
         folder: an existing folder.
@@ -47,6 +49,7 @@ def read_folder(folder: Path, size: tuple[int, int] | None, *, skip_broken: bool
             raise DataError(f"{named} (--skip-broken leaves it out)")
         raise DataError(f"{len(broken):,} of {len(everything):,} files cannot be read (--skip-broken): {named}")
     parts = [(root, [file for file in files if file not in broken]) for root, files in parts]
+    random.Random(0).shuffle(parts[1][1])
     for root, files in parts:
         if not files:
             raise DataError(f"{root}: no image of a split can be read")

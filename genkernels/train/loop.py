@@ -14,19 +14,21 @@ import torch
 from torch import Tensor
 
 from ..models import GenerativeModel
-from .checkpoint import save_checkpoint
+from .checkpoint import CHECKPOINT, save_checkpoint
 from .errors import TrainingError
 from .files import write_atomically
 from .interrupt import InterruptRequest
+from .lock import FolderLock
 from .objectives import NotFiniteError
 from .recipes import find_recipe
 
-CHECKPOINT, HISTORY = "model.pt", "history.jsonl"
+HISTORY = "history.jsonl"
 
 RECORD_STEPS = 10  # steps that one line of the history averages
 EVALUATION_IMAGES = 1000  # at most, of the test images, while training
 EVALUATION_STEPS = 100  # at least, between two evaluations; an epoch, where that is longer
 SAVE_SECONDS = 30.0
+DEFAULT_SAMPLES = 16
 
 
 @dataclass(frozen=True)
@@ -100,9 +102,16 @@ class Trainer:
         self.limits = Limits()  # the ones that it was last asked to keep
         self.seconds = 0.0  # of training so far, over all resumed parts
         self.history: list[dict[str, float]] = []
+        self.samples = DEFAULT_SAMPLES  # images to draw at the end
+        self.stopped_by: int | None = None  # the number of the signal that ended the last part early
         self._recent: list[dict[str, float]] = []  # what the steps since the last record gave
         self._order: tuple[int, Tensor] | None = None
         self._saved_step = -1
+
+    @property
+    def fingerprint(self) -> list[int]:
+        """What tells these images from others: how many there are, and the sum of their levels."""
+        return [len(self.train_images), len(self.test_images), int(self.train_images.sum(dtype=torch.int64))]
 
     @property
     def steps_per_epoch(self) -> int:
@@ -127,7 +136,8 @@ class Trainer:
         """Train until a limit; ``on_step(done)`` after each step. Ends with a checkpoint.
 
         Returns:
-            False when Ctrl-C ended it early (after the step in hand), else True.
+            False when Ctrl-C or SIGTERM ended it early (after the step in hand), else True; :attr:`stopped_by` says
+            which.
 
         Raises:
             TrainingError: the loss or its gradient is no longer finite. The last checkpoint stays as it is.
@@ -135,12 +145,13 @@ class Trainer:
         """
         self.limits = limits
         if self._saved_step != self.step:
-            self.save()  # a folder that cannot be written shows now, not after the first hour
+            with FolderLock(self.folder):
+                self.save()  # a folder that cannot be written shows now, not after the first hour
         began, before = time.monotonic(), self.seconds
         saved = began
         elapsed = 0.0
         self.model.train()
-        with InterruptRequest() as interrupt:
+        with FolderLock(self.folder), InterruptRequest() as interrupt:
             while not interrupt.requested and self.done(limits, elapsed) < 1:
                 self._one_step()
                 elapsed = time.monotonic() - began
@@ -156,6 +167,7 @@ class Trainer:
                     on_step(self.done(limits, elapsed))
             if self._saved_step != self.step:
                 self.save()
+        self.stopped_by = interrupt.signal
         return not interrupt.requested
 
     def _one_step(self) -> None:
@@ -212,6 +224,8 @@ class Trainer:
             optimizers={name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
             progress={"epoch": self.epoch, "batch": self.batch, "step": self.step, "seconds": self.seconds},
             limits=asdict(self.limits),
+            samples=self.samples,
+            images=self.fingerprint,
             history=self.history,
             recent=self._recent,
             rng={"cpu": torch.get_rng_state(), "cuda": self._cuda_rng_state()},
@@ -237,6 +251,7 @@ class Trainer:
             self.epoch, self.batch = progress["epoch"], progress["batch"]
             self.step, self.seconds = progress["step"], progress["seconds"]
             self.limits = Limits(**content["limits"])
+            self.samples = content.get("samples", DEFAULT_SAMPLES)
         except (KeyError, TypeError, ValueError) as error:
             raise TrainingError(f"{self.folder / CHECKPOINT}: not a run that can be resumed: {error}") from error
         torch.set_rng_state(rng["cpu"])

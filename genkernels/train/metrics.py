@@ -48,7 +48,8 @@ class Measure:
 
     def __str__(self) -> str:
         digits = max(0, 4 - math.floor(math.log10(abs(self.mean)))) if self.mean and math.isfinite(self.mean) else 4
-        return f"{self.mean:.{digits}f} ± {self.standard_error:.{digits}f}"
+        mean = f"{self.mean:.{digits}f}"
+        return mean if math.isnan(self.standard_error) else f"{mean} ± {self.standard_error:.{digits}f}"
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,6 +31,8 @@ def check_picture_path(path: Path) -> None:
         raise GenkernelsError(f"{path}: expected a name that ends in {', '.join(FORMATS)}")
     if not path.absolute().parent.is_dir():
         raise GenkernelsError(f"{path}: there is no folder {path.parent}")
+    if not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
+        raise GenkernelsError(f"{path}: cannot be written")
     _figure(1, 1)
 
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from ..models import GenerativeModel
-from .checkpoint import model_from_checkpoint, read_checkpoint
+from .checkpoint import CHECKPOINT, model_from_checkpoint, read_checkpoint
 from .data import Dataset, open_dataset, quantise
 from .errors import TrainingError
-from .loop import CHECKPOINT, Settings, Trainer
+from .loop import Settings, Trainer
 from .objectives import OPTIMIZERS
 from .recipes import find_recipe
 
@@ -26,6 +26,7 @@ def start_run(
     *,
     device: torch.device | str = "cpu",
     overwrite: bool = False,
+    skip_broken: bool = False,
 ) -> tuple[Trainer, Dataset]:
     """A new run.
 
@@ -36,6 +37,7 @@ def start_run(
         model_options: arguments of the model's constructor; the size and colours of the images come from the
             data, and what else the objective takes from there, such as ``levels``, when missing, too.
         overwrite: whether a run that is there already may be replaced.
+        skip_broken: leave out files of a folder of images that cannot be read.
 
     Raises:
         GenkernelsError: the folder holds a run, the data cannot be opened, or an option does not fit.
@@ -52,9 +54,9 @@ def start_run(
         "clip": plan.clip,
         "seed": 0,
     }
-    chosen = Settings(**{**defaults, **settings})
+    chosen = Settings(**{**defaults, **settings, "data": anywhere(settings["data"])})
     _check(chosen)
-    dataset = open_dataset(chosen.data, chosen.size)
+    dataset = open_dataset(chosen.data, chosen.size, skip_broken=skip_broken)
     _, channels, height, width = dataset.train.shape
     options = {
         **plan.objective.model_options(dataset, model_options),
@@ -75,11 +77,14 @@ def resume_run(
     model_options: Mapping[str, Any],
     *,
     device: torch.device | str = "cpu",
+    skip_broken: bool = False,
 ) -> tuple[Trainer, Dataset]:
     """The run in a folder, exactly where it stopped.
 
     Args:
-        recipe, settings, model_options: what the caller insists on; everything else is as the run has it.
+        recipe, settings, model_options: what the caller insists on; everything else is as the run has it. ``data`` may
+            name another place of the same images, where they have moved.
+        skip_broken: as in :func:`start_run`.
 
     Raises:
         GenkernelsError: there is no run, it cannot be read, or it was started with other options.
@@ -87,6 +92,11 @@ def resume_run(
     path = folder / CHECKPOINT
     content = read_checkpoint(path)
     asked = {"model": recipe, **settings, **model_options}
+    moved_to = anywhere(asked.pop("data", content["settings"].get("data", "")))
+    if moved_to.partition(":")[0] == str(content["settings"].get("data")).partition(":")[0]:
+        content["settings"]["data"] = moved_to
+    else:
+        asked["data"] = moved_to
     found = {"model": content["recipe"], **content["settings"], **content["config"]}
     for name, value in asked.items():
         if name not in found or found[name] != value:
@@ -96,10 +106,18 @@ def resume_run(
     except TypeError as error:
         raise TrainingError(f"{path}: not a run that can be resumed: {error}") from error
     model = model_from_checkpoint(content, path)
-    dataset = open_dataset(chosen.data, chosen.size)
+    dataset = open_dataset(chosen.data, chosen.size, skip_broken=skip_broken)
     trainer = _trainer(recipe, model, dataset, chosen, folder, device)
+    if trainer.fingerprint != content.get("images", trainer.fingerprint):
+        raise TrainingError(f"data: the run in {folder} has other images than those of {chosen.data}")
     trainer.restore(content)
     return trainer, dataset
+
+
+def anywhere(spec: str) -> str:
+    """The specification of a data set, its path made absolute: a run may be resumed from another folder."""
+    name, colon, path = spec.partition(":")
+    return f"{name}:{Path(path).expanduser().absolute()}" if colon and path else spec
 
 
 def _trainer(
