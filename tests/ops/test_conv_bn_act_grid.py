@@ -155,9 +155,10 @@ def plain(case: Case, inputs: dict[str, Tensor], running: dict[str, Tensor], one
     if case.norm == "training":
         count, dims = y.numel() // y.shape[1], (0, 2, 3)
         mean, var = y.mean(dims), y.var(dims, unbiased=False)
-        with torch.no_grad():
-            running["running_mean"].lerp_(mean, 0.3)
-            running["running_var"].lerp_(var * count / (count - 1), 0.3)
+        if running:
+            with torch.no_grad():
+                running["running_mean"].lerp_(mean, 0.3)
+                running["running_var"].lerp_(var * count / (count - 1), 0.3)
         y = y * ones[1]
     elif case.norm == "evaluation":
         mean, var = running["running_mean"], running["running_var"]
