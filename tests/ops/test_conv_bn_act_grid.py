@@ -155,7 +155,7 @@ def plain(case: Case, inputs: dict[str, Tensor], running: dict[str, Tensor], one
     if case.norm == "training":
         count, dims = y.numel() // y.shape[1], (0, 2, 3)
         mean, var = y.mean(dims), y.var(dims, unbiased=False)
-        if running:
+        if running.get("running_mean") is not None:
             with torch.no_grad():
                 running["running_mean"].lerp_(mean, 0.3)
                 running["running_var"].lerp_(var * count / (count - 1), 0.3)
