@@ -15,7 +15,7 @@ from ..wavefront_lstm.geometry import Geometry
 from .graph import AffineNode, Box, Link, LstmNode, NotTraceable, PointNode, Tap
 from .plane import Plane
 from .program import Function
-from .tracer import HANDLERS, Handler, Traced, Tracer
+from .tracer import HANDLERS, IN_PLACE, Handler, Traced, Tracer
 
 
 def handles(*names: str) -> Any:
@@ -157,6 +157,16 @@ def _clamp(tracer: Tracer, x: Traced, low: float | None = None, high: float | No
     return unary(tracer, x, "clamp", -infinity if low is None else low, infinity if high is None else high)
 
 
+@handles("aten::clamp_min")
+def _clamp_min(tracer: Tracer, x: Traced, low: float) -> Traced:
+    return _clamp(tracer, x, low, None)
+
+
+@handles("aten::clamp_max")
+def _clamp_max(tracer: Tracer, x: Traced, high: float) -> Traced:
+    return _clamp(tracer, x, None, high)
+
+
 @handles("aten::neg")
 def _neg(tracer: Tracer, x: Traced) -> Traced:
     return unary(tracer, x, "scale", -1, 0)
@@ -247,6 +257,61 @@ def _batch_norm(
     scaled = _point(tracer, Function("mul"), [plane, Link(tracer.vector(scale[None]), 0, 0, every, every)], x.shape)
     link = Link(tracer.vector(shift[None]), 0, 0, every, every)
     return _point(tracer, Function("add"), [scaled.as_plane(), link], x.shape), None, None
+
+
+# --- writing into a tensor ---------------------------------------------------------------------------------------
+
+
+def writes(name: str) -> Any:
+    def register(handler: Handler) -> Handler:
+        IN_PLACE[name] = handler
+        return handler
+
+    return register
+
+
+def _filled(tracer: Tracer, target: Traced, values: Tensor) -> Traced:
+    """A constant of the target's shape; [N, H, W] is one channel of an image unless the target is part of a signal."""
+    values = values.to(tracer.device, tracer.dtype).expand(target.shape)
+    channel = values.dim() == 3 and target.memory[0].dim() > 3
+    index = tracer.constant(values.unsqueeze(1) if channel else values).as_index()
+    return Traced(tracer, target.shape, index=index.reshape(1, *target.shape[1:]))
+
+
+@writes("aten::copy_")
+def _copy(tracer: Tracer, target: Traced, source: Tensor, non_blocking: bool = False) -> Traced:
+    if isinstance(source, Traced):
+        return source
+    return _filled(tracer, target, source)
+
+
+@writes("aten::fill_")
+def _fill(tracer: Tracer, target: Traced, value: Any) -> Traced:
+    if isinstance(value, Traced):
+        return value
+    return _filled(tracer, target, torch.tensor(float(value)))
+
+
+@writes("aten::zero_")
+def _zero(tracer: Tracer, target: Traced) -> Traced:
+    return _fill(tracer, target, 0)
+
+
+@writes("aten::index_put_")
+def _index_put(
+    tracer: Tracer, target: Traced, indices: Sequence[Tensor | None], values: Tensor, accumulate: bool = False
+) -> Traced:
+    if accumulate:
+        raise NotTraceable(f"layer {tracer.name()!r}: index_put_ that adds up; write it as a sum")
+    if not indices or indices[0] is not None:
+        raise NotTraceable(f"layer {tracer.name()!r}: index_put_ chooses images of the batch")
+    places = tuple(slice(None) if i is None else i.cpu() for i in indices)
+    index = target.as_index().clone()
+    if not isinstance(values, Traced):
+        shape = (len(target), *index[places].shape[1:])
+        values = _filled(tracer, Traced(tracer, shape), values)
+    index[places] = values.as_index()
+    return Traced(tracer, target.shape, index=index)
 
 
 # --- recurrences -----------------------------------------------------------------------------------------------

@@ -23,6 +23,8 @@ from .program import Function
 Handler = Callable[..., Any]
 HANDLERS: dict[str, Handler] = {}
 """By name of the operator without its overload ("aten::relu"): what makes nodes of it; see operators.py."""
+IN_PLACE: dict[str, Handler] = {}
+"""Operators that write into their first argument and have no handler without the underscore: what it becomes."""
 
 _REARRANGING = """
     slice select narrow view _unsafe_view reshape permute transpose t unsqueeze squeeze expand cat stack split
@@ -35,22 +37,50 @@ _SHAPE_ONLY = """
 REARRANGING = {f"aten::{name}" for name in _REARRANGING.split()}
 SHAPE_ONLY = {f"aten::{name}" for name in _SHAPE_ONLY.split()}
 TAKE_SIZES = {"aten::view", "aten::_unsafe_view", "aten::reshape", "aten::expand"}
-NEW_MEMORY = {"aten::cat", "aten::stack", "aten::constant_pad_nd", "aten::clone", "aten::repeat", "aten::index"}
 
 
 class Traced(Tensor):
-    """A tensor without storage that knows the nodes it is made of, as a plane, an index, or both."""
+    """A tensor without storage that knows the nodes it is made of, as a plane, an index, or both.
+
+    Attributes:
+        memory: the tensors that share their elements, in the order in which they were made: the first has memory of its
+            own, each other is a view of an earlier one. Where one is changed in place, all are.
+        viewed: what makes the index of a view, from its base's.
+    """
 
     tracer: Tracer
     _plane: Plane | None
     _index: Tensor | None
-    shared: bool
+    memory: list[Traced]
+    viewed: Callable[[], Tensor] | None
 
     @staticmethod
-    def __new__(cls, tracer: Tracer, shape: Any, plane: Plane | None = None, index: Tensor | None = None) -> Traced:
-        self = Tensor._make_wrapper_subclass(cls, shape, dtype=tracer.dtype, device=tracer.device)
-        self.tracer, self._plane, self._index, self.shared = tracer, plane, index, False
+    def __new__(
+        cls, tracer: Tracer, shape: Any, plane: Plane | None = None, index: Tensor | None = None, strides: Any = None
+    ) -> Traced:
+        self = Tensor._make_wrapper_subclass(cls, shape, strides=strides, dtype=tracer.dtype, device=tracer.device)
+        self.tracer, self._plane, self._index, self.memory, self.viewed = tracer, plane, index, [self], None
         return self
+
+    def views(self, base: Traced, viewed: Callable[[], Tensor]) -> None:
+        """From now on this is a view of ``base``."""
+        self.memory, self.viewed = base.memory, viewed
+        self.memory.append(self)
+
+    def change(self, changed: Traced) -> None:
+        """Takes the elements of another tensor of this shape; so do those that share them."""
+        if len(self.memory) == 1:
+            self._plane, self._index = changed._plane, changed._index
+            return
+        # The indices of views are views of one index, so that PyTorch changes them all.
+        first, *views = self.memory
+        first._index = first.as_index().clone()
+        for view in views:
+            assert view.viewed is not None
+            view._index = view.viewed()
+        self.as_index().copy_(changed.as_index())
+        for tensor in self.memory:
+            tensor._plane = None
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
@@ -126,8 +156,8 @@ class Tracer:
             plain = tree_map(lambda a: like.expand(a.shape) if isinstance(a, Traced) else a, (args, kwargs))
             return func(*plain[0], **plain[1])
         name = self.operator
-        if name.endswith("_") and name[:-1] in HANDLERS:
-            return self._in_place(name[:-1], args, kwargs)
+        if name in IN_PLACE or (name.endswith("_") and name[:-1] in HANDLERS):
+            return self._in_place(name, args, kwargs)
         if name in HANDLERS:
             return HANDLERS[name](self, *args, **kwargs)
         if name in REARRANGING:
@@ -143,12 +173,19 @@ class Tracer:
 
     def _in_place(self, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
         target = args[0]
-        if not isinstance(target, Traced) or target.shared:
+        if not isinstance(target, Traced):
             raise NotTraceable(
-                f"layer {self.name()!r}: changes a part of a tensor in place; write it without {self.operator}"
+                f"layer {self.name()!r}: {name} writes what depends on the image into a tensor made without it; put "
+                "the result together with torch.cat or torch.stack"
             )
-        result = HANDLERS[name](self, *args, **kwargs)
-        target._plane, target._index = result._plane, result._index
+        if name in IN_PLACE:
+            result = IN_PLACE[name](self, *args, **kwargs)
+        else:
+            self.operator = name[:-1]  # handlers of several operators ask which it is
+            result = HANDLERS[self.operator](self, *args, **kwargs)
+        if result.shape != target.shape:
+            result = result.expand(target.shape)
+        target.change(result)
         return target
 
     def _quickly(self, name: str, x: Any, *args: Any) -> Any:
@@ -173,10 +210,15 @@ class Tracer:
                 results = [x.as_plane().padded(*(crop if dim == 3 else (0, 0, *crop)))]
         if not results or any(min(p.channels, p.height, p.width) < 1 for p in results):
             return None
-        made = [Traced(self, (batch, p.channels, p.height, p.width), plane=p) for p in results]
-        if name != "aten::constant_pad_nd":
-            for traced in (x, *made):
-                traced.shared = True
+        if name == "aten::constant_pad_nd":
+            (p,) = results
+            return Traced(self, (batch, p.channels, p.height, p.width), plane=p)
+        made = [Traced(self, (batch, p.channels, p.height, p.width), plane=p, strides=x.stride()) for p in results]
+        for k, traced in enumerate(made):
+            if name == "aten::split":
+                traced.views(x, lambda k=k: x.as_index().split(args[0], 1)[k])  # type: ignore[misc]
+            else:
+                traced.views(x, lambda: x.as_index()[(slice(None),) * dim + (slice(*args[1:]),)])
         return made if name == "aten::split" else made[0]
 
     def _rearrange(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -196,23 +238,26 @@ class Tracer:
             raise NotTraceable(f"layer {self.name()!r}: {self.operator} mixes the images of a batch")
         if self.operator in TAKE_SIZES and args[1][0] == batch:
             args = (args[0], [1, *args[1][1:]], *args[2:])
-        indices = func(*tree_map(as_index, args), **tree_map(as_index, kwargs))
-        fresh = self.operator in NEW_MEMORY
+        sources = [a for a in tree_flatten((args, kwargs))[0] if isinstance(a, Traced)]
 
-        def wrap(index: Tensor, shape: Tensor) -> Traced:
+        def carry_out() -> Any:
+            return func(*tree_map(as_index, args), **tree_map(as_index, kwargs))
+
+        def wrap(index: Tensor, shape: Tensor, viewed: Callable[[], Tensor]) -> Traced:
             if index.shape != (1, *shape.shape[1:]):
                 raise NotTraceable(f"layer {self.name()!r}: {self.operator} mixes the images of a batch")
-            result = Traced(self, shape.shape, index=index)
-            result.shared = not fresh
+            result = Traced(self, shape.shape, index=index, strides=shape.stride())
+            if index.untyped_storage().data_ptr() == sources[0].as_index().untyped_storage().data_ptr():
+                result.views(sources[0], viewed)
             return result
 
-        if not fresh:
-            for a in tree_flatten((args, kwargs))[0]:
-                if isinstance(a, Traced):
-                    a.shared = True
-        if several:
-            return [wrap(index, shape) for index, shape in zip(indices, shapes, strict=True)]
-        return wrap(indices, shapes)
+        indices = carry_out()
+        if not several:
+            return wrap(indices, shapes, carry_out)
+        return [
+            wrap(index, shape, lambda k=k: carry_out()[k])  # type: ignore[misc]
+            for k, (index, shape) in enumerate(zip(indices, shapes, strict=True))
+        ]
 
     # --- for the handlers ---
 
@@ -260,7 +305,9 @@ class Tracer:
 
 
 def _meta(a: Any) -> Any:
-    return torch.empty(a.shape, dtype=a.dtype, device="meta") if isinstance(a, Tensor) else a
+    if not isinstance(a, Tensor):
+        return a
+    return torch.empty_strided(a.shape, a.stride(), dtype=a.dtype, device="meta")
 
 
 def trace(
