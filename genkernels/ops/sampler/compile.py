@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from threading import RLock
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -29,6 +30,7 @@ class _Kept:
     program: Program
 
 
+_lock = RLock()  # a model may sample from another one while it is traced
 _kept: WeakKeyDictionary[nn.Module, _Kept] = WeakKeyDictionary()
 
 
@@ -54,17 +56,18 @@ def compile_program(
     leaves, layout = tree_flatten(condition)
     structure = ((n, *shape[1:]), repr(model), str(layout), [leaf for leaf in leaves if not isinstance(leaf, Tensor)])
     tensors = [*model.parameters(), *model.buffers(), *(leaf for leaf in leaves if isinstance(leaf, Tensor)), table]
-    kept = _kept.get(model)
-    if kept is not None and kept.structure == structure and _equal(kept.tensors, tensors):
-        return kept.program
-    # In inference mode operators arrive before PyTorch has taken them apart, under autocast with casts.
-    with torch.inference_mode(False), torch.no_grad(), torch.autocast(table.device.type, enabled=False):
-        graph = trace(
-            lambda x: predict(x, condition), model, (n, *shape[1:]), len(table), table.dtype, table.device
-        )  # fmt: skip
-        program = lower(schedule(fold(graph)), table)
-    _kept[model] = _Kept(structure, [tensor.detach().clone() for tensor in tensors], program)
-    return program
+    with _lock:
+        kept = _kept.get(model)
+        if kept is not None and kept.structure == structure and _equal(kept.tensors, tensors):
+            return kept.program
+        # In inference mode operators arrive before PyTorch has taken them apart, under autocast with casts.
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast(table.device.type, enabled=False):
+            graph = trace(
+                lambda x: predict(x, condition), model, (n, *shape[1:]), len(table), table.dtype, table.device
+            )  # fmt: skip
+            program = lower(schedule(fold(graph)), table)
+        _kept[model] = _Kept(structure, [tensor.detach().clone() for tensor in tensors], program)
+        return program
 
 
 def _equal(old: list[Tensor], new: list[Tensor]) -> bool:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Lock
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -18,17 +20,30 @@ from .request import Progress, Request
 
 FULL_FORWARD = "full_forward"
 
+_lock = Lock()
+_in_evaluation: WeakKeyDictionary[nn.Module, tuple[int, bool]] = WeakKeyDictionary()
+"""Modules that samplers have put into ``eval()``: by how many, and the mode they were in before."""
+
 
 @contextmanager
 def in_evaluation(model: nn.Module) -> Iterator[None]:
-    """The model in ``eval()``, every module left in the mode it was in."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+    """The model in ``eval()``, every module left in the mode it was in; threads that do so together leave it last."""
+    modules = list(model.modules())
+    with _lock:
+        for module in modules:
+            count, mode = _in_evaluation.get(module, (0, module.training))
+            _in_evaluation[module] = (count + 1, mode)
+        model.eval()
     try:
         yield
     finally:
-        for module, mode in modes:
-            module.training = mode
+        with _lock:
+            for module in modules:
+                count, mode = _in_evaluation.pop(module)
+                if count > 1:
+                    _in_evaluation[module] = (count - 1, mode)
+                else:
+                    module.training = mode
 
 
 @torch.no_grad()

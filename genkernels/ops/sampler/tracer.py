@@ -8,12 +8,13 @@ model's Python code runs as usual, conditions and loops included, and a handful 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
 from .graph import Box, ConstantNode, Graph, ImageNode, Link, Node, NotTraceable, PointNode
@@ -36,6 +37,7 @@ _SHAPE_ONLY = """
 """
 REARRANGING = {f"aten::{name}" for name in _REARRANGING.split()}
 SHAPE_ONLY = {f"aten::{name}" for name in _SHAPE_ONLY.split()}
+_CALL = nn.Module._call_impl.__code__
 TAKE_SIZES = {"aten::view", "aten::_unsafe_view", "aten::reshape", "aten::expand"}
 
 
@@ -111,20 +113,31 @@ class Traced(Tensor):
 class Tracer:
     """One trace: the nodes so far, and where in the model it is."""
 
-    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, dtype: torch.dtype, device: torch.device, model: nn.Module | None = None) -> None:
         self.dtype, self.device = dtype, device
         self.nodes: list[Node] = []
         self.numbering = Numbering()
-        self.path: list[tuple[str, bool]] = []
         self.operator = ""
+        self.names = {id(module): (name, module) for name, module in model.named_modules()} if model is not None else {}
 
     def name(self) -> str:
         """The innermost module by name, and the operator unless that module is little else."""
-        path, is_leaf = self.path[-1] if self.path else ("", False)
+        path, module = self._calling()
+        is_leaf = module is not None and not any(True for _ in module.children())
         if path and (is_leaf or self.operator.startswith("genkernels::")):
             return path
         operator = self.operator.removeprefix("aten::")
         return f"{path} ({operator})" if path else operator
+
+    def _calling(self) -> tuple[str, nn.Module | None]:
+        """The innermost module of the model that is being called, by name: read from this thread's stack, so that the
+        model needs no hooks, which calls of other threads would run into."""
+        frame = sys._getframe()
+        while frame.f_back is not None and frame.f_code is not trace.__code__:
+            if frame.f_code is _CALL and id(frame.f_locals.get("self")) in self.names:
+                return self.names[id(frame.f_locals["self"])]
+            frame = frame.f_back
+        return "", None
 
     def add(self, node: Any) -> Any:
         self.nodes.append(node)
@@ -133,20 +146,6 @@ class Tracer:
     def result(self, node: Node, shape: Any) -> Traced:
         """The tensor of this shape that a new node is; its last two dimensions are those of the node."""
         return Traced(self, shape, plane=Plane.of(self.add(node)))
-
-    @contextmanager
-    def watch(self, model: nn.Module | None) -> Iterator[None]:
-        """Knows inside which module of the model it is."""
-        handles = []
-        for name, module in model.named_modules() if model is not None else ():
-            entry = (name, not any(True for _ in module.children()))
-            handles.append(module.register_forward_pre_hook(lambda *_, entry=entry: self.path.append(entry)))
-            handles.append(module.register_forward_hook(lambda *_: self.path.pop() and None))
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """One operator with at least one traced argument."""
@@ -304,6 +303,15 @@ class Tracer:
         return links
 
 
+class _NoRandomNumbers(TorchDispatchMode):
+    """Refuses operators that draw random numbers, in this thread."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            raise NotTraceable("the model draws random numbers of its own, which a program would draw once for all")
+        return func(*args, **(kwargs or {}))
+
+
 def _meta(a: Any) -> Any:
     if not isinstance(a, Tensor):
         return a
@@ -326,14 +334,11 @@ def trace(
     from . import operators  # noqa: F401  (fills HANDLERS)
 
     batch, colours, height, width = shape
-    tracer = Tracer(dtype, device)
+    tracer = Tracer(dtype, device, model)
     image = tracer.add(ImageNode("image", colours, Box(0, height, 0, width)))
-    random = torch.get_rng_state()
-    with torch.no_grad(), tracer.watch(model):
+    with torch.no_grad(), _NoRandomNumbers():
         logits = function(Traced(tracer, shape, plane=Plane.of(image)))
-    if not torch.equal(random, torch.get_rng_state()):
-        raise NotTraceable("the model draws random numbers of its own, which a program would draw once for all")
-    tracer.path, tracer.operator = [], "logits"
+    tracer.operator = "logits"
     expected = [[batch, levels, colours, height, width]] + ([[batch, levels, height, width]] if colours == 1 else [])
     if not isinstance(logits, Traced):
         raise NotTraceable(f"logits: expected a tensor computed from the image; got {type(logits).__name__}")
