@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
@@ -13,6 +14,7 @@ from torch.utils._pytree import tree_map
 from .arguments import check_model
 from .models.autoregressive import AutoregressiveModel
 from .ops import sampler
+from .ops.sampler.drawing import has_level, no_level
 from .ops.sampler.request import Progress, as_size, check_levels, check_request, check_whole
 from .ops.sampler.sample import FULL_FORWARD, in_evaluation
 
@@ -157,7 +159,11 @@ class FastSampler:
         with in_evaluation(self.model):
             expected = self._logits(table[images.long()], condition)
         got = sampler.teacher_forced(program, images)
-        error, scale = float((got - expected).abs().max()), float(expected.abs().max())
+        wrong = (~has_level(expected.flatten(2).transpose(1, 2).flatten(0, 1))).nonzero()
+        if len(wrong):
+            image, channel, row, column = np.unravel_index(int(wrong[0]), images.shape)
+            raise no_level(int(image), int(channel), int(row), int(column))
+        error, scale = float(_distance(got, expected).max()), float(expected[expected.isfinite()].abs().max())
         limit = 2e3 * torch.finfo(table.dtype).eps * max(scale, 1)
         if not error <= limit:
             raise ValueError(
@@ -174,7 +180,7 @@ class FastSampler:
             changed = torch.where(here[:, None], shifted, images.long()).flatten(0, 1)
             with in_evaluation(self.model):
                 logits = self._logits(table[changed], _repeated(condition, n, len(part)))
-            moved = (logits.unflatten(0, (-1, n)) - expected).abs().amax(2).transpose(0, 1)[:, not_after]
+            moved = _distance(logits.unflatten(0, (-1, n)), expected).amax(2).transpose(0, 1)[:, not_after]
             pairs += moved.numel()
             if not float(moved.max()) <= limit:
                 raise ValueError(
@@ -183,6 +189,11 @@ class FastSampler:
                 )
         self.proof = Proof((height, width), pairs, error, scale)
         return self.proof
+
+
+def _distance(a: Tensor, b: Tensor) -> Tensor:
+    """|a - b|, and 0 where both are the same infinity."""
+    return torch.where(a == b, 0, a - b).abs()
 
 
 def _repeated(condition: Any, n: int, times: int) -> Any:

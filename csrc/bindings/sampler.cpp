@@ -46,7 +46,8 @@ class SamplerPlan {
   SamplerPlan(const SamplerPlan&) = delete;
   SamplerPlan& operator=(const SamplerPlan&) = delete;
 
-  bool run(int threads, int64_t images, Address levels, Address free, Address uniforms, Address logits,
+  // Whether there was memory, and a sub-pixel whose logits are no distribution, or -1.
+  std::pair<bool, int64_t> run(int threads, int64_t images, Address levels, Address free, Address uniforms, Address logits,
            double temperature, int64_t top_k, const std::array<int64_t, 3>& last, const Constants& maps,
            const Constants& vectors, const py::function& row_done) const {
     require(threads >= 1 && threads <= 1024, "threads: expected 1 to 1024");
@@ -59,6 +60,7 @@ class SamplerPlan {
     for (const auto& v : vector_views)
       require(v.offset >= 0 && v.length >= 0 && v.offset + v.length <= program_.image_floats, "vectors: out of place");
     Caller caller{row_done, 0, last[0] + 1, std::nullopt};
+    int64_t undrawable = -1;
     const SamplerCall call{program_,
                                images,
                                reinterpret_cast<uint8_t*>(levels),
@@ -74,6 +76,7 @@ class SamplerPlan {
                                vector_views.data(),
                                Records::size(vector_views),
                                threads,
+                               &undrawable,
                                &Caller::poll,
                                &caller};
     bool done;
@@ -82,7 +85,7 @@ class SamplerPlan {
       done = GK_DISPATCH(sampler_run, call);
     }
     if (caller.error) throw std::move(*caller.error);
-    return done;
+    return {done, undrawable};
   }
 
  private:

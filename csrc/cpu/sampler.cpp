@@ -54,7 +54,9 @@ struct Team {
   int64_t chunks, next = 0, rows = 0;  // the next chunk to take; rows finished, those of all chunks together
   int busy, stop = 0, no_memory = 0;
 
-  bool stopped() { return __atomic_load_n(&stop, __ATOMIC_RELAXED); }
+  bool stopped() {
+    return __atomic_load_n(&stop, __ATOMIC_RELAXED) || __atomic_load_n(call.undrawable, __ATOMIC_RELAXED) >= 0;
+  }
   // By the calling thread alone.
   void poll() {
     if (!call.poll(call.context, __atomic_load_n(&rows, __ATOMIC_RELAXED) / chunks))

@@ -43,6 +43,7 @@ struct SamplerCall {
   const SamplerConstant *maps, *vectors;
   int64_t vector_count;
   int threads;
+  int64_t* undrawable;  // set to a sub-pixel whose logits are no distribution, where there is one; the run ends early
   // Called by the calling thread now and then with the number of rows that all images have finished; false ends the
   // run early.
   bool (*poll)(void* context, int64_t rows);

@@ -6,6 +6,8 @@
 // 256 levels on AVX2, and none of 10^5 random draws differs.
 #pragma once
 
+#include <cfloat>
+
 #include "cpu/sampler_functions.h"
 
 namespace gk::GK_ISA {
@@ -51,7 +53,10 @@ inline int64_t draw_exactly(const float* logits, int64_t levels, double u, doubl
 
 constexpr int64_t DRAW_BLOCK = 16;
 
-// `scratch`: `levels` floats and 2 DRAW_BLOCK more.
+// Logits that are no distribution: a NaN, +inf, or -inf alone.
+constexpr int64_t NO_LEVEL = -1;
+
+// The level, or NO_LEVEL. `scratch`: `levels` floats and 2 DRAW_BLOCK more.
 inline int64_t draw_level(const float* logits, int64_t levels, double u, double temperature, int64_t top_k,
                           float* scratch) {
   constexpr double unsure = 4e-6;  // of the total; float32 rounding of exponent and exponential stays below 1e-6
@@ -60,16 +65,25 @@ inline int64_t draw_level(const float* logits, int64_t levels, double u, double 
     memcpy(scratch, logits, levels * sizeof(float));
     least = kth_largest(scratch, levels, top_k);
   }
-  Vec most = broadcast(-INFINITY);
+  Vec most = broadcast(-INFINITY), wrong{};
+  const Vec largest = broadcast(FLT_MAX);
   int64_t i = 0;
   for (; i + VL <= levels; i += VL) {
     const Vec v = load(logits + i);
     most = v > most ? v : most;
+    wrong = v <= largest ? wrong : v;
   }
   float lanes[VL], highest = -INFINITY;
   store(lanes, most);
   for (float v : lanes) highest = v > highest ? v : highest;
-  for (; i < levels; ++i) highest = logits[i] > highest ? logits[i] : highest;
+  bool sound = true;
+  store(lanes, wrong);
+  for (float v : lanes) sound = sound && v == 0;
+  for (; i < levels; ++i) {
+    highest = logits[i] > highest ? logits[i] : highest;
+    sound = sound && logits[i] <= FLT_MAX;
+  }
+  if (!sound || highest == -INFINITY) return NO_LEVEL;
 
   const float scale = static_cast<float>(1.0 / temperature);
   for (i = 0; i < levels; i += VL) {

@@ -286,9 +286,15 @@ class SamplerWalk {
       if (call_.logits)
         for (int64_t level = 0; level < p_.levels; ++level)
           call_.logits[((image * p_.levels + level) * p_.colours + colour) * area + pixel] = logits[level];
-      if (call_.free[sub_pixel])
-        call_.levels[sub_pixel] = static_cast<uint8_t>(
-            draw_level(logits, p_.levels, call_.uniforms[sub_pixel], call_.temperature, call_.top_k, scratch_));
+      if (call_.free[sub_pixel]) {
+        const int64_t level =
+            draw_level(logits, p_.levels, call_.uniforms[sub_pixel], call_.temperature, call_.top_k, scratch_);
+        if (level == NO_LEVEL) {
+          __atomic_store_n(call_.undrawable, sub_pixel, __ATOMIC_RELAXED);
+          return;
+        }
+        call_.levels[sub_pixel] = static_cast<uint8_t>(level);
+      }
       own[position_[k] + x * stride(k)] = p_.floats[p_.table + call_.levels[sub_pixel]];
     }
   }

@@ -32,6 +32,7 @@ def run(program: Program, walk: Walk) -> None:
 
     Raises:
         MemoryError: there is none for the values' caches.
+        ValueError: no level can be drawn from the logits.
     """
     plan = program.cache.get("cpu")
     if plan is None:
@@ -51,7 +52,7 @@ def run(program: Program, walk: Walk) -> None:
 def _run(
     plan: Plan, walk: Walk, levels: Tensor, free: Tensor, uniforms: Tensor, logits: Tensor | None, constants: _Constants
 ) -> None:
-    done = plan.native.run(
+    done, undrawable = plan.native.run(
         threads=torch.get_num_threads(),
         images=levels.shape[0],
         levels=levels.data_ptr(),
@@ -67,6 +68,8 @@ def _run(
     )
     if not done:
         raise MemoryError("sample: no memory for the values of the images that are drawn at once")
+    if undrawable >= 0:
+        raise walk.no_level(undrawable)
 
 
 class _Constants:

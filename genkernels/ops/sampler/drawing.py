@@ -7,6 +7,19 @@ import math
 from torch import Tensor
 
 
+def has_level(logits: Tensor) -> Tensor:
+    """Whether there is a level to draw from logits [N, levels], bool [N]: no NaN, no +inf, and not -inf alone."""
+    return logits.amax(1).isfinite()
+
+
+def no_level(image: int, channel: int, row: int, column: int) -> ValueError:
+    """The error for logits from which no level can be drawn."""
+    return ValueError(
+        "logits: expected finite numbers, or -inf for some of the levels; got NaN, +inf or -inf for all levels at "
+        f"image {image}, channel {channel}, row {row}, column {column}"
+    )
+
+
 def draw(logits: Tensor, uniforms: Tensor, temperature: float = 1.0, top_k: int | None = None) -> Tensor:
     """Levels drawn by inverse CDF: logits [N, levels], uniforms [N] in [0, 1) -> int64 [N].
 

@@ -92,7 +92,7 @@ def walk_of(request: Request, part: slice, row_done: Callable[[int], None]) -> W
     row, column, colour = free.any(0).permute(1, 2, 0).nonzero()[-1].tolist()
     return Walk(
         request.images[part], free, request.uniforms[part], request.temperature, request.top_k,
-        (row, column, colour), row_done,
+        (row, column, colour), row_done, part.start,
     )  # fmt: skip
 
 
@@ -110,7 +110,7 @@ def teacher_forced(program: Program, images: Tensor, backend: str = "torch") -> 
     free = torch.zeros_like(images, dtype=torch.bool)
     walk = Walk(
         images.clone(), free, torch.zeros(images.shape), 1.0, None, (height - 1, width - 1, colours - 1),
-        lambda y: None, logits,
+        lambda y: None, logits=logits,
     )  # fmt: skip
     choose(program, backend).run(program.for_images(0, n), walk)
     return logits

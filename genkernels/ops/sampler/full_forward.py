@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .drawing import draw
+from .drawing import draw, has_level, no_level
 from .request import Progress, Request
 
 
@@ -21,14 +21,21 @@ def full_forward_sample(
             any image.
         request: see :class:`Request`.
         progress: called as ``progress(done, total)`` after each of them.
+
+    Raises:
+        ValueError: no level can be drawn from the logits.
     """
     images, free = request.images, request.free
     # In drawing order: [row, column, colour].
     open_positions = free.any(0).permute(1, 2, 0).nonzero().tolist()
     for done, (row, column, colour) in enumerate(open_positions, 1):
         here = images[:, colour, row, column]
+        own = logits(images)[:, :, colour, row, column]
+        wrong = (free[:, colour, row, column] & ~has_level(own)).nonzero()
+        if len(wrong):
+            raise no_level(int(wrong[0]), colour, row, column)
         drawn = draw(
-            logits(images)[:, :, colour, row, column],
+            own,
             request.uniforms[:, colour, row, column],
             request.temperature,
             request.top_k,

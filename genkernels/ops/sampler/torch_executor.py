@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .drawing import draw
+from .drawing import draw, has_level
 from .program import Affine, Cell, Draw, Function, Instruction, Pointwise, Program, Read, Scan, Spans, span_indices
 from .walk import Walk
 
@@ -49,6 +49,7 @@ class Execution:
         self.channels: dict[Spans, slice | Tensor] = {}
         # Known levels are put in when their turn comes, so that nothing can look ahead.
         self.known = program.table[walk.images.long()]
+        self.undrawable = torch.full((self.images,), -1, device=program.table.device)  # a sub-pixel of each image
 
     def _map(self, k: int) -> _Map:
         value, program = self.program.values[k], self.program
@@ -69,6 +70,9 @@ class Execution:
     def run(self) -> None:
         for y in range(self.walk.last[0] + 1):
             self.row(y)
+            wrong = self.undrawable[self.undrawable >= 0]  # once for a row: on a GPU asking means waiting
+            if len(wrong):
+                raise self.walk.no_level(int(wrong[0]))
             self.walk.row_done(y)
 
     def row(self, y: int) -> None:
@@ -168,10 +172,17 @@ class Execution:
         if free.is_cuda or bool(free.any()):  # on a GPU asking would mean waiting
             drawn = draw(logits, walk.uniforms[:, colour, y, x], walk.temperature, walk.top_k)
             here = walk.images[:, colour, y, x]
+            self._note_undrawable(free & ~has_level(logits), colour, y, x)
             here.copy_(torch.where(free, drawn.to(here.dtype), here))
             shown = torch.where(free, self.program.table[drawn], shown)
         image = self.maps[0]
         image.data[:, y + image.top, x + image.left, colour] = shown
+
+    def _note_undrawable(self, wrong: Tensor, colour: int, y: int, x: int) -> None:
+        _, colours, height, width = self.walk.images.shape
+        own = (colour * height + y) * width + x
+        numbers = torch.arange(self.images, device=wrong.device) * (colours * height * width) + own
+        self.undrawable = torch.where(wrong & (self.undrawable < 0), numbers, self.undrawable)
 
 
 _UNARY: dict[str, Any] = {"relu": torch.relu, "tanh": torch.tanh, "sigmoid": torch.sigmoid, "exp": torch.exp}

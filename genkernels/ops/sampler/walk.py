@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 from torch import Tensor
+
+from .drawing import no_level
 
 
 @dataclass(eq=False)
@@ -20,6 +23,7 @@ class Walk:
         top_k: None, or at least 1; see :func:`genkernels.ops.sampler.drawing.draw`.
         last: (row, column, colour) of the last sub-pixel that is open in any image: nothing beyond it is computed.
         row_done: to be called with y after each row.
+        first: the number of the first image, where the walk has a part of a batch.
         logits: None, or [n, levels, C, H, W] to write the logits of every visited sub-pixel to.
     """
 
@@ -30,4 +34,10 @@ class Walk:
     top_k: int | None
     last: tuple[int, int, int]
     row_done: Callable[[int], None]
+    first: int = 0
     logits: Tensor | None = None
+
+    def no_level(self, sub_pixel: int) -> ValueError:
+        """The error for logits from which no level can be drawn, at an element of ``images``, counted through."""
+        image, channel, row, column = (int(k) for k in np.unravel_index(sub_pixel, self.images.shape))
+        return no_level(self.first + image, channel, row, column)
