@@ -7,6 +7,7 @@ concatenating, viewing and permuting are carried out by PyTorch itself.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from dataclasses import dataclass
 
@@ -115,9 +116,9 @@ class Numbering:
             NotTraceable: it is no set of shifted, cropped channels.
         """
         height, width = index.shape[-2:]
-        flat = index.reshape(-1, height, width)
-        if flat.numel() == 0:
-            raise NotTraceable(f"layer {name!r}: a tensor without elements, {list(index.shape)}")
+        flat = index.reshape(math.prod(index.shape[1:-2]), height, width)
+        if flat.numel() == 0:  # the row above an image's only one, say
+            return Plane(flat.shape[0], height, width, [])
         pieces: dict[tuple[int, ...], Piece] = {}
         rows, columns = flat.any(2).int(), flat.any(1).int()
         corners = zip(*(
