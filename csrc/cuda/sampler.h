@@ -82,6 +82,7 @@ struct SamplerWalkCall {
   double temperature;
   int top_k;               // 0 for all
   int last_row, last_column, last_colour;
+  int64_t* undrawable;     // set to a sub-pixel whose logits are no distribution, where there is one
 };
 
 // nullptr, or what went wrong.

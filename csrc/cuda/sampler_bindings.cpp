@@ -90,7 +90,7 @@ class CudaSamplerPlan {
 
   void run(int device, Address stream, const Limits& limits, Address tables, Address weights, Address floats,
            Address memory, const Maps& maps, int images, Address levels, Address free, Address uniforms, Address logits,
-           double temperature, int top_k, const std::array<int, 3>& last) const {
+           double temperature, int top_k, const std::array<int, 3>& last, Address undrawable) const {
     require(images >= 1, "images: expected at least 1");
     require(last[0] >= 0 && last[0] < shape_.height && last[1] >= 0 && last[1] < shape_.width && last[2] >= 0 &&
                 last[2] < shape_.colours,
@@ -114,6 +114,7 @@ class CudaSamplerPlan {
     call.temperature = temperature;
     call.top_k = top_k;
     call.last_row = last[0], call.last_column = last[1], call.last_colour = last[2];
+    call.undrawable = reinterpret_cast<int64_t*>(undrawable);
     const py::gil_scoped_release no_gil;
     check_launch("cudaSetDevice", select_device(device));
     check_launch("sampler_walk", sampler_walk(call, reinterpret_cast<void*>(stream)));
@@ -200,7 +201,7 @@ void bind_sampler_plan(py::module_& m) {
       .def("run", &CudaSamplerPlan::run, py::arg("device"), py::arg("stream"), py::arg("limits"), py::arg("tables"),
            py::arg("weights"), py::arg("floats"), py::arg("memory"), py::arg("maps"), py::arg("images"),
            py::arg("levels"), py::arg("free"), py::arg("uniforms"), py::arg("logits"), py::arg("temperature"),
-           py::arg("top_k"), py::arg("last"));
+           py::arg("top_k"), py::arg("last"), py::arg("undrawable"));
 }
 
 }  // namespace gk::cuda

@@ -43,7 +43,10 @@ __device__ __forceinline__ float kth_largest(const LaneLogits& own, int each, in
 
 GK_NOINLINE inline __device__ double exact_exponential(double x) { return exp(x); }
 
-// The level of a warp, the same in every lane. A function of its own, as is the exponential: their registers would be
+// Logits that are no distribution: a NaN, +inf, or -inf alone.
+constexpr int NO_LEVEL = -1;
+
+// The level of a warp, or NO_LEVEL, the same in every lane. A function of its own, as is the exponential: their registers would be
 // too many beside the walk's.
 GK_NOINLINE inline __device__ int draw_level(const float* logits, int levels, int lane, double u, double temperature,
                                              int top_k) {
@@ -51,16 +54,19 @@ GK_NOINLINE inline __device__ int draw_level(const float* logits, int levels, in
   const int each = ceil_div(levels, WARP);
   LaneLogits own = {};
   float least = -INFINITY, highest = -INFINITY;
+  bool sound = true;
 #pragma unroll
   for (int j = 0; j < LANE_LEVELS; ++j) {
     if (j >= each || lane * each + j >= levels) continue;
     own.v[j] = logits[lane * each + j];
     own.there |= 1u << j;
     highest = fmaxf(highest, own.v[j]);
+    sound = sound && own.v[j] < INFINITY;
   }
   if (top_k > 0 && top_k < levels) least = kth_largest(own, each, top_k);
 #pragma unroll
   for (int bit = 1; bit < WARP; bit *= 2) highest = fmaxf(highest, __shfl_xor_sync(ALL_LANES, highest, bit));
+  if (__ballot_sync(ALL_LANES, !sound || highest == -INFINITY)) return NO_LEVEL;
 
   const float scale = static_cast<float>(1.0 / temperature);
   int below = 0;
@@ -113,6 +119,10 @@ __device__ __forceinline__ void draw(const SamplerBlock& b, const WalkInstructio
     int level = call.levels[sub_pixel];
     if (call.free[sub_pixel]) {
       level = draw_level(logits, b.shape.levels, b.lane, call.uniforms[sub_pixel], call.temperature, call.top_k);
+      if (level == NO_LEVEL) {
+        if (b.lane == 0) *call.undrawable = sub_pixel;
+        level = 0;
+      }
       if (b.lane == 0) call.levels[sub_pixel] = static_cast<uint8_t>(level);
     }
     if (b.lane == 0) *b.own(b.place(in.places), i, x) = call.floats[b.shape.table + level];

@@ -137,6 +137,27 @@ def test_a_drawn_level_is_the_one_that_float64_gives_even_at_a_boundary(levels, 
     assert_draws_as_float64_at_boundaries(levels, execute)
 
 
+@pytest.mark.parametrize("levels", [2, 37, 256])
+def test_logits_that_are_no_distribution_are_an_error_that_names_the_image(levels, place):
+    inf = float("inf")
+    good = torch.randn(3, levels)
+    good[1, :-1] = -inf
+    request = Request(
+        torch.zeros(3, 1, 1, 1, dtype=torch.uint8), torch.ones(3, 1, 1, 1, dtype=torch.bool),
+        torch.full((3, 1, 1, 1), 0.5), 1.0, None,
+    )  # fmt: skip
+    moved = {f.name: getattr(request, f.name) for f in dataclasses.fields(request)}
+    moved = {name: v.to(place.tensors) if isinstance(v, torch.Tensor) else v for name, v in moved.items()}
+    walk = executors.walk_of(Request(**moved), slice(0, 3), lambda y: None)
+    cuda.run(on(constant_program(good), place.tensors), walk)
+    assert walk.images[1].item() == levels - 1
+    for value, where in [(float("nan"), 0), (float("nan"), levels - 1), (inf, levels // 2), (-inf, slice(None))]:
+        bad = good.clone()
+        bad[2, where] = value
+        with pytest.raises(ValueError, match=r"logits: expected finite .* at image 2, channel 0, row 0, column 0"):
+            cuda.run(on(constant_program(bad), place.tensors), walk)
+
+
 @pytest.mark.parametrize("name", ["pixelcnn colours", "diagonal lstm colours", "gated colours classes", "row lstm"])
 def test_completion_keeps_every_known_sub_pixel(name, place):
     case = CASES[name]

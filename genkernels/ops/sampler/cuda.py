@@ -1,7 +1,8 @@
 """The CUDA executor of sampling programs: memory and arguments around ``_C.CudaSamplerPlan``.
 
-Everything is allocated here, by torch, on the caller's stream; one launch draws all images and nothing waits for it, so
-that a run can be captured in a CUDA graph once the plan is there. Rows are reported when the launch is under way.
+Everything is allocated here, by torch, on the caller's stream; one launch draws all images. A run can be captured in a
+CUDA graph once the plan is there: nothing waits for the launch but the question whether every level could be drawn,
+which is left out then. Rows are reported when the launch is under way.
 """
 
 from __future__ import annotations
@@ -57,7 +58,11 @@ def spare_memory(program: Program) -> int:
 
 
 def run(program: Program, walk: Walk) -> None:
-    """Draws the open sub-pixels of ``walk.images`` in place."""
+    """Draws the open sub-pixels of ``walk.images`` in place.
+
+    Raises:
+        ValueError: no level can be drawn from the logits; not while a CUDA graph is captured.
+    """
     device = device_of(program.table)
     with device.current():
         plan = _plan(program, device.native)
@@ -66,6 +71,7 @@ def run(program: Program, walk: Walk) -> None:
         levels, free = walk.images.contiguous(), walk.free.contiguous()
         uniforms = walk.uniforms.to(torch.float64).contiguous()
         logits = None if walk.logits is None else walk.logits.contiguous()
+        undrawable = torch.full((1,), -1, device=program.table.device)
         plan.native.run(
             device=device.index,
             stream=device.stream(),
@@ -83,6 +89,7 @@ def run(program: Program, walk: Walk) -> None:
             temperature=float(walk.temperature),
             top_k=walk.top_k or 0,
             last=walk.last,
+            undrawable=undrawable.data_ptr(),
         )
         if levels is not walk.images:
             walk.images.copy_(levels)
@@ -91,6 +98,8 @@ def run(program: Program, walk: Walk) -> None:
             walk.logits.copy_(logits)
     for y in range(walk.last[0] + 1):
         walk.row_done(y)
+    if not (undrawable.is_cuda and torch.cuda.is_current_stream_capturing()) and int(undrawable) >= 0:
+        raise walk.no_level(int(undrawable))
 
 
 def _plan(program: Program, native: Any) -> Plan:
