@@ -1,12 +1,15 @@
 """Other people's models: which idioms the sampler follows, and which models are refused, in what words."""
 
+import warnings
+
 import pytest
 import torch
 import torch.nn.functional as F
 from sampler_cases import logits_from_poisoned_memory, random_images
-from sampler_nets import LEVELS, SIZE, Plain, a_layer, compiled, conv_b, head, made, one
+from sampler_nets import LEVELS, SIZE, Net, Plain, a_layer, compiled, conv_b, head, made, one
 from torch import nn
 
+import genkernels
 from genkernels.nn import MaskedConv2d, RowLSTM
 from genkernels.ops import sampler
 from genkernels.ops.sampler.program import ROW
@@ -114,6 +117,14 @@ IDIOMS = {
          "scale": nn.Parameter(torch.ones(4, 1))},
         (2, 1, 9),
     ),
+    "a channel of ones, by padding": (
+        lambda self, x: head(self, self.conv(F.pad(x, (0, 0, 0, 0, 0, 1), value=1.0))),
+        {"conv": a_layer(inputs=3), "out": one(6)}, SIZE,
+    ),
+    "padding with a number, shifted down": (
+        lambda self, x: head(self, self.conv(F.pad(x, (0, 0, 1, 0), value=0.5)[:, :, :-1])),
+        {"conv": conv_b(2, 6), "out": one(6)}, SIZE,
+    ),
     "interleaved colour groups": (
         lambda self, x: self.out(torch.relu(self.conv(x))).unflatten(1, (LEVELS, 2)),
         {"conv": MaskedConv2d(2, 7, 3, mask_type="A", channel_groups=2, group_layout="interleaved"),
@@ -201,6 +212,15 @@ REFUSED = {
         {"conv": a_layer(), "out": one(6)},
         "the model draws random numbers of its own",
     ),
+    "padding with a number before a convolution": (
+        lambda self, x: head(self, F.conv2d(F.pad(x, (1, 1, 1, 1), value=1), self.conv.weight * self.conv.mask)),
+        {"conv": a_layer(), "out": one(6)},
+        r"layer 'convolution' reads 'add' at row \+1, column \+0, which was computed on padded rows or columns",
+    ),
+    "a tensor for batches of one size": (
+        lambda self, x: head(self, self.conv(x) + torch.ones(3, 6, 1, 1)), {"conv": a_layer(), "out": one(6)},
+        "the model cannot be run on a batch of 2 images of 5 x 4: aten::add says",
+    ),
     "a weight made of the image": (
         lambda self, x: head(self, F.conv2d(x, x[:, :, :1, :1])), {"out": one(6)}, "the weight depends on the image",
     ),
@@ -212,3 +232,18 @@ def test_a_model_that_cannot_be_sampled_is_refused_with_the_layer_and_the_reason
     body, layers, message = REFUSED[name]
     with pytest.raises(sampler.NotTraceable, match=message):
         compiled(made(body, layers), SIZE)
+
+
+def test_torchscript_is_refused_in_words():
+    def traced(module):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that it is deprecated
+            return torch.jit.trace(module, torch.rand(2, 2, 5, 4))
+
+    script = traced(MaskedConv2d(2, 6, 3, mask_type="A").float())
+    with pytest.raises(sampler.NotTraceable, match="the model is TorchScript"):
+        genkernels.fast_sampler(script, levels=3, in_channels=2)
+    with pytest.raises(sampler.NotTraceable, match="layer 'conv' is TorchScript"):
+        genkernels.fast_sampler(
+            Net(lambda self, x: self.conv(x).unflatten(1, (3, 2)), conv=script), levels=3, in_channels=2
+        )

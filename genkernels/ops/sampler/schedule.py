@@ -179,14 +179,26 @@ def _looks_ahead(plan: Schedule, node: Node) -> str:
             continue
         if read.node in plan.culprit:
             return plan.culprit[read.node]
-        return f"layer {node.name!r} reads {read.node.name!r} at row {read.dy:+d}, column {read.dx:+d}"
-    return f"layer {node.name!r} walks along the whole row"
+        above_or_beside = isinstance(read.node, PointNode) and any(
+            min(link.dy, link.dx) < 0 for operand in read.node.operands for link in operand
+        )
+        if above_or_beside and not Box(0, plan.graph.height, 0, plan.graph.width).holds(read.node.extent):
+            return (
+                f"layer {node.name!r} reads {read.node.name!r} at row {read.dy:+d}, column {read.dx:+d}, which was "
+                "computed on padded rows or columns; the sampler follows zeros that are padded after such a function "
+                "alone"
+            )
+        return (
+            f"not causal: layer {node.name!r} reads {read.node.name!r} at row {read.dy:+d}, column {read.dx:+d}, "
+            "pixels that are drawn later"
+        )
+    return f"not causal: layer {node.name!r} walks along the whole row, pixels that are drawn later"
 
 
 def _check_logits(plan: Schedule) -> None:
     graph = plan.graph
     if plan.anchor[graph.logits] != (0, 0):
-        raise NotTraceable(f"not causal: {plan.culprit[graph.logits]}, pixels that are drawn later")
+        raise NotTraceable(plan.culprit[graph.logits])
     labels = plan.labels[graph.logits].view(graph.colours, graph.levels).amax(1)
     for colour, label in enumerate(labels.tolist()):
         if label > colour:

@@ -159,6 +159,10 @@ class Tracer:
             return self._in_place(name, args, kwargs)
         if name in HANDLERS:
             return HANDLERS[name](self, *args, **kwargs)
+        if name == "aten::constant_pad_nd" and args[2:] and args[2] != 0:
+            x, pad, value = args
+            border = torch.constant_pad_nd(torch.zeros(1, *x.shape[1:], dtype=self.dtype), pad, value)
+            return torch.constant_pad_nd(x, pad) + border.to(self.device)
         if name in REARRANGING:
             planes = None if kwargs else self._quickly(name, *args)
             if planes is None:
@@ -336,8 +340,23 @@ def trace(
     batch, colours, height, width = shape
     tracer = Tracer(dtype, device, model)
     image = tracer.add(ImageNode("image", colours, Box(0, height, 0, width)))
-    with torch.no_grad(), _NoRandomNumbers():
-        logits = function(Traced(tracer, shape, plane=Plane.of(image)))
+    for name, module in model.named_modules() if model is not None else ():
+        if isinstance(module, torch.jit.ScriptModule):
+            layer = f"layer {name!r}" if name else "the model"
+            raise NotTraceable(
+                f"{layer} is TorchScript, which cannot be followed; take the Python model it was made of"
+            )
+    try:
+        with torch.no_grad(), _NoRandomNumbers():
+            logits = function(Traced(tracer, shape, plane=Plane.of(image)))
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:  # most often a tensor in the model that fits a batch of another size alone
+        reason = str(error).strip().split("\n")[0]
+        raise NotTraceable(
+            f"the model cannot be run on a batch of {batch} images of {height} x {width}: {tracer.operator} says "
+            f"{reason}"
+        ) from error
     tracer.operator = "logits"
     expected = [[batch, levels, colours, height, width]] + ([[batch, levels, height, width]] if colours == 1 else [])
     if not isinstance(logits, Traced):
