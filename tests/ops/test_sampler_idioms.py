@@ -72,6 +72,20 @@ def recurrent(self, x):
     return head(self, self.lstm(self.conv(x)) * self.conv(x))
 
 
+def channels_last(self, x):
+    y = self.conv(x).permute(0, 2, 3, 1)  # [N, H, W, C]
+    y = F.relu(self.first(y)) * self.scale + y
+    y += 0.5
+    return self.second(F.glu(y, -1)).unflatten(3, (LEVELS, 2)).permute(0, 3, 4, 1, 2)
+
+
+def pixels_as_rows(self, x):
+    n, _, height, width = x.shape
+    y = self.conv(x).permute(0, 2, 3, 1).reshape(n * height * width, 6)
+    y = torch.tanh(self.first(y)) * self.scale - y.sigmoid_()
+    return head(self, y.view(n, height, width, 6).permute(0, 3, 1, 2))
+
+
 def one_row_at_a_time(self, x):
     y = x.squeeze(2)  # [N, C, W]: a signal
     y = torch.relu(self.first(F.pad(y, (3, 0))[..., :-1]))
@@ -124,6 +138,15 @@ IDIOMS = {
     "padding with a number, shifted down": (
         lambda self, x: head(self, self.conv(F.pad(x, (0, 0, 1, 0), value=0.5)[:, :, :-1])),
         {"conv": conv_b(2, 6), "out": one(6)}, SIZE,
+    ),
+    "linear layers on channels that come last": (
+        channels_last,
+        {"conv": a_layer(), "first": nn.Linear(6, 6), "second": nn.Linear(3, 8, bias=False),
+         "scale": nn.Parameter(torch.ones(6))}, SIZE,
+    ),
+    "linear layers on rows of pixels": (
+        pixels_as_rows,
+        {"conv": a_layer(), "first": nn.Linear(6, 6), "out": one(6), "scale": nn.Parameter(torch.ones(6))}, SIZE,
     ),
     "interleaved colour groups": (
         lambda self, x: self.out(torch.relu(self.conv(x))).unflatten(1, (LEVELS, 2)),
@@ -197,7 +220,31 @@ REFUSED = {
     ),
     "images mixed": (
         lambda self, x: head(self, self.conv(x.flatten(0, 1).unsqueeze(0))), {"conv": a_layer(), "out": one(6)},
-        "layer 'view': aten::view mixes the images of a batch",
+        "layer 'unsqueeze': aten::unsqueeze mixes the images of a batch",
+    ),
+    "channels as images": (
+        lambda self, x: head(
+            self, self.conv(F.conv2d(x.reshape(-1, 1, 5, 4), self.conv.weight[:1, :1]).reshape(-1, 2, 3, 2))
+        ),
+        {"conv": a_layer(), "out": one(6)},
+        "layer 'convolution': the first dimension is that of the images and of something else",
+    ),
+    "images last": (
+        lambda self, x: head(self, self.conv(x).permute(2, 3, 0, 1).relu().permute(2, 3, 0, 1)),
+        {"conv": a_layer(), "out": one(6)},
+        "layer 'permute': aten::permute mixes the images of a batch, or moves them from the first dimension",
+    ),
+    "rows of pixels shifted from image to image": (
+        lambda self, x: head(
+            self, self.conv(x).permute(0, 2, 3, 1).reshape(-1, 6)[1:-1].relu().reshape(2, 9, 2, 6).permute(0, 3, 1, 2)
+        ),
+        {"conv": a_layer(), "out": one(6)}, "layer 'slice': aten::slice mixes the images of a batch",
+    ),
+    "rows of pixels of another image": (
+        lambda self, x: head(
+            self, self.conv(x).permute(0, 2, 3, 1).reshape(-1, 6).t().reshape(6, 2, 5, 4).transpose(0, 1)
+        ),
+        {"conv": a_layer(), "out": one(6)}, "layer 't': aten::t mixes the images of a batch",
     ),
     "logits of another shape": (
         lambda self, x: self.out(self.conv(x)), {"conv": a_layer(), "out": one(6)},

@@ -51,6 +51,22 @@ def _convolution(
     return tracer.result(node, shape)
 
 
+@handles("aten::mm")
+def _mm(tracer: Tracer, x: Any, weight: Any) -> Tensor:
+    """A linear layer on channels that come last: a convolution of one tap."""
+    if not isinstance(x, Traced) or isinstance(weight, Traced):
+        raise NotTraceable(f"layer {tracer.name()!r}: the weight depends on the image")
+    image = tracer.channels_first(x)
+    node = _affine(tracer, image.as_plane(), weight.t()[:, :, None, None], None, [0, 0], [1, 1])
+    result = tracer.result(node, (image.shape[0], node.channels, *image.shape[2:]))
+    return result.movedim(1, -1).reshape(x.shape[0], node.channels)
+
+
+@handles("aten::addmm")
+def _addmm(tracer: Tracer, bias: Tensor, x: Any, weight: Any, beta: float = 1, alpha: float = 1) -> Tensor:
+    return _mm(tracer, x, weight * alpha) + bias * beta
+
+
 def _dense(weight: Tensor, groups: int) -> Tensor:
     """The weight of a grouped convolution with its zeros: [O, I / groups, kh, kw] -> [O, I, kh, kw]."""
     blocks = weight.unflatten(0, (groups, -1))  # [groups, O / groups, I / groups, kh, kw]

@@ -38,6 +38,12 @@ _SHAPE_ONLY = """
 REARRANGING = {f"aten::{name}" for name in _REARRANGING.split()}
 SHAPE_ONLY = {f"aten::{name}" for name in _SHAPE_ONLY.split()}
 _CALL = nn.Module._call_impl.__code__
+_POINTWISE = """
+    relu tanh sigmoid exp silu gelu elu leaky_relu softplus hardtanh clamp clamp_min clamp_max neg add sub rsub mul div
+    reciprocal
+"""
+POINTWISE = {f"aten::{name}" for name in _POINTWISE.split()}
+FOLDING = {"aten::view", "aten::_unsafe_view", "aten::reshape", "aten::clone", "aten::detach", "aten::alias"}
 TAKE_SIZES = {"aten::view", "aten::_unsafe_view", "aten::reshape", "aten::expand"}
 
 
@@ -99,11 +105,25 @@ class Traced(Tensor):
         if self._plane is None:
             assert self._index is not None
             index = self._index.unsqueeze(2) if self._index.dim() == 3 else self._index
+            if len(index) > 1:
+                raise NotTraceable(
+                    f"layer {self.tracer.name()!r}: the first dimension is that of the images and of something else, "
+                    "which linear layers and functions of [N * H * W, C] may have alone"
+                )
             self._plane = self.tracer.numbering.plane(index, self.tracer.name())
         return self._plane
 
+    def ends_in_channels(self) -> bool:
+        """Whether the last dimension is not that of columns: [N, H, W, C] and its like."""
+        if self._plane is None and self.dim() > 2:
+            try:
+                self.as_plane()
+            except NotTraceable:
+                return True
+        return self.dim() == 2
+
     def as_index(self) -> Tensor:
-        """int64 [1, *shape[1:]]"""
+        """int64 [1, *shape[1:]], or [k, *shape[1:]] where images and k things of each are the first dimension."""
         if self._index is None:
             assert self._plane is not None
             self._index = self.tracer.numbering.index(self._plane).reshape(1, *self.shape[1:])
@@ -113,11 +133,14 @@ class Traced(Tensor):
 class Tracer:
     """One trace: the nodes so far, and where in the model it is."""
 
-    def __init__(self, dtype: torch.dtype, device: torch.device, model: nn.Module | None = None) -> None:
+    def __init__(
+        self, dtype: torch.dtype, device: torch.device, size: tuple[int, int], model: nn.Module | None
+    ) -> None:
         self.dtype, self.device = dtype, device
         self.nodes: list[Node] = []
         self.numbering = Numbering()
         self.operator = ""
+        self.size = size
         self.names = {id(module): (name, module) for name, module in model.named_modules()} if model is not None else {}
 
     def name(self) -> str:
@@ -158,7 +181,7 @@ class Tracer:
         if name in IN_PLACE or (name.endswith("_") and name[:-1] in HANDLERS):
             return self._in_place(name, args, kwargs)
         if name in HANDLERS:
-            return HANDLERS[name](self, *args, **kwargs)
+            return self._compute(name, args, kwargs)
         if name == "aten::constant_pad_nd" and args[2:] and args[2] != 0:
             x, pad, value = args
             border = torch.constant_pad_nd(torch.zeros(1, *x.shape[1:], dtype=self.dtype), pad, value)
@@ -174,6 +197,36 @@ class Tracer:
             return Traced(self, args[0].shape, plane=args[0]._plane, index=args[0]._index)
         raise NotTraceable(f"layer {self.name()!r}: the sampler does not know the operator {name}")
 
+    def _compute(self, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
+        tensors = [a for a in args if isinstance(a, Tensor) and a.dim()]
+        if name not in POINTWISE or not any(isinstance(a, Traced) and a.ends_in_channels() for a in tensors):
+            return HANDLERS[name](self, *args, **kwargs)
+        shape = torch.broadcast_shapes(*(a.shape for a in tensors))
+
+        def channels_first(a: Any) -> Any:
+            if not isinstance(a, Tensor) or a.dim() == 0:
+                return a
+            if isinstance(a, Traced):
+                return self.channels_first(a if a.shape == shape else a.expand(shape))
+            full = a.reshape((1,) * (max(4, len(shape)) - a.dim()) + tuple(a.shape))
+            return full.movedim(-1, 1)
+
+        if len(shape) == 2 and any(not isinstance(a, Traced) and a.shape[:-1].numel() > 1 for a in tensors):
+            raise NotTraceable(f"layer {self.name()!r}: {name} of a tensor for each pixel of the batch's images")
+        moved = [channels_first(a) for a in args]
+        self.operator = name
+        return HANDLERS[name](self, *moved, **kwargs).movedim(1, -1).reshape(shape)
+
+    def channels_first(self, x: Any) -> Any:
+        """[N, H, W, C], [N, W, C] or [N * H * W, C] as [N, C, H, W]."""
+        if x.dim() == 2:
+            height, width = self.size
+            pixels = x.as_index().shape[0]
+            if pixels != height * width:
+                raise NotTraceable(f"layer {self.name()!r}: {pixels} rows for an image of {height} x {width} pixels")
+            return x.view(-1, height, width, x.shape[1]).movedim(-1, 1)
+        return (x.unsqueeze(1) if x.dim() == 3 else x).movedim(-1, 1)
+
     def _in_place(self, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
         target = args[0]
         if not isinstance(target, Traced):
@@ -185,7 +238,7 @@ class Tracer:
             result = IN_PLACE[name](self, *args, **kwargs)
         else:
             self.operator = name[:-1]  # handlers of several operators ask which it is
-            result = HANDLERS[self.operator](self, *args, **kwargs)
+            result = self._compute(self.operator, args, kwargs)
         if result.shape != target.shape:
             result = result.expand(target.shape)
         target.change(result)
@@ -227,7 +280,9 @@ class Tracer:
     def _rearrange(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """Carries the operator out on the indices; the true shapes come from PyTorch's meta device."""
         shapes = func(*tree_map(_meta, args), **tree_map(_meta, kwargs))
-        batch = next(a.shape[0] for a in tree_flatten((args, kwargs))[0] if isinstance(a, Traced))
+        sources = [a for a in tree_flatten((args, kwargs))[0] if isinstance(a, Traced)]
+        folded = sources[0].as_index().shape[0]
+        batch = sources[0].shape[0] // folded
 
         def as_index(a: Any) -> Any:
             if isinstance(a, Traced):
@@ -237,24 +292,33 @@ class Tracer:
             return a.cpu() if isinstance(a, Tensor) else a
 
         several = not isinstance(shapes, Tensor)
-        if any(shape.shape[:1] != (batch,) for shape in (shapes if several else [shapes])):
-            raise NotTraceable(f"layer {self.name()!r}: {self.operator} mixes the images of a batch")
-        if self.operator in TAKE_SIZES and args[1][0] == batch:
-            args = (args[0], [1, *args[1][1:]], *args[2:])
-        sources = [a for a in tree_flatten((args, kwargs))[0] if isinstance(a, Traced)]
+        moves = NotTraceable(
+            f"layer {self.name()!r}: {self.operator} mixes the images of a batch, or moves them from the first "
+            "dimension"
+        )
+        folds = self.operator in FOLDING  # rows stay in order, so those of an image stay together
+        if any(not shape.dim() or shape.shape[0] % batch for shape in (shapes if several else [shapes])):
+            raise moves
+        if not folds and (folded > 1 or any(s.shape[0] != batch for s in (shapes if several else [shapes]))):
+            raise moves
+        if self.operator in TAKE_SIZES and args[1][0] > 0:
+            args = (args[0], [args[1][0] // batch, *args[1][1:]], *args[2:])
 
         def carry_out() -> Any:
             return func(*tree_map(as_index, args), **tree_map(as_index, kwargs))
 
         def wrap(index: Tensor, shape: Tensor, viewed: Callable[[], Tensor]) -> Traced:
-            if index.shape != (1, *shape.shape[1:]):
-                raise NotTraceable(f"layer {self.name()!r}: {self.operator} mixes the images of a batch")
+            if index.shape != (shape.shape[0] // batch, *shape.shape[1:]):
+                raise moves
             result = Traced(self, shape.shape, index=index, strides=shape.stride())
             if index.untyped_storage().data_ptr() == sources[0].as_index().untyped_storage().data_ptr():
                 result.views(sources[0], viewed)
             return result
 
-        indices = carry_out()
+        try:
+            indices = carry_out()
+        except RuntimeError as error:  # what the whole batch can do, and an image of it alone cannot
+            raise moves from error
         if not several:
             return wrap(indices, shapes, carry_out)
         return [
@@ -338,7 +402,7 @@ def trace(
     from . import operators  # noqa: F401  (fills HANDLERS)
 
     batch, colours, height, width = shape
-    tracer = Tracer(dtype, device, model)
+    tracer = Tracer(dtype, device, (height, width), model)
     image = tracer.add(ImageNode("image", colours, Box(0, height, 0, width)))
     for name, module in model.named_modules() if model is not None else ():
         if isinstance(module, torch.jit.ScriptModule):
