@@ -1,5 +1,6 @@
 """``genkernels.fast_sampler`` on models that know nothing of this package."""
 
+import public_styles as styles
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,6 +8,8 @@ from sampler_cases import CASES
 from torch import nn
 
 import genkernels
+from genkernels.acceleration.recurrent import AcceleratedLoop
+from genkernels.nn import MaskedConv2d
 from genkernels.ops import sampler
 from genkernels.train.plain_pixelcnn import PlainMaskedConv2d
 
@@ -165,3 +168,28 @@ def test_a_model_that_is_not_causal_is_refused_with_the_layer(usual):
     usual.convs[1] = nn.Conv2d(6, 6, 3, padding=1).double()
     with pytest.raises(sampler.NotTraceable, match=r"not causal: layer 'convs.1' reads '.*' at row \+0, column \+1"):
         genkernels.fast_sampler(usual, levels=4, in_channels=1)
+
+
+class StrangersRecurrence(nn.Module):
+    """A causal layer, a loop over rows or columns in Python, and logits."""
+
+    def __init__(self, loop):
+        super().__init__()
+        self.first = MaskedConv2d(2, 3, 3, mask_type="A")
+        self.loop, self.out = loop, nn.Conv2d(4, 8, 1)
+
+    def forward(self, x):
+        return self.out(self.loop(self.first(x))).unflatten(1, (4, 2))
+
+
+@pytest.mark.parametrize("loop", [styles.RowLoop, styles.DiagonalLoop])
+def test_a_loop_that_accelerate_has_swapped_is_sampled(loop):
+    torch.manual_seed(0)
+    model = StrangersRecurrence(loop())
+    genkernels.accelerate(model)
+    assert isinstance(model.loop, AcceleratedLoop)
+    fast = genkernels.fast_sampler(model, levels=4, in_channels=2)
+    assert any(value.name == "loop memory" for value in fast.compile(1, 5).values)
+    uniforms = torch.rand(3, 2, 5, 4)
+    drawn = fast.sample(3, (5, 4), uniforms=uniforms)
+    assert torch.equal(drawn, fast.sample(3, (5, 4), uniforms=uniforms, backend="full_forward"))

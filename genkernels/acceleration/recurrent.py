@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
-from ..ops.wavefront_lstm.converters import GATES, reorder_gates, state_from_conv1d
+from ..ops.wavefront_lstm.converters import GATES, state_from_conv1d
 from .proof import NotEqualError, first_line, prove, random_input
 from .swap import Swapped, is_hooked, is_one_tensor, swap, why_weight_is_computed
 from .tracing import state_of
@@ -58,7 +58,8 @@ class AcceleratedLoop(Swapped):
         if state.bias is not None:
             gates = gates + state.bias.view(-1, 1, 1)
         if plan.gate_order != GATES:
-            gates = reorder_gates(gates.transpose(0, -3), plan.gate_order).transpose(0, -3)
+            blocks = dict(zip(plan.gate_order, gates.chunk(4, -3), strict=True))
+            gates = torch.cat([blocks[gate] for gate in GATES], -3)  # the batch in its place, as the sampler needs it
         weight = state_from_conv1d(state.weight, front=plan.front, gate_order=plan.gate_order)
         run = ops.row_lstm if plan.front == "row" else ops.diagonal_lstm
         y = run(gates, weight)
