@@ -182,7 +182,22 @@ class StrangersRecurrence(nn.Module):
         return self.out(self.loop(self.first(x))).unflatten(1, (4, 2))
 
 
-@pytest.mark.parametrize("loop", [styles.RowLoop, styles.DiagonalLoop])
+class LoopOfSingles(styles.RowLoop):
+    """Makes its state without a word about its dtype, so that it cannot be run in float64."""
+
+    def forward(self, x):
+        gates = self.from_input(x)
+        h = c = torch.zeros(x.shape[0], self.hidden, x.shape[3])
+        rows = []
+        for row in gates.unbind(2):
+            o, f, i, g = (row + self.from_state(h)).chunk(4, 1)
+            c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+            h = o.sigmoid() * c.tanh()
+            rows.append(h)
+        return torch.stack(rows, 2)
+
+
+@pytest.mark.parametrize("loop", [styles.RowLoop, styles.DiagonalLoop, LoopOfSingles])
 def test_a_loop_that_accelerate_has_swapped_is_sampled(loop):
     torch.manual_seed(0)
     model = StrangersRecurrence(loop())

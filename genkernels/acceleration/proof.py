@@ -1,8 +1,9 @@
 """Equality before a swap: the module as it was and as it would be, side by side on random inputs.
 
 Both run on copies, in training and in evaluation mode, once in float64 (where rounding hides nothing) and once in the
-model's own dtype (where the kernels run). Outputs, the gradients of inputs and parameters, and the buffers afterwards
-are compared; and the dtype that autocast gives, which a layer may have a will of its own about.
+model's own dtype (where the kernels run), which has to do where the module cannot be run in float64. Outputs, the
+gradients of inputs and parameters, and the buffers afterwards are compared; and the dtype that autocast gives, which a
+layer may have a will of its own about.
 
 Where a ReLU's argument is zero but for rounding, either side of the kink is right, and the gradient of all that it
 reads changes with the side. So outputs that small send no gradient; and as such arguments may lie inside of a module,
@@ -33,6 +34,10 @@ class NotEqualError(Exception):
     """The reason why a swap is not made."""
 
 
+class _CannotRunError(NotEqualError):
+    """The module cannot be run as it is."""
+
+
 class _GradientNotEqualError(NotEqualError):
     """Outputs are equal, gradients are not."""
 
@@ -55,9 +60,13 @@ def prove(module: nn.Module, swapper: Swapper, inputs: Sequence[Any], *, live: d
                     before.eval()
                 after = copy.deepcopy(before)
                 swapper(after)
-                expected, got = _results(before, after, _varied(inputs, trial), dtype, live)
                 try:
+                    expected, got = _results(before, after, _varied(inputs, trial), dtype, live)
                     _compare(got, expected, dtype, training)
+                except _CannotRunError:
+                    if dtype == own:
+                        raise
+                    break  # it makes tensors of its own dtype, say
                 except _GradientNotEqualError:
                     if dtype == torch.float64 or trial == _TRIALS - 1:
                         raise
@@ -97,7 +106,7 @@ def _results(
         factors = [torch.randn(t.shape, generator=torch.Generator().manual_seed(0)).to(t) for t in expected[1]]
         expected_grads = _gradients(before, expected, factors, live)
     except _TROUBLE as error:
-        raise NotEqualError(f"it could not be run on a trial input: {first_line(error)}") from error
+        raise _CannotRunError(f"it could not be run on a trial input: {first_line(error)}") from error
     try:
         with always_kernel():
             got = _run(after, inputs, dtype)
