@@ -144,14 +144,13 @@ class Trainer:
             OSError: the folder cannot be written.
         """
         self.limits = limits
-        if self._saved_step != self.step:
-            with FolderLock(self.folder):
-                self.save()  # a folder that cannot be written shows now, not after the first hour
-        began, before = time.monotonic(), self.seconds
-        saved = began
-        elapsed = 0.0
         self.model.train()
         with FolderLock(self.folder), InterruptRequest() as interrupt:
+            if self._saved_step != self.step:
+                self.save()  # a folder that cannot be written shows now, not after the first hour
+            began, before = time.monotonic(), self.seconds
+            saved = began
+            elapsed = 0.0
             while not interrupt.requested and self.done(limits, elapsed) < 1:
                 self._one_step()
                 elapsed = time.monotonic() - began

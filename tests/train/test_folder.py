@@ -147,3 +147,16 @@ def test_all_broken_files_are_reported_and_can_be_skipped(tmp_path):
         open_dataset(f"folder:{tmp_path}")
     data = open_dataset(f"folder:{tmp_path}", skip_broken=True)
     assert len(data.train) + len(data.test) == 4
+
+
+def test_the_first_test_images_are_of_all_classes(tmp_path):
+    for part, count in (("train", 1), ("test", 20)):
+        for k in range(3):
+            for index in range(count):
+                path = tmp_path / part / str(k) / f"{index}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("L", (4, 4), 50 * k).save(path)
+    data = open_dataset(f"folder:{tmp_path}")
+    assert data.test_labels[:15].unique().tolist() == [0, 1, 2]
+    assert data.test[:, 0, 0, 0].equal((50 * data.test_labels).to(torch.uint8))
+    assert data.test.equal(open_dataset(f"folder:{tmp_path}").test)
