@@ -185,6 +185,18 @@ def test_shifted_views_that_are_zeroed_see_it():
     agrees(a_net(body))
 
 
+def test_parts_of_one_tensor_that_do_not_cross_may_meet():
+    def body(self, x):
+        y = self.conv(x)
+        y[:, ::2] += y[:, 1::2]
+        y *= y
+        y[:, :3].mul_(y[:, :3])
+        y += y.clone()[:, :1]
+        return head(self, y)
+
+    agrees(a_net(body))
+
+
 REFUSED = {
     "every other column": (
         lambda self, x: head(self, to_result(self.conv(x), x, lambda y, z: y[..., ::2].relu_())),
@@ -203,6 +215,18 @@ REFUSED = {
             self, to_result(self.conv(x), x, lambda y, z: y.__setitem__((torch.tensor([0]), torch.tensor([0])), 0.0))
         ),
         "layer 'index_put_': index_put_ chooses images of the batch",
+    ),
+    "what is written is read in another place": (
+        lambda self, x: head(self, to_result(self.conv(x), x, lambda y, z: y.add_(y[:, :1]))),
+        r"layer 'add_': aten::add_ reads other elements of the memory that it writes",
+    ),
+    "what is written is read one row above": (
+        lambda self, x: head(self, to_result(self.conv(x), x, lambda y, z: y[:, :, 1:].mul_(y[:, :, :-1]))),
+        r"layer 'mul_': aten::mul_ reads other elements of the memory that it writes",
+    ),
+    "out=": (
+        lambda self, x: head(self, to_result(self.conv(x), x, lambda y, z: torch.add(y, 1, out=y))),
+        "layer 'add': aten::add with out=",
     ),
     "an operator that is not known": (
         lambda self, x: head(self, self.conv(x).floor_()), "the sampler does not know the operator aten::floor_",

@@ -75,6 +75,21 @@ class Traced(Tensor):
         self.memory, self.viewed = base.memory, viewed
         self.memory.append(self)
 
+    def crosses(self, other: Traced) -> bool:
+        """Whether some elements of both are the same in memory, at different places of the two."""
+        if other is self or other.memory is not self.memory:
+            return False
+        kept = [tensor._index for tensor in self.memory]
+        first, *views = self.memory
+        first._index = torch.arange(first.as_index().numel()).view(first.as_index().shape)
+        for view in views:
+            assert view.viewed is not None
+            view._index = view.viewed()
+        own, others = self.as_index(), other.as_index()
+        for tensor, index in zip(self.memory, kept, strict=True):
+            tensor._index = index
+        return not torch.equal(own, others) and bool(torch.isin(own, others).any())
+
     def change(self, changed: Traced) -> None:
         """Takes the elements of another tensor of this shape; so do those that share them."""
         if len(self.memory) == 1:
@@ -173,6 +188,10 @@ class Tracer:
     def run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """One operator with at least one traced argument."""
         self.operator = func._schema.name
+        if kwargs.get("out") is not None:
+            raise NotTraceable(
+                f"layer {self.name()!r}: {func._schema.name} with out=, which the sampler does not follow"
+            )
         if func._schema.name in SHAPE_ONLY:
             like = torch.empty((), dtype=self.dtype, device=self.device)
             plain = tree_map(lambda a: like.expand(a.shape) if isinstance(a, Traced) else a, (args, kwargs))
@@ -233,6 +252,11 @@ class Tracer:
             raise NotTraceable(
                 f"layer {self.name()!r}: {name} writes what depends on the image into a tensor made without it; put "
                 "the result together with torch.cat or torch.stack"
+            )
+        if any(isinstance(a, Traced) and target.crosses(a) for a in args):
+            raise NotTraceable(
+                f"layer {self.name()!r}: {name} reads other elements of the memory that it writes, so that the result "
+                "is left to chance; clone() what it reads"
             )
         if name in IN_PLACE:
             result = IN_PLACE[name](self, *args, **kwargs)
