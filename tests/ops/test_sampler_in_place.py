@@ -38,6 +38,12 @@ def to_reshaped(y, z, change):
     return y
 
 
+def to_one_channel(y, z, change):
+    change(y[:, 0], z[:, 3])
+    first = torch.relu(y[:, 1] - 1) * torch.arange(4, dtype=y.dtype)
+    return torch.cat([y[:, :5], first.unsqueeze(1)], 1)
+
+
 def seen_under_another_name(y, z, change):
     other = y
     change(y, z)
@@ -63,7 +69,7 @@ def used_before(y, z, change):
 
 
 WHERE = [
-    to_result, to_even_channels, to_half, to_part, to_reshaped, seen_under_another_name, copied_before,
+    to_result, to_even_channels, to_half, to_part, to_reshaped, to_one_channel, seen_under_another_name, copied_before,
     made_contiguous_before, used_before,
 ]  # fmt: skip
 
@@ -127,8 +133,8 @@ CHANGES = {
     "copy_ of a constant": lambda y, z: y.copy_(torch.full(y.shape[2:], 0.5, dtype=y.dtype)),
     "fill_": lambda y, z: y.fill_(0.5),
     "zero_": lambda y, z: y.zero_(),
-    "a slice assigned": lambda y, z: y.__setitem__((slice(None), slice(1, None)), z[:, 1:]),
-    "a channel assigned": lambda y, z: y.__setitem__((slice(None), 0), 0.5),
+    "all assigned": lambda y, z: y.__setitem__(slice(None), z),
+    "a number assigned": lambda y, z: y.__setitem__(slice(None), 0.5),
     "chosen channels assigned": lambda y, z: y.__setitem__((slice(None), torch.tensor([1, 0])), z[:, :2]),
     "chosen channels zeroed": lambda y, z: y.__setitem__((slice(None), [0]), 0),
 }  # fmt: skip
@@ -150,7 +156,12 @@ def agrees(net):
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("where", WHERE, ids=lambda where: where.__name__)
 def test_a_change_in_place_reaches_what_shares_the_memory_and_nothing_else(where, change):
-    agrees(a_net(lambda self, x: head(self, where(self.conv(x), self.conv2(x), CHANGES[change]))))
+    net = a_net(lambda self, x: head(self, where(self.conv(x), self.conv2(x), CHANGES[change])))
+    if where is to_one_channel and change == "chosen channels assigned":  # rows of that channel exchanged
+        with pytest.raises(sampler.NotTraceable, match="the result is not made of whole channels"):
+            compiled(net, SIZE)
+    else:
+        agrees(net)
 
 
 def test_the_image_itself_may_be_changed_in_place():

@@ -217,10 +217,18 @@ class Tracer:
         raise NotTraceable(f"layer {self.name()!r}: the sampler does not know the operator {name}")
 
     def _compute(self, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
+        """A handler's result; functions channel by channel see the channels where they expect them."""
         tensors = [a for a in args if isinstance(a, Tensor) and a.dim()]
-        if name not in POINTWISE or not any(isinstance(a, Traced) and a.ends_in_channels() for a in tensors):
+        if name not in POINTWISE:
             return HANDLERS[name](self, *args, **kwargs)
         shape = torch.broadcast_shapes(*(a.shape for a in tensors))
+        of_images = all(a.dim() == 3 and a.memory[0].dim() > 3 for a in tensors if isinstance(a, Traced))
+        if of_images and tuple(shape[1:]) == self.size:  # one channel, y[:, 0], and not a signal
+            images = [_one_channel(a, shape) for a in args]
+            self.operator = name
+            return HANDLERS[name](self, *images, **kwargs).squeeze(1)
+        if not any(isinstance(a, Traced) and a.ends_in_channels() for a in tensors):
+            return HANDLERS[name](self, *args, **kwargs)
 
         def channels_first(a: Any) -> Any:
             if not isinstance(a, Tensor) or a.dim() == 0:
@@ -402,6 +410,15 @@ class _NoRandomNumbers(TorchDispatchMode):
         if torch.Tag.nondeterministic_seeded in func.tags:
             raise NotTraceable("the model draws random numbers of its own, which a program would draw once for all")
         return func(*args, **(kwargs or {}))
+
+
+def _one_channel(a: Any, shape: torch.Size) -> Any:
+    """What broadcasts to [N, H, W] as what broadcasts to [N, 1, H, W]; numbers as they are."""
+    if not isinstance(a, Tensor) or a.dim() == 0:
+        return a
+    if isinstance(a, Traced):
+        return (a if a.shape == shape else a.expand(shape)).unsqueeze(1)
+    return a.reshape((1,) * (3 - a.dim()) + tuple(a.shape)).unsqueeze(1)
 
 
 def _meta(a: Any) -> Any:
