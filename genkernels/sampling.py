@@ -218,8 +218,10 @@ def fast_sampler(
     The model may be anyone's: its forward pass is run once on a tensor that records what happens to it, and becomes a
     sampling program (:mod:`genkernels.ops.sampler`). Known to it are convolutions that keep the resolution (masked in
     whatever way), shifts by padding and slicing, splitting, concatenating and permuting channels, sums, products,
-    activations, batch norm in evaluation, Row LSTM and Diagonal BiLSTM of this package, and all that does not depend on
-    the image. Before the sampler is handed out, it is compared with the model on random images; see :class:`Proof`.
+    activations, all of them in place too, linear layers on channels that come last, batch norm in evaluation, Row LSTM
+    and Diagonal BiLSTM of this package, and all that does not depend on the image. Before
+    the sampler is handed out, it is compared with the model on random images; see :class:`Proof`. It may be used from
+    many threads at once.
 
     Args:
         model: maps images [N, C, H, W], as ``scale`` makes them, and a condition where there is one, to logits

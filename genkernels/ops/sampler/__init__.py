@@ -6,7 +6,7 @@ from .full_forward import full_forward_sample
 from .graph import NotTraceable
 from .program import Program
 from .sample import sample
-from .tracer import Traced
+from .traced import Traced
 
 __all__ = [
     "EXECUTORS",

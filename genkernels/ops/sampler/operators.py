@@ -15,7 +15,8 @@ from ..wavefront_lstm.geometry import Geometry
 from .graph import AffineNode, Box, Link, LstmNode, NotTraceable, PointNode, Tap
 from .plane import Plane
 from .program import Function
-from .tracer import HANDLERS, IN_PLACE, Handler, Traced, Tracer
+from .traced import Traced
+from .tracer import HANDLERS, IN_PLACE, Handler, Tracer
 
 
 def handles(*names: str) -> Any:
