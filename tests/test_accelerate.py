@@ -304,3 +304,26 @@ def test_twice_and_the_global_generator():
     assert len(first.swapped) == 3
     assert not second.entries
     F.relu(model(X))
+
+
+@pytest.mark.parametrize("how", ["load_state_dict", "copy_", "new parameter", "init"])
+def test_weights_that_come_later_lose_their_masked_taps_as_in_the_original(how):
+    torch.manual_seed(0)
+    original = nn.Sequential(styles.WritesItsWeight("A", 8, 8, 3, padding=1))
+    model = copy.deepcopy(original)
+    assert genkernels.accelerate(model).entries[0].swapped == "masked_conv2d"
+    new = {name: torch.randn_like(t) if name != "0.mask" else t for name, t in original.state_dict().items()}
+    for each in (original, model):
+        layer = each[0]
+        if how == "load_state_dict":
+            each.load_state_dict(new)
+        elif how == "copy_":
+            with torch.no_grad():
+                layer.weight.copy_(new["0.weight"])
+        elif how == "new parameter":
+            layer.weight = nn.Parameter(new["0.weight"].clone())
+        else:
+            torch.manual_seed(1)
+            nn.init.normal_(layer.weight)
+        each(torch.randn(1, 8, 6, 6))
+    assert model[0].weight.equal(original[0].weight)

@@ -82,3 +82,39 @@ def test_what_would_be_lost_is_left_with_the_reason(name):
 def test_a_model_that_is_no_module_is_named_with_its_type(function, model, kind):
     with pytest.raises(TypeError, match=rf"^model: expected a torch\.nn\.Module; got {kind}$"):
         function(model)
+
+
+def test_what_follows_a_convolution_and_no_operator_has_is_the_reason():
+    class Down(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = nn.Sequential(nn.Conv2d(8, 16, 4, 2, 1), nn.InstanceNorm2d(16), nn.LeakyReLU(0.2))
+
+        def forward(self, x):
+            return self.model(x)
+
+    for kind in (nn.InstanceNorm2d(16), nn.GroupNorm(4, 16), nn.SiLU()):
+        model = Down()
+        model.model[1] = kind
+        (entry,) = genkernels.accelerate(model).entries
+        assert entry.swapped is None
+        assert entry.detail.startswith(f"{type(kind).__name__} follows; the operator has BatchNorm2d, ReLU"), entry
+
+
+def test_a_masked_layer_that_was_swapped_is_not_also_left():
+    entries = genkernels.accelerate(nn.Sequential(styles.WritesItsWeight("A", 4, 8, 3, padding=1), nn.ReLU())).entries
+    assert [entry.swapped for entry in entries] == ["masked_conv2d"]
+
+
+def test_a_mask_in_an_overridden_call_is_told_as_such():
+    class Calls(nn.Conv2d):
+        def __init__(self):
+            super().__init__(4, 4, 3, padding=1)
+            self.register_buffer("mask", styles.spatial_mask("A", 3))
+
+        def __call__(self, x):
+            self.weight.data *= self.mask
+            return super().__call__(x)
+
+    (entry,) = genkernels.accelerate(Calls()).entries
+    assert (entry.swapped, entry.detail) == (None, "its __call__ is overridden")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,9 +16,9 @@ from torch.nn.parameter import is_lazy
 from ..arguments import check_model
 from ..ops.verbose import silent
 from . import blocks, graphs, masked, recurrent
-from .proof import NotEqualError, prove, random_input
+from .proof import CannotRunError, NotEqualError, prove, random_input
 from .report import Entry, Report
-from .swap import Swapped, original_class, original_forward, swap, unswap, why_not
+from .swap import ComputedWeight, Swapped, original_class, original_forward, swap, unswap, why_not
 from .tracing import trace
 
 _TRIAL_SIZES = (8, 16, 32, 64)
@@ -120,11 +121,14 @@ def _masked(name: str, module: nn.Module, report: Report, owners: Counter[int]) 
     reason = why_not(module)
     plan = reason if reason is not None else masked.recognise(module)
     inner = (part for part in module.modules() if part is not module)
-    looks_masked = isinstance(module, nn.Conv2d) or not any(masked.is_candidate(part) for part in inner)
+    # What holds a tensor beside its weight, and no smaller part that does: the rest has nothing to do with masks.
+    looks_masked = isinstance(module, nn.Conv2d) or (
+        masked.has_extras(module) and not any(masked.is_candidate(part) for part in inner)
+    )
     if plan is None or isinstance(plan, str):
         if plan is not None and looks_masked:
             _add(report, name, module, None, plan)
-            return "computes its weight" in plan
+            return isinstance(plan, ComputedWeight)
         return False
 
     def swapper(copied: nn.Module) -> None:
@@ -137,10 +141,11 @@ def _masked(name: str, module: nn.Module, report: Report, owners: Counter[int]) 
             x = random_input(module, (2, plan.spec.in_channels, *size))
             prove(module, swapper, [x], live={weight: plan.live()})
     except NotEqualError as error:
-        return _add(report, name, module, None, str(error))
+        return _add(report, name, module, None, str(error)) if looks_masked else False
     if masked.writes_its_weight(module, plan):
         if owners[id(masked.weight_of(module, plan))] > 1:
             return _add(report, name, module, None, "its weight, into which it writes zeros, is shared")
+        plan = replace(plan, writes=True)
         masked.zero_masked_taps(module, plan)
     swapper(module)
     return _add(report, name, module, "masked_conv2d", str(plan))
@@ -239,11 +244,11 @@ def _own_forward(name: str, module: nn.Module, report: Report, inputs: tuple[Any
             continue
         try:
             prove(module, swapper, trial)
+        except CannotRunError as reason:
+            error = f"give example= (an input of the model): {reason}"
         except NotEqualError as reason:
             error = str(reason)
-            if "could not be run" not in error:
-                break
-            error = "give example= (an input of the model): " + error
+            break
         else:
             error = None
             break

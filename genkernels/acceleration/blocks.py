@@ -27,6 +27,13 @@ ACTIVATIONS: dict[type[nn.Module], str] = {
     nn.Sigmoid: "sigmoid",
 }
 
+# Layers that people put behind a convolution, and that no operator has.
+_FOLLOWERS = (
+    nn.InstanceNorm2d, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm, nn.SyncBatchNorm,
+    nn.SiLU, nn.GELU, nn.ELU, nn.SELU, nn.PReLU, nn.Mish, nn.Hardswish, nn.Softplus, nn.ReLU6,
+)  # fmt: skip
+_KNOWN = ", ".join(["BatchNorm2d", *(kind.__name__ for kind in ACTIVATIONS)])
+
 Activation = tuple[str | None, float]
 
 
@@ -97,6 +104,9 @@ def runs_of(layers: Sequence[nn.Module]) -> list[tuple[Run, str | None]]:
             if reason is None and isinstance(activation, nn.LeakyReLU) and activation.negative_slope < 0:
                 reason = "the slope of its LeakyReLU is negative"
             found.append((Run(index, stop), reason))
+        elif stop < len(layers) and isinstance(layers[stop], _FOLLOWERS):
+            follower = type(layers[stop]).__name__
+            found.append((Run(index, stop + 1), f"{follower} follows; the operator has {_KNOWN}"))
         index = stop
     return found
 

@@ -40,6 +40,7 @@ class MaskPlan:
         masks: the tensors from which the layer makes its mask, by path, with their values: where these change, the
             layer goes its own way again.
         parts: paths of the modules inside.
+        writes: whether the layer writes zeros into the masked taps of its weight, as it did in every pass.
     """
 
     weight: Path
@@ -49,6 +50,7 @@ class MaskPlan:
     crop: tuple[int, int, int, int]
     masks: tuple[tuple[Path, Tensor], ...]
     parts: tuple[Path, ...]
+    writes: bool = False
 
     def __str__(self) -> str:
         kernel = "x".join(map(str, self.spec.kernel))
@@ -86,6 +88,8 @@ class AcceleratedMaskedConv2d(Swapped):
         if plan is None or kwargs or not is_one_tensor(args) or not _holds(self, plan):
             return super().forward(*args, **kwargs)  # type: ignore[misc]
         weight = _get(self, plan.weight)
+        if plan.writes and not torch.compiler.is_compiling():
+            _zero_if_new(self, plan, weight)
         return ops.masked_conv2d(
             args[0],
             F.pad(weight, plan.crop) if any(plan.crop) else weight,
@@ -95,6 +99,16 @@ class AcceleratedMaskedConv2d(Swapped):
             group_layout=plan.spec.group_layout,
             dilation=plan.dilation,
         )
+
+
+def _zero_if_new(module: Any, plan: MaskPlan, weight: Tensor) -> None:
+    """Zeros the masked taps of a weight that was loaded, replaced or changed since: nobody should find others there."""
+    if weight.is_inference() or not are_plain(weight):
+        return
+    stamp = (id(weight), weight._version)
+    if module.__dict__.get("_genkernels_zeroed") != stamp:
+        zero_masked_taps(module, plan)
+        module.__dict__["_genkernels_zeroed"] = stamp
 
 
 def _holds(module: Any, plan: MaskPlan) -> bool:
@@ -174,6 +188,11 @@ def _extras(module: nn.Module) -> list[tuple[Path, Tensor]]:
             if isinstance(value, Tensor) and (not isinstance(value, nn.Parameter) or _is_mask(value))
         ]
     return found
+
+
+def has_extras(module: nn.Module) -> bool:
+    """Whether there is anything that a mask may be made from."""
+    return bool(_extras(module))
 
 
 def _trained(module: nn.Module) -> list[tuple[Path, nn.Parameter]]:
@@ -300,10 +319,9 @@ def weight_of(module: nn.Module, plan: MaskPlan) -> Tensor:
 
 
 def zero_masked_taps(module: nn.Module, plan: MaskPlan) -> None:
-    """Once, for a layer that writes the zeros into its weight in every pass, as its own next pass would."""
+    """For a layer that writes the zeros into its weight, as its own next pass would: behind autograd's back."""
     weight = weight_of(module, plan)
-    with torch.no_grad():
-        weight.mul_(plan.live().to(weight))
+    weight.data.mul_(plan.live().to(weight))
 
 
 def writes_its_weight(module: nn.Module, plan: MaskPlan) -> bool:

@@ -34,7 +34,7 @@ class NotEqualError(Exception):
     """The reason why a swap is not made."""
 
 
-class _CannotRunError(NotEqualError):
+class CannotRunError(NotEqualError):
     """The module cannot be run as it is."""
 
 
@@ -63,7 +63,7 @@ def prove(module: nn.Module, swapper: Swapper, inputs: Sequence[Any], *, live: d
                 try:
                     expected, got = _results(before, after, _varied(inputs, trial), dtype, live)
                     _compare(got, expected, dtype, training)
-                except _CannotRunError:
+                except CannotRunError:
                     if dtype == own:
                         raise
                     break  # it makes tensors of its own dtype, say
@@ -106,7 +106,7 @@ def _results(
         factors = [torch.randn(t.shape, generator=torch.Generator().manual_seed(0)).to(t) for t in expected[1]]
         expected_grads = _gradients(before, expected, factors, live)
     except _TROUBLE as error:
-        raise _CannotRunError(f"it could not be run on a trial input: {first_line(error)}") from error
+        raise CannotRunError(f"it could not be run on a trial input: {first_line(error)}") from error
     try:
         with always_kernel():
             got = _run(after, inputs, dtype)

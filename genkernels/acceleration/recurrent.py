@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..ops.wavefront_lstm.converters import GATES, state_from_conv1d
-from .proof import NotEqualError, first_line, prove, random_input
+from .proof import CannotRunError, NotEqualError, first_line, prove, random_input
 from .swap import Swapped, is_hooked, is_one_tensor, swap, why_weight_is_computed
 from .tracing import state_of
 
@@ -109,10 +109,11 @@ def recognise(module: nn.Module) -> LoopPlan | str | None:
             plan = LoopPlan(*parts, front, "".join(order), keeps_dtype)
             try:
                 prove(module, lambda copy, plan=plan: swap(copy, AcceleratedLoop, plan), [x])  # type: ignore[misc]
+            except CannotRunError as error:
+                reason = str(error)
+                break
             except NotEqualError as error:
                 reason = str(error)
-                if "could not be run" in reason:
-                    break
             else:
                 return plan
     if front == "diagonal" and state.bias is not None:

@@ -59,6 +59,8 @@ def why_not(module: nn.Module) -> str | None:
     """The reason why the class of a module cannot be swapped, or None."""
     if "forward" in module.__dict__:
         return "its forward is replaced on the instance"
+    if type(module).__call__ is not nn.Module.__call__:
+        return "its __call__ is overridden"
     if type(module).__reduce_ex__ is not object.__reduce_ex__ or type(module).__reduce__ is not object.__reduce__:
         return "its class pickles in a way of its own"
     return None
@@ -109,14 +111,18 @@ def is_hooked(module: nn.Module) -> bool:
     )
 
 
-def why_weight_is_computed(module: nn.Module) -> str | None:
+class ComputedWeight(str):
+    """The reason why a module is left whose weight is computed in each pass."""
+
+
+def why_weight_is_computed(module: nn.Module) -> ComputedWeight | None:
     """Weight norm, spectral norm and their like, old and new: the reason, or None."""
     for part in module.modules():
         if nn.utils.parametrize.is_parametrized(part):
-            return "a parametrization computes its weight"
+            return ComputedWeight("a parametrization computes its weight")
         for name, _ in part.named_parameters(recurse=False):
             if name in ("weight_g", "weight_v"):
-                return "weight norm computes its weight"
+                return ComputedWeight("weight norm computes its weight")
             if name == "weight_orig":
-                return "spectral norm or pruning computes its weight"
+                return ComputedWeight("spectral norm or pruning computes its weight")
     return None

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import random
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -57,8 +58,16 @@ class Trace:
     watched: Watched
 
 
+_ONE_AT_A_TIME = threading.RLock()  # torch.fx exchanges methods of nn.Module while it traces
+
+
 def trace(module: nn.Module) -> Trace | str:
     """The pass of a module, the same in training and evaluation; or why there is none."""
+    with _ONE_AT_A_TIME:
+        return _trace(module)
+
+
+def _trace(module: nn.Module) -> Trace | str:
     graphs: list[Graph] = []
     read: dict[tuple[Path, str], Any] = {}
     try:
@@ -102,6 +111,19 @@ class _Tracer(fx.Tracer):
     def __init__(self) -> None:
         super().__init__()
         self.outside, self.switched = _seen_outside(), False
+        self.thread = threading.get_ident()
+
+    # While it traces, torch.fx sends the calls and reads of all modules here, those of other threads too.
+
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        if threading.get_ident() != self.thread:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if threading.get_ident() != self.thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return True
@@ -155,23 +177,29 @@ def _random_numbers_kept() -> Iterator[list[str]]:
 def _recorded_reads(root: nn.Module, read: dict[tuple[Path, str], Any]) -> Iterator[None]:
     """Every attribute of root and its parts that is read meanwhile, by place, with its value at first.
 
-    Modules and parameters lie elsewhere than in ``__dict__`` and are seen by torch.fx itself.
+    Modules and parameters lie elsewhere than in ``__dict__`` and are seen by torch.fx itself. The parts, a copy's, get
+    classes of their own for that time: other modules, and other threads, notice nothing.
     """
     places = {id(part): tuple(name.split(".")) if name else () for name, part in root.named_modules()}
 
     def look(module: Any, name: str) -> Any:
-        value = object.__getattribute__(module, name)
+        value = super(object.__getattribute__(module, "__class__"), module).__getattribute__(name)
         if name not in _OWN_NAMES and not name.startswith("__") and id(module) in places:
             own = object.__getattribute__(module, "__dict__")
             if name in own and not name.startswith("_genkernels_"):
                 read.setdefault((places[id(module)], name), copy.copy(value))
         return value
 
+    own = {part: type(part) for part in root.modules()}
     try:
-        nn.Module.__getattribute__ = look  # type: ignore[method-assign]
+        for part, kind in own.items():
+            seen = {"__getattribute__": look, "__module__": kind.__module__, "__qualname__": kind.__qualname__}
+            made: Any = type(kind)
+            part.__class__ = made(kind.__name__, (kind,), seen)
         yield
     finally:
-        del nn.Module.__getattribute__
+        for part, kind in own.items():
+            part.__class__ = kind
 
 
 def state_of(root: nn.Module, parameters: bool = True) -> list[Any]:

@@ -1,0 +1,62 @@
+"""accelerate() in one thread is nobody else's business, and many threads may call one accelerated model."""
+
+import copy
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from public_styles import WritesItsWeight
+from torch import nn
+
+import genkernels
+
+
+class OwnForward(nn.Module):
+    """A block that torch.fx has to follow, with an attribute that steers it."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.scale = nn.Conv2d(64, 64, 4, 2, 1), nn.BatchNorm2d(64), 2.0
+
+    def forward(self, x):
+        return torch.relu(self.norm(self.conv(x))) * self.scale
+
+
+def test_other_threads_run_their_models_while_accelerate_traces():
+    bystander, x = nn.Sequential(OwnForward(), nn.Conv2d(64, 3, 1)).eval(), torch.randn(2, 64, 8, 8)
+    expected, done = bystander(x), threading.Event()
+    untouched = dict(vars(nn.Module))
+
+    def look_on():
+        count = 0
+        while not done.is_set() or count < 3:
+            assert bystander(x).equal(expected)
+            count += 1
+        return count
+
+    def accelerated(seed):
+        torch.manual_seed(seed)
+        model = nn.ModuleDict({"a": OwnForward()})
+        return [entry.swapped for entry in genkernels.accelerate(model).entries]
+
+    with ThreadPoolExecutor(4) as pool:
+        watching = [pool.submit(look_on) for _ in range(2)]
+        reports = list(pool.map(accelerated, range(4)))
+        done.set()
+        assert all(watcher.result() >= 3 for watcher in watching)
+    assert reports == [["conv_bn_act"]] * 4
+    assert dict(vars(nn.Module)) == untouched
+
+
+def test_threads_get_from_an_accelerated_model_what_one_gets():
+    torch.manual_seed(0)
+    masked = WritesItsWeight("B", 16, 64, 3, padding=1)
+    model = nn.Sequential(masked, nn.ReLU(), nn.Conv2d(64, 64, 4, 2, 1), nn.BatchNorm2d(64), nn.ReLU()).eval()
+    genkernels.accelerate(model)
+    inputs = [torch.randn(2, 16, size, size) for size in (6, 8, 12, 16, 20, 24)]
+    with torch.no_grad():
+        expected = [copy.deepcopy(model)(x) for x in inputs]
+        with ThreadPoolExecutor(6) as pool:
+            for _ in range(5):
+                for got, one in zip(pool.map(model, inputs), expected, strict=True):
+                    torch.testing.assert_close(got, one)
