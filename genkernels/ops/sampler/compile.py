@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
 from .fold import fold
-from .graph import NotTraceable
 from .lower import lower
 from .program import Program
 from .schedule import schedule
@@ -61,7 +60,6 @@ def compile_program(
         kept = _kept.get(model)
         if kept is not None and kept.structure == structure and _equal(kept.tensors, tensors):
             return kept.program
-        _check_weights(model)
         # In inference mode operators arrive before PyTorch has taken them apart, under autocast with casts.
         with torch.inference_mode(False), torch.no_grad(), torch.autocast(table.device.type, enabled=False):
             graph = trace(
@@ -70,12 +68,6 @@ def compile_program(
             program = lower(schedule(fold(graph)), table)
         _kept[model] = _Kept(structure, [tensor.detach().clone() for tensor in tensors], program)
         return program
-
-
-def _check_weights(model: nn.Module) -> None:
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if tensor.dtype.is_floating_point and bool(tensor.isnan().any()):
-            raise NotTraceable(f"weight {name!r} of the model holds NaN")
 
 
 def _equal(old: list[Tensor], new: list[Tensor]) -> bool:

@@ -80,6 +80,10 @@ def _affine(
     tracer: Tracer, plane: Plane, weight: Tensor, bias: Tensor | None, padding: Sequence[int], dilation: Sequence[int]
 ) -> AffineNode:
     """The convolution as a sum over its live taps: those that are not zero for every pair of channels."""
+    if not bool(weight.isfinite().all()):
+        raise NotTraceable(
+            f"layer {tracer.name()!r}: its weight is not finite, once masked (NaN * 0 and inf * 0 are NaN)"
+        )
     height, width = weight.shape[2:]
     bottom = plane.height + 2 * padding[0] - (height - 1) * dilation[0]
     right = plane.width + 2 * padding[1] - (width - 1) * dilation[1]
