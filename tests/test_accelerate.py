@@ -306,7 +306,7 @@ def test_twice_and_the_global_generator():
     F.relu(model(X))
 
 
-@pytest.mark.parametrize("how", ["load_state_dict", "copy_", "new parameter", "init"])
+@pytest.mark.parametrize("how", ["load_state_dict", "copy_", "data", "new parameter", "init"])
 def test_weights_that_come_later_lose_their_masked_taps_as_in_the_original(how):
     torch.manual_seed(0)
     original = nn.Sequential(styles.WritesItsWeight("A", 8, 8, 3, padding=1))
@@ -320,6 +320,8 @@ def test_weights_that_come_later_lose_their_masked_taps_as_in_the_original(how):
         elif how == "copy_":
             with torch.no_grad():
                 layer.weight.copy_(new["0.weight"])
+        elif how == "data":
+            layer.weight.data.copy_(new["0.weight"])
         elif how == "new parameter":
             layer.weight = nn.Parameter(new["0.weight"].clone())
         else:

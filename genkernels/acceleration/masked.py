@@ -89,7 +89,7 @@ class AcceleratedMaskedConv2d(Swapped):
             return super().forward(*args, **kwargs)  # type: ignore[misc]
         weight = _get(self, plan.weight)
         if plan.writes and not torch.compiler.is_compiling():
-            _zero_if_new(self, plan, weight)
+            zero_masked_taps(self, plan)
         return ops.masked_conv2d(
             args[0],
             F.pad(weight, plan.crop) if any(plan.crop) else weight,
@@ -99,16 +99,6 @@ class AcceleratedMaskedConv2d(Swapped):
             group_layout=plan.spec.group_layout,
             dilation=plan.dilation,
         )
-
-
-def _zero_if_new(module: Any, plan: MaskPlan, weight: Tensor) -> None:
-    """Zeros the masked taps of a weight that was loaded, replaced or changed since: nobody should find others there."""
-    if weight.is_inference() or not are_plain(weight):
-        return
-    stamp = (id(weight), weight._version)
-    if module.__dict__.get("_genkernels_zeroed") != stamp:
-        zero_masked_taps(module, plan)
-        module.__dict__["_genkernels_zeroed"] = stamp
 
 
 def _holds(module: Any, plan: MaskPlan) -> bool:
@@ -319,7 +309,7 @@ def weight_of(module: nn.Module, plan: MaskPlan) -> Tensor:
 
 
 def zero_masked_taps(module: nn.Module, plan: MaskPlan) -> None:
-    """For a layer that writes the zeros into its weight, as its own next pass would: behind autograd's back."""
+    """For a layer that writes the zeros into its weight in every pass, behind autograd's back, as its own pass does."""
     weight = weight_of(module, plan)
     weight.data.mul_(plan.live().to(weight))
 

@@ -109,10 +109,11 @@ def test_a_model_whose_logits_are_nan_gets_no_fast_sampler():
         genkernels.fast_sampler(model, levels=3, in_channels=1)
 
 
-def test_a_weight_that_is_nan_is_named():
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_layer_whose_weight_is_not_finite_is_named(value):
     model = PixelCNN(1, 8, 1, 4, image_size=4)
     with torch.no_grad():
-        model.layers[0].weight.view(-1)[0] = math.nan
+        model.layers[0].weight.view(-1)[0] = value
     with pytest.raises(ValueError, match=r"layer 'layers.0': its weight is not finite"):
         genkernels.fast_sampler(model)
     with (
@@ -120,6 +121,15 @@ def test_a_weight_that_is_nan_is_named():
         pytest.raises(ValueError, match=r"logits: expected finite .* at image 0"),
     ):
         model.sample(2)
+
+
+def test_what_stands_under_a_mask_or_is_never_read_is_no_reason():
+    model = PixelCNN(1, 8, 1, 4, image_size=4)
+    expected = model.sample(2, uniforms=torch.full((2, 1, 4, 4), 0.4))
+    with torch.no_grad():
+        model.layers[0].weight[..., -1, -1] = math.nan
+    model.register_buffer("best", torch.tensor(math.nan))
+    assert model.sample(2, uniforms=torch.full((2, 1, 4, 4), 0.4)).equal(expected)
 
 
 @pytest.mark.parametrize("name", ["pixelcnn colours", "row lstm", "diagonal lstm", "gated"])

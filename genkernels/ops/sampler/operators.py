@@ -81,9 +81,7 @@ def _affine(
 ) -> AffineNode:
     """The convolution as a sum over its live taps: those that are not zero for every pair of channels."""
     if not bool(weight.isfinite().all()):
-        raise NotTraceable(
-            f"layer {tracer.name()!r}: its weight is not finite, once masked (NaN * 0 and inf * 0 are NaN)"
-        )
+        raise NotTraceable(f"layer {tracer.name()!r}: its weight is not finite (a mask of zeros makes NaN of it)")
     height, width = weight.shape[2:]
     bottom = plane.height + 2 * padding[0] - (height - 1) * dilation[0]
     right = plane.width + 2 * padding[1] - (width - 1) * dilation[1]
@@ -115,7 +113,8 @@ def _masked_conv2d(
     out_channels, in_channels, height, width = weight.shape
     spec = MaskSpec(out_channels, in_channels, (height, width), mask_type, channel_groups, group_layout)
     padding = [height // 2 * dilation[0], width // 2 * dilation[1]]
-    node = _affine(tracer, x.as_plane(), weight * mask_tensor(spec).to(weight), bias, padding, dilation)
+    live = weight.masked_fill(mask_tensor(spec).to(weight.device) == 0, 0)  # what stands elsewhere is never read
+    node = _affine(tracer, x.as_plane(), live, bias, padding, dilation)
     if activation != "none":
         node.activation = Function(activation)
     return tracer.result(node, (x.shape[0], out_channels, *x.shape[2:]))
