@@ -87,7 +87,7 @@ def test_the_error_of_one_image_is_not_printed_as_a_number():
     assert "±" in str(Measure("nats", "nats per image", 12.5, 0.25, 2))
 
 
-def test_images_of_another_size_are_called_so(command, run):
+def test_images_of_another_size_and_other_levels_are_called_so(command, run):
     images = run.parent / "images"
     images.mkdir()
     for name in ("0.png", "1.png"):
@@ -95,6 +95,8 @@ def test_images_of_another_size_are_called_so(command, run):
     code, out, err = command("evaluate", run, "--data", f"folder:{images}")
     assert (code, err) == (0, "")
     assert "note: the model was trained on images of 8 x 8; these are 10 x 12" in out
+    assert "note: the model knows 17 grey levels; these images have 256, and are rounded down" in out
+    assert "note" not in command("evaluate", run)[1]
 
 
 def test_a_run_s_folder_and_a_plain_string_name_its_checkpoint(command, run):

@@ -17,13 +17,13 @@ from rich.table import Table
 from .. import __version__
 from ..models import AutoregressiveModel, GenerativeModel
 from ..train.checkpoint import CHECKPOINT, load_model
-from ..train.data import SPECS, dequantise, open_dataset, quantise
+from ..train.data import SPECS, Dataset, dequantise, open_dataset, quantise
 from ..train.errors import GenkernelsError
 from ..train.loop import DEFAULT_SAMPLES, Limits, Trainer
 from ..train.objectives import OPTIMIZERS
 from ..train.pictures import check_picture_path, save_curve, save_grids
 from ..train.recipes import RECIPES, find_recipe
-from ..train.run import labels_for, resume_run, start_run
+from ..train.run import anywhere, labels_for, resume_run, start_run
 from .demo import run_demo
 from .info import show_info
 from .progress import counted, progress
@@ -97,11 +97,11 @@ def _size(text: str | None) -> tuple[int, int] | None:
 
 
 def _test_images(
-    model: GenerativeModel, content: dict[str, Any], data: str | None, skip_broken: bool = False
+    console: Console, model: GenerativeModel, content: dict[str, Any], data: str | None, skip_broken: bool = False
 ) -> tuple[str, torch.Tensor, torch.Tensor | None]:
     """The name, the test images, in levels, and their labels, where the model takes them.
 
-    Of ``data``, or of what the model was trained on.
+    Of ``data``, of which it is said where they are unlike those that the model was trained on, or of the latter.
     """
     settings = content["settings"]
     dataset = open_dataset(data or settings["data"], None if data else settings["size"], skip_broken=skip_broken)
@@ -112,17 +112,23 @@ def _test_images(
         expected, found = (f"{height} x {width}" for height, width in (model.image_size, size))
         raise GenkernelsError(f"the model takes images of {expected}; those of {dataset.name} are {found}")
     levels = find_recipe(content["recipe"]).objective.levels(model)
+    if data is not None and anywhere(data) != anywhere(settings["data"]):
+        for note in _unlike_training(content, dataset, levels):
+            console.print(f"note: {note}")
     _, labels = labels_for(content["recipe"], model, dataset)
     return data or settings["data"], quantise(dataset.test, levels), labels
 
 
-def _unlike_training(content: dict[str, Any], images: torch.Tensor) -> str | None:
-    """What makes figures over these test images another thing than those of the model's own, if anything does."""
-    trained, found = content["config"].get("image_size"), tuple(images.shape[2:])
-    if trained is None or tuple(trained) == found:
-        return None
-    before, now = (f"{height} x {width}" for height, width in (trained, found))
-    return f"the model was trained on images of {before}; these are {now}: not the figures of its own data"
+def _unlike_training(content: dict[str, Any], dataset: Dataset, levels: int) -> list[str]:
+    """What makes figures over other images than the model's own another thing."""
+    notes = []
+    trained, found = content["config"].get("image_size"), tuple(dataset.test.shape[2:])
+    if trained is not None and tuple(trained) != found:
+        before, now = (f"{height} x {width}" for height, width in (trained, found))
+        notes.append(f"the model was trained on images of {before}; these are {now}")
+    if levels < dataset.levels:
+        notes.append(f"the model knows {levels} grey levels; these images have {dataset.levels}, and are rounded down")
+    return notes
 
 
 # --- the commands ---------------------------------------------------------------------------------------
@@ -303,7 +309,7 @@ def sample(
                 raise GenkernelsError(
                     f"--complete: only autoregressive models complete images; not a {type(model).__name__}"
                 )
-            given, labels = _given_images(model, content, data, n)
+            given, labels = _given_images(console, model, content, data, n)
             grids = _complete(model, given, labels, generator, step, 1.0 if temperature is None else temperature)
         else:
             objective = find_recipe(content["recipe"]).objective
@@ -313,9 +319,9 @@ def sample(
 
 
 def _given_images(
-    model: GenerativeModel, content: dict[str, Any], data: str | None, n: int
+    console: Console, model: GenerativeModel, content: dict[str, Any], data: str | None, n: int
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    _, images, labels = _test_images(model, content, data)
+    _, images, labels = _test_images(console, model, content, data)
     if n > len(images):
         raise GenkernelsError(f"-n {n}: there are only {len(images)} test images to complete")
     return images[:n], None if labels is None else labels[:n]
@@ -358,10 +364,7 @@ def evaluate(
     objective = find_recipe(content["recipe"]).objective
     if objective.unmeasured is not None:
         raise GenkernelsError(objective.unmeasured)
-    name, images, labels = _test_images(model, content, data, skip_broken)
-    note = _unlike_training(content, images)
-    if note is not None:
-        console.print(f"note: {note}")
+    name, images, labels = _test_images(console, model, content, data, skip_broken)
     with counted(console, "evaluating") as step:
         measures = objective.evaluate(model.to(where), images, batch_size, step, importance_samples, labels)
     for measure in measures:
