@@ -1,6 +1,7 @@
 """Fixtures that tests of several folders ask for."""
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -33,3 +34,19 @@ def threads():
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def command(capsys, monkeypatch, tmp_path):
+    """Runs a command line in an empty folder: (exit code, what it printed, what it said on stderr)."""
+    from genkernels.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments: str | Path):
+        code = main([str(argument) for argument in arguments])
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return run

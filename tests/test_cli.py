@@ -20,20 +20,6 @@ from genkernels.cli.app import app  # noqa: E402
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.fixture
-def command(capsys, monkeypatch, tmp_path):
-    """Runs a command line in an empty folder: (exit code, what it printed, what it said on stderr)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*arguments: str | Path):
-        code = main([str(argument) for argument in arguments])
-        printed = capsys.readouterr()
-        return code, printed.out, printed.err
-
-    return run
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """The checkpoint of a run of three steps on the digits."""

@@ -27,19 +27,6 @@ from genkernels.train.metrics import Measure  # noqa: E402
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.fixture
-def command(capsys, monkeypatch, tmp_path):
-    """Runs a command line in an empty folder: (exit code, what it printed, what it said on stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str | Path):
-        code = main([str(argument) for argument in arguments])
-        printed = capsys.readouterr()
-        return code, printed.out, printed.err
-
-    return run
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("finished") / "run"

@@ -240,7 +240,8 @@ def train(
         f"{len(dataset.train):,} images of {dataset.name}, {trainer.objective.levels(trainer.model)} levels, on {where}"
     )
     if not _train(console, trainer, limits):
-        again = shlex.join(["genkernels", "train", model, "--out", str(place), "--resume"])
+        skipping = ["--skip-broken"] if skip_broken else []
+        again = shlex.join(["genkernels", "train", model, "--out", str(place), "--resume", *skipping])
         console.print(f"stopped at step {trainer.step}; {place / CHECKPOINT} holds it; go on with: {again}")
         assert trainer.stopped_by is not None
         raise typer.Exit(128 + trainer.stopped_by)
