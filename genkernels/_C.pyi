@@ -262,4 +262,5 @@ class CudaSamplerPlan:
         temperature: float,
         top_k: int,
         last: tuple[int, int, int],
+        undrawable: int,
     ) -> None: ...

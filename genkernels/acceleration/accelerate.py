@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,6 +23,7 @@ from .swap import ComputedWeight, Swapped, original_class, original_forward, swa
 from .tracing import trace
 
 _TRIAL_SIZES = (8, 16, 32, 64)
+_ONE_AT_A_TIME = threading.RLock()  # trials seed PyTorch's generator, and set it back
 
 
 def accelerate(model: nn.Module, *, example: Any = None) -> Report:
@@ -55,7 +57,7 @@ def accelerate(model: nn.Module, *, example: Any = None) -> Report:
         TypeError: the model is no ``nn.Module``.
     """
     check_model(model)
-    with silent():
+    with _ONE_AT_A_TIME, silent():
         return _accelerate(model, example)
 
 

@@ -59,12 +59,18 @@ class Trace:
 
 
 _ONE_AT_A_TIME = threading.RLock()  # torch.fx exchanges methods of nn.Module while it traces
+_DRAWS = "its forward draws random numbers while it decides what to do"
+_TRIALS = 3  # another thread may have drawn them
 
 
 def trace(module: nn.Module) -> Trace | str:
     """The pass of a module, the same in training and evaluation; or why there is none."""
     with _ONE_AT_A_TIME:
-        return _trace(module)
+        for _ in range(_TRIALS):
+            found = _trace(module)
+            if found != _DRAWS:
+                break
+        return found
 
 
 def _trace(module: nn.Module) -> Trace | str:
@@ -82,11 +88,12 @@ def _trace(module: nn.Module) -> Trace | str:
                 changed = state_of(twin) != before
             for happened, what in (
                 (changed, "changes its attributes"),
-                (drawn, "draws random numbers while it decides what to do"),
                 (tracer.switched, "switches gradients, autocast or checkpointing for a part of it"),
             ):
                 if happened:
                     return f"its forward {what}"
+            if drawn:
+                return _DRAWS
     except Exception as error:  # whatever a stranger's forward does with a stand-in
         text = str(error).splitlines()[0][:100] if str(error) else type(error).__name__
         return f"torch.fx cannot follow its forward: {text}"
