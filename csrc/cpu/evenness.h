@@ -1,12 +1,12 @@
 // Whether numbers may go through a form that multiplies their differences, as Winograd's do.
 //
 // Such a form mixes neighbours: the rounding of a large number, or a NaN, reaches results that never read it. So each
-// image that is brought into scratch is looked at, and a call takes the direct form, whose footprint is PyTorch's, where
+// image that is brought into scratch is looked at, and a call takes the direct form, with PyTorch's footprint, where
 //   a number is not finite, or so large that sums of products might not be,
-//   the largest is over 512 times the (geometric) mean of those that are not zero: of normally distributed numbers it is
-//   10 times that, of the gradients in a DCGAN's training 20 times, and 280 times at most of 10,800 looked at,
-//   nearly all are zero: gradients that start at a few pixels, by which receptive fields are looked at, stay exactly zero
-//   elsewhere.
+//   the largest is over 512 times the (geometric) mean of those that are not zero: of normally distributed numbers it
+//   is 10 times that, of the gradients in a DCGAN's training 20 times, and 280 times at most of 10,800 looked at,
+//   nearly all are zero: gradients that start at a few pixels, by which receptive fields are looked at, stay exactly
+//   zero elsewhere.
 // All of it is read off the exponents: a few integer operations for each number, in a pass over L2.
 #pragma once
 
