@@ -115,11 +115,11 @@ class WinogradProduct {
   int64_t staging_floats() const { return Scratch::round(height_ * width_ * group_ * PANEL_MAX); }
   int64_t table_floats() const { return Scratch::round(height_ * width_ * sizeof(int64_t) / 4); }
 
-  // Every result reads every weight of its channel.
+  // At the image's edge, and in each phase of the product up, results read some of the weights alone.
   void pack(const ColumnPanel& panel, float* packed, Evenness& evenness) const {
     static constexpr int64_t places[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     GK_BY_STORAGE(weight_.storage, pack_columns, weight_, panel, 4, 4, places, packed);
-    evenness.look_for_large(packed, 16 * weight_.reductions * panel.width());
+    evenness.look_at(packed, 16 * weight_.reductions * panel.width(), 16 * weight_.reductions * panel.columns);
   }
 
   // A piece of the packed weights of a phase to weights[component][reduction][column].

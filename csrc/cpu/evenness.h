@@ -1,7 +1,8 @@
 // Whether numbers may go through a form that multiplies their differences, as Winograd's do.
 //
-// Such a form mixes neighbours: the rounding of a large number, or a NaN, reaches results that never read it. So each
-// image that is brought into scratch is looked at, and a call takes the direct form, with PyTorch's footprint, where
+// Such a form mixes neighbours: the rounding of a large number, or a NaN, reaches results that never read it. So
+// packed weights, and each image that is brought into scratch, are looked at, and a call takes the direct form, with
+// PyTorch's footprint, where
 //   a number is not finite, or so large that sums of products might not be,
 //   the largest is over 512 times the (geometric) mean of those that are not zero: of normally distributed numbers it
 //   is 10 times that, of the gradients in a DCGAN's training 20 times, and 280 times at most of 10,800 looked at,

@@ -260,8 +260,10 @@ class PairUnits {
 inline void pack_pairs(const WeightView& w, const MaskedConv& c, const PairTerms& terms, const MaskedGemm& p, int64_t index,
                        Evenness& evenness, float* packed) {
   GK_BY_STORAGE(w.storage, pack_pair_panel, w, c, terms, p, index, packed);
+  const Panel panel = make_panel(p, index);
   const int64_t floats = terms.count() * p.reductions;
-  evenness.look_for_large(packed + index * PANEL_MAX * floats, floats * make_panel(p, index).width());
+  // Results at the image's edge read some of the taps alone.
+  evenness.look_at(packed + index * PANEL_MAX * floats, floats * panel.width(), floats * panel.columns);
 }
 
 inline Outcome masked_conv_forward_pairs(const MaskedConvForward& args, int threads) {

@@ -111,6 +111,28 @@ def test_what_stands_out_reaches_what_reads_it_alone(name, value, where, channel
                 )
 
 
+@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("value", [1e4, 1e8])
+def test_a_weight_that_stands_out_reaches_what_reads_it_alone(name, value):
+    ours, plain, _ = operation(name)
+    wide = [t.double() for t in tensors(name)]
+    terms = with_gradients(plain, *(t.abs() for t in wide))
+    without = with_gradients(plain, *wide)
+    for place in ((3, 5, 0, 0), (3, 5, 1, 1)):
+        one = torch.zeros_like(wide[1])
+        one[place] = 1
+        y, grad_x, _ = with_gradients(plain, torch.ones_like(wide[0]), one, torch.ones_like(wide[2]))
+        mine = [t.float() for t in wide]
+        mine[1][place] = value
+        got = with_gradients(ours, *mine)
+        for result, read in enumerate((y > 0, grad_x > 0)):
+            error = (got[result].double() - without[result]).abs()[~read]
+            allowed = 16 * EPS * terms[result][~read].clamp(min=terms[result].mean())
+            assert (error <= allowed).all(), f"result {result} with {value} at {place}: {float(error.max()):.3g}"
+            # It arrives where it is read.
+            assert (got[result].double() - without[result]).abs()[read].max() > 0.1 * value
+
+
 @pytest.mark.parametrize("name", ["strided", "transposed", "transposed, wide"])
 def test_a_gradient_that_starts_at_one_pixel_is_zero_outside_the_receptive_field(name):
     ours, plain, _ = operation(name)
