@@ -161,6 +161,31 @@ def norm_gradient_sums(
     activation: _Activation,
     sums: int,
 ) -> bool: ...
+def instance_norm_forward(
+    storage: int,
+    threads: int,
+    sizes: tuple[int, int, int],
+    channels_last: bool,
+    x: int,
+    affine: tuple[int, int],
+    eps: float,
+    activation: _Activation,
+    y: int,
+    statistics: int,
+) -> None: ...
+def instance_norm_backward(
+    storage: int,
+    threads: int,
+    sizes: tuple[int, int, int],
+    channels_last: bool,
+    grad: int,
+    x: int,
+    affine: tuple[int, int],
+    statistics: int,
+    activation: _Activation,
+    grad_x: int,
+    sums: int,
+) -> None: ...
 
 # Sampling programs. Records of whole numbers are those of csrc/sampler_records.h; constants are (address, stride from
 # image to image, offset, length). `levels`, `free` (bytes) and `uniforms` (float64) are [images, C, H, W], `logits`

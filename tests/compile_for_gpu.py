@@ -53,6 +53,7 @@ def main() -> None:
     triton.runtime.jit.JITFunction.run = compile_only
     from genkernels.ops.conv_bn_act import triton_kernels as conv_bn_act
     from genkernels.ops.conv_bn_act.geometry import Geometry
+    from genkernels.ops.instance_norm import triton_kernels as instance_norm
     from genkernels.ops.masked_conv import triton_kernels as masked_conv
     from genkernels.ops.masked_conv.mask import MaskSpec
     from genkernels.ops.tile_conv import launch, tuning
@@ -91,6 +92,10 @@ def main() -> None:
     z = conv_bn_act.statistics(images(128, 512, 8, 8), images(512, 256, 4, 4), block)[0]
     conv_bn_act.normalise(z, *torch.empty(4, 256), "relu", 0.0)
     conv_bn_act.gradient_sums(z, z, *torch.empty(4, 256), "relu", 0.0)
+
+    for x in (images(16, 64, 64, 64), torch.empty(16, 64, 64, 64, dtype=dtype)):
+        _, statistics = instance_norm.forward(x, *torch.empty(2, 64), "relu", 0.0, 1e-5)
+        instance_norm.backward(x, x, *torch.empty(2, 64), statistics, "tanh", 0.0, True)
 
     launch.is_wide = lambda *_tensors: True
     launch._tilings = lambda *_args, **_options: [tuning.Tile(32, 32, 32, 4, 2)]

@@ -36,6 +36,7 @@ LAYERS = {
     "diagonal": lambda c: layers.DiagonalBiLSTM(c, c // 2, learned_state=True),
     "down": lambda c: layers.ConvBnAct2d(c, c, 4, 2, 1, activation="leaky_relu"),
     "down without norm": lambda c: layers.ConvBnAct2d(c, c, 4, 2, 1, batch_norm=False),
+    "instance norm": lambda c: layers.InstanceNormAct2d(c, affine=True, activation="tanh"),
     "up": lambda c: layers.ConvTransposeBnAct2d(c, c, 4, 2, 1, bias=True, activation="relu"),
     "up without norm": lambda c: layers.ConvTransposeBnAct2d(c, c, 4, 2, 1, batch_norm=False, activation="tanh"),
 }

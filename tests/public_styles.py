@@ -255,3 +255,66 @@ class BidirectionalLoop(nn.Module):
 
 
 LOOPS = {"row": RowLoop, "diagonal": DiagonalLoop, "bidirectional": BidirectionalLoop}
+
+
+# --- instance norm: pix2pix and CycleGAN ---
+
+
+class ReflectingBlock(nn.Module):
+    """A residual block of CycleGAN's generator."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv_block = nn.Sequential(
+            nn.ReflectionPad2d(1), nn.Conv2d(channels, channels, 3), nn.InstanceNorm2d(channels), nn.ReLU(True),
+            nn.ReflectionPad2d(1), nn.Conv2d(channels, channels, 3), nn.InstanceNorm2d(channels),
+        )  # fmt: skip
+
+    def forward(self, x):
+        return x + self.conv_block(x)
+
+
+def reflecting_generator(width=64, channels=3, blocks=2):
+    """CycleGAN's generator."""
+
+    def part(conv, features):
+        return [conv, nn.InstanceNorm2d(features), nn.ReLU(True)]
+
+    return nn.Sequential(
+        nn.ReflectionPad2d(3), *part(nn.Conv2d(channels, width, 7), width),
+        *part(nn.Conv2d(width, 2 * width, 3, 2, 1), 2 * width),
+        *(ReflectingBlock(2 * width) for _ in range(blocks)),
+        *part(nn.ConvTranspose2d(2 * width, width, 3, 2, 1, output_padding=1), width),
+        nn.ReflectionPad2d(3), nn.Conv2d(width, channels, 7), nn.Tanh(),
+    )  # fmt: skip
+
+
+def patch_discriminator(width=64, channels=3):
+    """pix2pix's discriminator of patches."""
+
+    def part(inputs, outputs, stride):
+        return [nn.Conv2d(inputs, outputs, 4, stride, 1), nn.InstanceNorm2d(outputs), nn.LeakyReLU(0.2, True)]
+
+    return nn.Sequential(
+        nn.Conv2d(channels, width, 4, 2, 1), nn.LeakyReLU(0.2, True), *part(width, 2 * width, 2),
+        *part(2 * width, 4 * width, 1), nn.Conv2d(4 * width, 1, 4, 1, 1),
+    )  # fmt: skip
+
+
+class UNet(nn.Module):
+    """pix2pix's generator, two levels deep, in a forward of its own."""
+
+    def __init__(self, width=64, channels=3):
+        super().__init__()
+        self.down1 = nn.Conv2d(channels, width, 4, 2, 1)
+        self.down2 = nn.Conv2d(width, 2 * width, 4, 2, 1)
+        self.norm2 = nn.InstanceNorm2d(2 * width, affine=True)
+        self.up2 = nn.ConvTranspose2d(2 * width, width, 4, 2, 1)
+        self.norm3 = nn.InstanceNorm2d(width, affine=True)
+        self.up1 = nn.ConvTranspose2d(2 * width, channels, 4, 2, 1)
+
+    def forward(self, x):
+        first = torch.nn.functional.leaky_relu(self.down1(x), 0.2)
+        second = torch.relu(self.norm2(self.down2(first)))
+        third = torch.relu(self.norm3(self.up2(second)))
+        return torch.tanh(self.up1(torch.cat([third, first], 1)))

@@ -10,7 +10,12 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-FILES = ["test_masked_conv_triton.py", "test_masked_conv_gated_triton.py", "test_conv_bn_act_triton.py"]
+FILES = [
+    "test_masked_conv_triton.py",
+    "test_masked_conv_gated_triton.py",
+    "test_conv_bn_act_triton.py",
+    "test_instance_norm_triton.py",
+]
 
 PROBE = """
 import torch, triton, triton.language as tl

@@ -11,6 +11,7 @@ from genkernels.nn import (
     ConvTransposeBnAct2d,
     DiagonalBiLSTM,
     GatedMaskedConv2d,
+    InstanceNormAct2d,
     MaskedConv2d,
     RowLSTM,
 )
@@ -22,6 +23,7 @@ LAYERS = {
     "masked_conv2d, gated": lambda: GatedMaskedConv2d(6, 6, 3, mask_type="B"),
     "row_lstm": lambda: RowLSTM(6, 8),
     "diagonal_lstm": lambda: DiagonalBiLSTM(6, 8),
+    "instance_norm_act": lambda: InstanceNormAct2d(6, affine=True, activation="relu"),
     "conv_bn_act": lambda: ConvBnAct2d(6, 8, 4, stride=2, padding=1),
     "conv_transpose_bn_act": lambda: ConvTransposeBnAct2d(6, 8, 4, stride=2, padding=1),
 }

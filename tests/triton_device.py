@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from genkernels.ops.conv_bn_act import kernels as conv_bn_act_kernels
+from genkernels.ops.instance_norm import kernels as instance_norm_kernels
 from genkernels.ops.masked_conv import cpu as masked_conv_cpu
 from genkernels.ops.masked_conv import gated as masked_conv_gated
 from genkernels.ops.masked_conv import op as masked_conv_op
@@ -53,6 +54,7 @@ if INTERPRETED:
 
     # CPU tensors take the way of GPU tensors.
     from genkernels.ops.conv_bn_act import triton_kernels as conv_bn_act_triton
+    from genkernels.ops.instance_norm import triton_kernels as instance_norm_triton
     from genkernels.ops.masked_conv import triton_kernels as masked_conv_triton
 
     masked_conv_op.worth_keeping = lambda x, weight, bias: False  # no short way past them to the CPU kernel
@@ -61,3 +63,4 @@ if INTERPRETED:
     masked_conv_cpu.backward = masked_conv_triton.backward
     masked_conv_gated._is_fused = masked_conv_gated._runs_triton = lambda x: True
     conv_bn_act_kernels._backend = lambda x: conv_bn_act_triton
+    instance_norm_kernels._backend = lambda x: instance_norm_triton

@@ -12,7 +12,9 @@
 #include <array>
 #include <cstdint>
 #include <string>
+#include <utility>
 
+#include "cpu/conv_bn_act.h"
 #include "cpu/tensor_view.h"
 
 namespace gk::bindings {
@@ -43,9 +45,22 @@ inline ImageView image_view(Address data, const Strides4& s, Storage storage) {
   return {reinterpret_cast<const void*>(data), s[0], s[1], s[2], s[3], storage};
 }
 
+template <typename T>
+T* pointer(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+using ActivationCode = std::pair<int, float>;  // kind, negative slope
+
+inline ActivationSpec activation_spec(const ActivationCode& a) {
+  check(a.first >= 0 && a.first <= 4, "activation", "0 to 4", a.first);
+  return {static_cast<Activation>(a.first), a.second};
+}
+
 void bind_masked_conv(py::module_& m);
 void bind_wavefront_lstm(py::module_& m);
 void bind_conv_bn_act(py::module_& m);
+void bind_instance_norm(py::module_& m);
 void bind_sampler(py::module_& m);
 
 }  // namespace gk::bindings

@@ -14,7 +14,6 @@ namespace {
 // batch, channels, height, width of the small image; the last three of the large one; kernel, stride, padding (h, w)
 using ConvSizes = std::array<int64_t, 13>;
 using ConvOperand = std::pair<Address, Strides4>;  // 0 for a tensor that is not there
-using ConvActivation = std::pair<int, float>;      // kind, negative slope
 
 ConvShape conv_shape(const ConvSizes& s) {
   for (int i = 0; i < 11; ++i) check(s[i] >= 1, "sizes", "at least 1", s[i]);
@@ -29,22 +28,12 @@ ConvWeight conv_weight(const ConvOperand& t, Storage storage) {
   return {reinterpret_cast<const void*>(t.first), s[0], s[1], s[2], s[3], storage};
 }
 
-ActivationSpec conv_activation(const ConvActivation& a) {
-  check(a.first >= 0 && a.first <= 4, "activation", "0 to 4", a.first);
-  return {static_cast<Activation>(a.first), a.second};
-}
-
-template <typename T>
-T* pointer(Address address) {
-  return reinterpret_cast<T*>(address);
-}
-
 NormPass norm_pass(int storage, int threads, const std::array<int64_t, 3>& sizes, bool channels_last, Address grad,
-                       Address other, Address coefficients, const ConvActivation& activation, Address y, Address sums) {
+                       Address other, Address coefficients, const ActivationCode& activation, Address y, Address sums) {
   check_threads(threads);
   for (int64_t size : sizes) check(size >= 1, "sizes", "at least 1", size);
   return {sizes[0], sizes[1], sizes[2], channels_last, checked_storage(storage), pointer<const void>(grad),
-          pointer<const void>(other), {pointer<const float>(coefficients), sizes[1]}, conv_activation(activation),
+          pointer<const void>(other), {pointer<const float>(coefficients), sizes[1]}, activation_spec(activation),
           pointer<void>(y), pointer<float>(sums), threads};
 }
 
@@ -54,12 +43,12 @@ void bind_conv_bn_act(py::module_& m) {
   m.def(
       "conv_forward",
       [](int storage_code, int threads, ConvSizes sizes, bool up, ConvOperand x, ConvOperand weight, ConvOperand y,
-         Address scale, Address shift, ConvActivation activation, Address statistics) {
+         Address scale, Address shift, ActivationCode activation, Address statistics) {
         check_threads(threads);
         const Storage storage = checked_storage(storage_code);
         const ConvForward args{conv_shape(sizes), up, image_view(x, storage), image_view(y, storage),
                                    conv_weight(weight, storage), pointer<const float>(scale),
-                                   pointer<const float>(shift), conv_activation(activation),
+                                   pointer<const float>(shift), activation_spec(activation),
                                    pointer<float>(statistics), threads};
         return GK_DISPATCH(conv_forward, args);
       },
@@ -68,14 +57,14 @@ void bind_conv_bn_act(py::module_& m) {
   m.def(
       "conv_backward",
       [](int storage_code, int threads, ConvSizes sizes, bool up, ConvOperand grad, Address other, Address coefficients,
-         ConvActivation activation, ConvOperand x, ConvOperand weight, ConvOperand grad_x, ConvOperand grad_weight) {
+         ActivationCode activation, ConvOperand x, ConvOperand weight, ConvOperand grad_x, ConvOperand grad_weight) {
         check_threads(threads);
         const Storage storage = checked_storage(storage_code);
         const ConvShape shape = conv_shape(sizes);
         const ConvBackward args{shape, up,
                                     {image_view(grad, storage), image_view(other, grad.second, storage),
                                      {pointer<const float>(coefficients), up ? shape.large_channels : shape.small_channels},
-                                     conv_activation(activation)},
+                                     activation_spec(activation)},
                                     image_view(x, storage), conv_weight(weight, storage), image_view(grad_x, storage),
                                     conv_weight(grad_weight, storage), threads};
         return GK_DISPATCH(conv_backward, args);
@@ -86,7 +75,7 @@ void bind_conv_bn_act(py::module_& m) {
   m.def(
       "norm_forward",
       [](int storage, int threads, std::array<int64_t, 3> sizes, bool channels_last, Address z, Address coefficients,
-         ConvActivation activation, Address y) {
+         ActivationCode activation, Address y) {
         const NormPass args = norm_pass(storage, threads, sizes, channels_last, 0, z, coefficients, activation, y, 0);
         GK_DISPATCH(norm_forward, args);
       },
@@ -95,7 +84,7 @@ void bind_conv_bn_act(py::module_& m) {
   m.def(
       "norm_gradient_sums",
       [](int storage, int threads, std::array<int64_t, 3> sizes, bool channels_last, Address grad, Address other,
-         Address coefficients, ConvActivation activation, Address sums) {
+         Address coefficients, ActivationCode activation, Address sums) {
         const NormPass args =
             norm_pass(storage, threads, sizes, channels_last, grad, other, coefficients, activation, 0, sums);
         return GK_DISPATCH(norm_gradient_sums, args);

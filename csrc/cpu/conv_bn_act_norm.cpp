@@ -22,19 +22,6 @@ int useful_threads(const NormPass& args) {
   return static_cast<int>(max64(1, min64(args.threads, work / 32768)));
 }
 
-// A block of `count` <= IO values that may end before IO: the rest reads as zero.
-template <class T>
-GK_INLINE Block load_some(const T* p, int64_t count) {
-  if (count >= IO) return load_block(p);
-  Block v{};
-  for (int64_t i = 0; i < count; ++i) v[i] = load_one(p + i);
-  return v;
-}
-template <class T>
-GK_INLINE void store_some(T* p, Block v, int64_t count) {
-  if (count >= IO) return store_block(p, v);
-  for (int64_t i = 0; i < count; ++i) store_one(p + i, v[i]);
-}
 GK_INLINE NormBlock norm_of_some(const NormCoefficients& n, int64_t c, int64_t count) {
   if (count >= IO) return norm_of_channels(n, c);
   return {load_some(n.mean + c, count),   load_some(n.rstd() + c, count),   load_some(n.gamma() + c, count),

@@ -101,6 +101,20 @@ GK_INLINE void store_one(T* p, float v) {
   p->bits = narrow(v - Block{}, T{})[0];
 }
 
+// A block of `count` <= IO values that may end before IO: the rest reads as zero.
+template <class T>
+GK_INLINE Block load_some(const T* p, int64_t count) {
+  if (count >= IO) return load_block(p);
+  Block v{};
+  for (int64_t i = 0; i < count; ++i) v[i] = load_one(p + i);
+  return v;
+}
+template <class T>
+GK_INLINE void store_some(T* p, Block v, int64_t count) {
+  if (count >= IO) return store_block(p, v);
+  for (int64_t i = 0; i < count; ++i) store_one(p + i, v[i]);
+}
+
 #if GK_ISA_LEVEL == 0
 GK_INLINE void transpose(Block (&v)[IO]) {
   const Block a = __builtin_shufflevector(v[0], v[1], 0, 4, 1, 5), b = __builtin_shufflevector(v[0], v[1], 2, 6, 3, 7);

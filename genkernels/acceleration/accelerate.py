@@ -36,6 +36,8 @@ def accelerate(model: nn.Module, *, example: Any = None) -> Report:
       (norm or activation may be missing), in an ``nn.Sequential`` or in a forward that torch.fx can follow: for
       :func:`genkernels.ops.conv_transpose2d_bn_act` and :func:`genkernels.ops.conv2d_bn_act`, at sizes where these are
       quicker;
+    * ``InstanceNorm2d`` and the activation after it, if any: for :func:`genkernels.ops.instance_norm_act`, with the
+      convolution before it as above;
     * Row and Diagonal LSTM layers that loop in Python (:mod:`genkernels.acceleration.recurrent` says which).
 
     Modules keep their parameters, buffers, names, hooks and their class, of which they become a subclass; so
@@ -193,10 +195,7 @@ def _sequential(name: str, module: nn.Module, report: Report) -> None:
             reason = why_not(module) or _prove_run(part)
         if reason is None:
             kept.append(run)
-            transposed = isinstance(part[0], nn.ConvTranspose2d)
-            report.entries.append(
-                Entry(where, kinds, "conv_transpose2d_bn_act" if transposed else "conv2d_bn_act", "one operator")
-            )
+            report.entries.append(Entry(where, kinds, *blocks.operators_of(part)))
         else:
             report.entries.append(Entry(where, kinds, None, reason))
     if kept:
@@ -216,7 +215,7 @@ def _prove_run(layers: Sequence[nn.Module]) -> str | None:
 
 
 def _own_forward(name: str, module: nn.Module, report: Report, inputs: tuple[Any, ...] | None) -> None:
-    if not any(type(part) in blocks.CONVOLUTIONS for part in module.modules()):
+    if not any(type(part) in blocks.CONVOLUTIONS or blocks.is_instance_norm(part) for part in module.modules()):
         return
     reason = why_not(module)
     traced = trace(module) if reason is None else reason
@@ -226,10 +225,11 @@ def _own_forward(name: str, module: nn.Module, report: Report, inputs: tuple[Any
             _add(report, name, module, None, traced)
         return
     found = graphs.find_runs(module, traced.graph)
-    kept = []
+    kept, operators = [], []
     for run, reason in found:
         if reason is None:
             kept.append(graphs.names_of(run))
+            operators.append(graphs.operator_of(module, run))
         else:
             _add(report, name, module, None, f"{_describe(graphs.names_of(run))}: {reason}")
     if not kept:
@@ -254,8 +254,8 @@ def _own_forward(name: str, module: nn.Module, report: Report, inputs: tuple[Any
         else:
             error = None
             break
-    for names in kept:
-        _add(report, name, module, None if error else "conv_bn_act", error or f"{_describe(names)}: one operator")
+    for names, operator in zip(kept, operators, strict=True):
+        _add(report, name, module, None if error else operator, error or f"{_describe(names)}: one operator")
     if error is None:
         swapper(module)
 
@@ -271,6 +271,8 @@ def _guesses(module: nn.Module, graph: Graph) -> list[tuple[Tensor, ...]]:
             layer = layer[0]
         if isinstance(layer, nn.Linear):
             return [(random_input(module, (2, layer.in_features)),)]
+        if isinstance(layer, nn.InstanceNorm2d):
+            return [(random_input(module, (2, layer.num_features, s, s)),) for s in _TRIAL_SIZES]
         if isinstance(layer, blocks.CONVOLUTIONS):
             small = [1, 4] if isinstance(layer, nn.ConvTranspose2d) else []
             return [(random_input(module, (2, layer.in_channels, s, s)),) for s in (*small, *_TRIAL_SIZES)]

@@ -1,4 +1,7 @@
-"""Runs of convolution, batch norm and activation: found in a Sequential, and run as one operator.
+"""Runs of convolution, norm and activation: found in a Sequential, and run as one operator, or two.
+
+With a batch norm, or none, a run is one operator. An instance norm and its activation are one of their own: before it
+goes the convolution by whichever operator is quicker, or none at all.
 
 The layers stay where they are; the fused pass reads their parameters, buffers and settings at every call. Where it
 cannot speak for them (hooks, an unusual input) or would be slower, they are called one by one.
@@ -15,11 +18,12 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..nn.conv_bn_act import norm_options
-from ..ops.conv_bn_act.choice import is_settled, is_tiny, prefers_torch
+from ..ops.conv_bn_act.choice import is_settled, is_tiny, prefers_instance_norm, prefers_torch
 from .swap import Swapped, is_hooked, original_class
 
 MOST_SHAPES = 256  # of tiny inputs that a Sequential keeps in mind
 CONVOLUTIONS = (nn.ConvTranspose2d, nn.Conv2d)
+NORMS = (nn.BatchNorm2d, nn.InstanceNorm2d)
 ACTIVATIONS: dict[type[nn.Module], str] = {
     nn.ReLU: "relu",
     nn.LeakyReLU: "leaky_relu",
@@ -29,17 +33,18 @@ ACTIVATIONS: dict[type[nn.Module], str] = {
 
 # Layers that people put behind a convolution, and that no operator has.
 _FOLLOWERS = (
-    nn.InstanceNorm2d, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm, nn.SyncBatchNorm,
+    nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm, nn.SyncBatchNorm,
     nn.SiLU, nn.GELU, nn.ELU, nn.SELU, nn.PReLU, nn.Mish, nn.Hardswish, nn.Softplus, nn.ReLU6,
 )  # fmt: skip
-_KNOWN = ", ".join(["BatchNorm2d", *(kind.__name__ for kind in ACTIVATIONS)])
+_KNOWN = ", ".join([*(norm.__name__ for norm in NORMS), *(kind.__name__ for kind in ACTIVATIONS)])
 
 Activation = tuple[str | None, float]
 
 
 @dataclass(frozen=True)
 class Run:
-    """Children start .. stop - 1 of a Sequential; a convolution, perhaps a norm, perhaps an activation."""
+    """Children start .. stop - 1 of a Sequential: a convolution, a norm, an activation; without a norm, or with an
+    instance norm without a convolution, or without an activation."""
 
     start: int
     stop: int
@@ -58,17 +63,23 @@ class SequentialPlan:
     tiny: set[torch.Size] = field(default_factory=set, compare=False)
 
 
-def why_not(conv: nn.Module, norm: nn.Module | None) -> str | None:
-    """The reason why a convolution and the norm after it cannot become one operator, or None."""
-    assert isinstance(conv, CONVOLUTIONS)
-    for name, wanted in (("groups", 1), ("dilation", (1, 1)), ("padding_mode", "zeros")):
-        value = getattr(conv, name)
-        if value != wanted:
-            return f"{name} is {value!r}; the operator takes {wanted!r} only"
-    if isinstance(conv.padding, str):
-        return f"padding is {conv.padding!r}; the operator takes numbers"
+def is_instance_norm(layer: Any) -> bool:
+    return type(layer) is nn.InstanceNorm2d
+
+
+def why_not(conv: nn.Module | None, norm: nn.Module | None, activation: nn.Module | None = None) -> str | None:
+    """The reason why these layers cannot become one operator, or None."""
+    if conv is not None:
+        for name, wanted in (("groups", 1), ("dilation", (1, 1)), ("padding_mode", "zeros")):
+            value = getattr(conv, name)
+            if value != wanted:
+                return f"{name} is {value!r}; the operator takes {wanted!r} only"
+        if isinstance(conv.padding, str):
+            return f"padding is {conv.padding!r}; the operator takes numbers"
     if isinstance(norm, nn.BatchNorm2d) and norm.momentum is None:
         return "its batch norm averages over all batches (momentum None)"
+    if isinstance(norm, nn.InstanceNorm2d) and norm.track_running_stats:
+        return "its instance norm keeps running statistics"
     for part in (conv, norm):
         if part is None:
             continue
@@ -78,6 +89,10 @@ def why_not(conv: nn.Module, norm: nn.Module | None) -> str | None:
             return f"the forward of its {type(part).__name__} is replaced on the instance"
         if any(name in ("weight_g", "weight_v", "weight_orig") for name, _ in part.named_parameters(recurse=False)):
             return "weight norm, spectral norm or pruning computes its weight"
+    if activation is not None and is_hooked(activation):
+        return f"hooks on its {type(activation).__name__} would not be called"
+    if isinstance(activation, nn.LeakyReLU) and activation.negative_slope < 0:
+        return "the slope of its LeakyReLU is negative"
     return None
 
 
@@ -87,23 +102,21 @@ def runs_of(layers: Sequence[nn.Module]) -> list[tuple[Run, str | None]]:
     index = 0
     while index < len(layers):
         conv = layers[index]
-        if type(conv) not in CONVOLUTIONS:
-            if isinstance(conv, CONVOLUTIONS) and nn.utils.parametrize.is_parametrized(conv):
-                found.append((Run(index, index + 1), "a parametrization computes its weight"))
+        if isinstance(conv, CONVOLUTIONS) and nn.utils.parametrize.is_parametrized(conv):
+            found.append((Run(index, index + 1), "a parametrization computes its weight"))
+        if type(conv) not in CONVOLUTIONS and not is_instance_norm(conv):
             index += 1
             continue
-        stop = index + 1
-        norm = layers[stop] if stop < len(layers) and type(layers[stop]) is nn.BatchNorm2d else None
+        stop = index + (type(conv) in CONVOLUTIONS)
+        norm = layers[stop] if stop < len(layers) and type(layers[stop]) in NORMS else None
         stop += norm is not None
         activation = layers[stop] if stop < len(layers) and type(layers[stop]) in ACTIVATIONS else None
         stop += activation is not None
-        if stop > index + 1:
-            reason = why_not(conv, norm)
-            if reason is None and activation is not None and is_hooked(activation):
-                reason = f"hooks on its {type(activation).__name__} would not be called"
-            if reason is None and isinstance(activation, nn.LeakyReLU) and activation.negative_slope < 0:
-                reason = "the slope of its LeakyReLU is negative"
-            found.append((Run(index, stop), reason))
+        if norm is not None or activation is not None:
+            start, reason = index, why_not(conv if type(conv) in CONVOLUTIONS else None, norm, activation)
+            if reason is not None and is_instance_norm(norm) and why_not(None, norm, activation) is None:
+                start, reason = layers.index(norm, index), None  # it does without the convolution
+            found.append((Run(start, stop), reason))
         elif stop < len(layers) and isinstance(layers[stop], _FOLLOWERS):
             follower = type(layers[stop]).__name__
             found.append((Run(index, stop + 1), f"{follower} follows; the operator has {_KNOWN}"))
@@ -134,7 +147,8 @@ class AcceleratedSequential(Swapped):
             for layer in layers[index : run.start]:
                 x = layer(x)
             index = run.stop
-            tiny = tiny and isinstance(x, Tensor) and is_tiny(x, layers[run.start])
+            tiny = tiny and isinstance(x, Tensor) and not any(map(is_instance_norm, layers[run.start : run.stop]))
+            tiny = tiny and is_tiny(x, layers[run.start])
             x = run_layers(layers[run.start : run.stop], x)
         for layer in layers[index:]:
             x = layer(x)
@@ -145,24 +159,28 @@ class AcceleratedSequential(Swapped):
 
 def run_layers(layers: Sequence[Any], x: Any) -> Any:
     """A run, as one operator where that is possible and quicker."""
-    conv, *rest = layers
-    norm = rest[0] if type(rest[0]) is nn.BatchNorm2d else None
-    activation = rest[-1] if len(rest) > (norm is not None) else None
+    conv = layers[0] if type(layers[0]) in CONVOLUTIONS else None
+    norm = next((layer for layer in layers if type(layer) in NORMS), None)
+    activation = layers[-1] if type(layers[-1]) in ACTIVATIONS else None
     name, slope = activation_of(activation)
-    if is_for_kernel(layers, norm, name, slope, x):
+    if is_for_kernel(layers, conv, norm, name, slope, x):
         return run_block(conv, norm, name, slope, x)
     for layer in layers:
         x = layer(x)
     return x
 
 
-def is_for_kernel(layers: Sequence[Any], norm: Any, activation: str | None, slope: float, x: Any) -> bool:
-    """Whether the operator takes a run, convolution first, and is quicker; the cheap questions first."""
+def is_for_kernel(layers: Sequence[Any], conv: Any, norm: Any, activation: str | None, slope: float, x: Any) -> bool:
+    """Whether the operator takes a run, and is quicker; the cheap questions first."""
     return (
         isinstance(x, Tensor)
         and x.dim() == 4
         and x.is_floating_point()
-        and not prefers_torch(x, layers[0].weight, layers[0].bias, layers[0], norm, activation, slope)
+        and (
+            prefers_instance_norm(norm, x)
+            if is_instance_norm(norm)
+            else not prefers_torch(x, conv.weight, conv.bias, conv, norm, activation, slope)
+        )
         and x.shape[0] > 0
         and not any(map(is_hooked, layers))
         and not nn.modules.module._has_any_global_hook()
@@ -170,6 +188,16 @@ def is_for_kernel(layers: Sequence[Any], norm: Any, activation: str | None, slop
 
 
 def run_block(conv: Any, norm: Any, activation: str | None, slope: float, x: Tensor) -> Tensor:
+    if is_instance_norm(norm):
+        if conv is not None:
+            is_torch = prefers_torch(x, conv.weight, conv.bias, conv, None, None, slope)
+            x = conv(x) if is_torch else run_block(conv, None, None, slope, x)
+        if x.shape[2] * x.shape[3] == 1:
+            norm(x)  # which says what is wrong with it
+        # PyTorch's instance norm gives contiguous images whatever it gets, and somebody may count on it.
+        return ops.instance_norm_act(
+            x.contiguous(), norm.weight, norm.bias, eps=norm.eps, activation=activation, negative_slope=slope
+        )
     options: dict[str, Any] = {"stride": conv.stride, "padding": conv.padding, "activation": activation}
     options |= {"negative_slope": slope, **norm_options(norm)}
     if isinstance(conv, nn.ConvTranspose2d):
@@ -177,9 +205,21 @@ def run_block(conv: Any, norm: Any, activation: str | None, slope: float, x: Ten
     return ops.conv2d_bn_act(x, conv.weight, conv.bias, **options)
 
 
-def trial_input_shape(conv: nn.Module) -> tuple[int, int, int, int]:
-    assert isinstance(conv, CONVOLUTIONS)
-    if isinstance(conv, nn.ConvTranspose2d):
-        return 2, conv.in_channels, 4, 5
-    height, width = (k + 3 * s + 1 for k, s in zip(conv.kernel_size, conv.stride, strict=True))
-    return 2, conv.in_channels, height, width + 1
+def operators_of(layers: Sequence[nn.Module]) -> tuple[str, str]:
+    """What runs a run, and in how many parts."""
+    kind = type(layers[0])
+    conv = {nn.ConvTranspose2d: "conv_transpose2d_bn_act", nn.Conv2d: "conv2d_bn_act"}.get(kind)
+    if not any(map(is_instance_norm, layers)):
+        return str(conv), "one operator"
+    return "instance_norm_act", "one operator" if conv is None else f"one operator, after {conv}"
+
+
+def trial_input_shape(first: nn.Module) -> tuple[int, int, int, int]:
+    """Of an input of a run, by its first layer."""
+    if isinstance(first, nn.InstanceNorm2d):
+        return 2, first.num_features, 4, 5
+    assert isinstance(first, CONVOLUTIONS)
+    if isinstance(first, nn.ConvTranspose2d):
+        return 2, first.in_channels, 4, 5
+    height, width = (k + 3 * s + 1 for k, s in zip(first.kernel_size, first.stride, strict=True))
+    return 2, first.in_channels, height, width + 1

@@ -1,9 +1,9 @@
 """Layers called one after the other in a forward of one's own, where ``torch.fx`` shows it.
 
-The forward pass of one module is traced with its children as black boxes. Where a convolution goes into a batch norm or
-an activation and nowhere else, the calls become one; the rest of the pass is what it was. The traced pass stands for
-the original only while everything that could steer it stays: the number of arguments, the attributes that it read, and
-which children there are (tracing.py). Else the original runs.
+The forward pass of one module is traced with its children as black boxes. Where a convolution goes into a norm or an
+activation and nowhere else, or there is an instance norm, the calls become one; the rest of the pass is what it was.
+The traced pass stands for the original only while everything that could steer it stays: the number of arguments, the
+attributes that it read, and which children there are (tracing.py). Else the original runs.
 """
 
 from __future__ import annotations
@@ -17,8 +17,17 @@ from torch import nn
 from torch.fx.graph import Graph
 from torch.fx.node import Node
 
-from .blocks import ACTIVATIONS, CONVOLUTIONS, activation_of, is_for_kernel, run_block, why_not
-from .swap import Swapped, is_hooked, swap
+from .blocks import (
+    ACTIVATIONS,
+    CONVOLUTIONS,
+    NORMS,
+    activation_of,
+    is_for_kernel,
+    is_instance_norm,
+    run_block,
+    why_not,
+)
+from .swap import Swapped, swap
 from .tracing import Trace, Watched, trace
 
 _FUNCTIONS: dict[Any, str] = {
@@ -46,24 +55,29 @@ class GraphPlan:
 def find_runs(module: nn.Module, graph: Graph) -> list[tuple[list[Node], str | None]]:
     """Nodes that can become one call, each list with the reason why it is left, or None."""
     found: list[tuple[list[Node], str | None]] = []
+    taken: set[Node] = set()
     for node in graph.nodes:
-        conv = _module(module, node)
-        if conv is None or type(conv) not in CONVOLUTIONS or len(node.args) != 1 or node.kwargs:
+        first = _module(module, node)
+        is_first = type(first) in CONVOLUTIONS or is_instance_norm(first)
+        if node in taken or not is_first or len(node.args) != 1 or node.kwargs:
             continue
-        run, norm = [node], None
-        after = _only_reader(node)
-        if after is not None and type(_module(module, after)) is nn.BatchNorm2d:
-            run.append(after)
-            norm = _module(module, after)
+        conv = None if is_instance_norm(first) else first
+        after: Node | None = node if conv is None else _only_reader(node)
+        norm = None if after is None else _module(module, after)
+        norm = norm if type(norm) in NORMS else None
+        run = [node] if norm is None or after is None or after is node else [node, after]
+        if norm is not None and after is not None:
             after = _only_reader(after)
         if after is not None and _activation(module, after) is not None:
             run.append(after)
-        if len(run) == 1:
+        if len(run) == 1 and norm is None:
             continue
         last = _module(module, run[-1])
-        reason = why_not(conv, norm)
-        if reason is None and last is not None and is_hooked(last):
-            reason = f"hooks on its {type(last).__name__} would not be called"
+        layer = last if type(last) in ACTIVATIONS else None
+        reason = why_not(conv, norm, layer)
+        if reason is not None and conv is not None and is_instance_norm(norm) and why_not(None, norm, layer) is None:
+            run, reason = run[1:], None  # it does without the convolution
+        taken.update(run)
         found.append((run, reason))
     return found
 
@@ -98,14 +112,14 @@ def _activation(root: nn.Module, node: Node) -> tuple[str | None, float] | None:
 
 def run_nodes(conv: Any, norm: Any, layer: Any, activation: str | None, slope: float, x: Any) -> Any:
     """A run in the traced pass; ``layer`` is the activation where it is a module."""
-    still = type(conv) in CONVOLUTIONS and (norm is None or type(norm) is nn.BatchNorm2d)
-    still = still and (layer is None or type(layer) in ACTIVATIONS)
+    still = type(conv) in CONVOLUTIONS if conv is not None else is_instance_norm(norm)
+    still = still and (norm is None or type(norm) in NORMS) and (layer is None or type(layer) in ACTIVATIONS)
     if still:
         name, factor = (activation, slope) if layer is None else activation_of(layer)
         layers = [part for part in (conv, norm, layer) if part is not None]
-        if is_for_kernel(layers, norm, name, factor, x):
+        if is_for_kernel(layers, conv, norm, name, factor, x):
             return run_block(conv, norm, name, factor, x)
-    y = conv(x)
+    y = x if conv is None else conv(x)
     if norm is not None:
         y = norm(y)
     if layer is not None:
@@ -125,6 +139,10 @@ def names_of(run: list[Node]) -> tuple[str, ...]:
     return tuple(node.name for node in run)
 
 
+def operator_of(module: nn.Module, run: list[Node]) -> str:
+    return "instance_norm_act" if any(is_instance_norm(_module(module, node)) for node in run) else "conv_bn_act"
+
+
 def build(module: nn.Module, runs: tuple[tuple[str, ...], ...]) -> Callable[..., Any] | None:
     """The traced pass with its runs as single calls, a function of (module, *arguments)."""
     traced = trace(module)
@@ -137,11 +155,12 @@ def build(module: nn.Module, runs: tuple[tuple[str, ...], ...]) -> Callable[...,
             return None
         nodes = [by_name[name] for name in names]
         first, last = nodes[0], nodes[-1]
-        norm = next((n for n in nodes[1:] if type(_module(module, n)) is nn.BatchNorm2d), None)
+        conv = first if type(_module(module, first)) in CONVOLUTIONS else None
+        norm = next((n for n in nodes if type(_module(module, n)) in NORMS), None)
         activation = _activation(module, last) or (None, 0.01)
-        layer = last if last is not norm and last.op == "call_module" else None
+        layer = last if type(_module(module, last)) in ACTIVATIONS else None
         with graph.inserting_before(first):
-            parts = [None if n is None else graph.get_attr(str(n.target)) for n in (first, norm, layer)]
+            parts = [None if n is None else graph.get_attr(str(n.target)) for n in (conv, norm, layer)]
             call = graph.call_function(run_nodes, (*parts, *activation, first.args[0]))
         last.replace_all_uses_with(call)
         for node in reversed(nodes):

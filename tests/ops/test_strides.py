@@ -44,6 +44,11 @@ def turned_shapes(image: Shape, outputs: int) -> list[Shape]:
     return [image, (image[1], outputs, 4, 4), (outputs,), (outputs,), (outputs,)]
 
 
+def normed_shapes(image: Shape, outputs: int) -> list[Shape]:
+    n, c, h, w = image
+    return [(n, c, h, w if h * w > 1 else 2), (c,), (c,)]  # one pixel has no variance
+
+
 def gated_shapes(image: Shape, outputs: int) -> list[Shape]:
     n, c, h, w = image
     return [image, (2 * outputs, c, 3, 3), (2 * outputs,), (n, 2 * outputs, h, w)]
@@ -99,6 +104,10 @@ OPERATIONS = {
     "row_lstm_layer": operation(ops.row_lstm_layer, layer_shapes(1, 3, (1, 3))),
     "diagonal_lstm_layer": operation(ops.diagonal_lstm_layer, layer_shapes(1, 2, (1, 1)), checkpoint=True),
     "diagonal_bilstm_layer": operation(ops.diagonal_bilstm_layer, layer_shapes(2, 2, (3, 3))),
+    "instance_norm_act": Operation(
+        functools.partial(ops.instance_norm_act, activation="tanh", eps=0.1),
+        lambda image, _: [image, *[image[1:2]] * 2],
+    ),
     "conv2d_bn_act 1x1": operation(ops.conv2d_bn_act, conv_shapes((1, 1)), activation="leaky_relu"),
     "conv2d_bn_act 3x1": operation(ops.conv2d_bn_act, conv_shapes((3, 1)), padding=(1, 0), activation="relu"),
     "conv2d_bn_act training": Operation(batch_normed(ops.conv2d_bn_act, padding=(2, 3)), conv_shapes((4, 4), 3), 0.5),
@@ -218,6 +227,7 @@ MODULES: dict[str, Callable[[], nn.Module]] = {
     "DiagonalBiLSTM": lambda: gk.DiagonalBiLSTM(17, 17, learned_state=True),
     "ConvBnAct2d": lambda: gk.ConvBnAct2d(17, 17, 3, padding=1, activation="tanh"),
     "ConvTransposeBnAct2d": lambda: gk.ConvTransposeBnAct2d(17, 17, 4, 2, 1, activation="tanh"),
+    "InstanceNormAct2d": lambda: gk.InstanceNormAct2d(17, affine=True, activation="tanh"),
     "an accelerated block": lambda: accelerated_block(),
 }
 

@@ -73,6 +73,18 @@ def prefers_torch(
     return own
 
 
+def prefers_instance_norm(norm: Any, x: Tensor) -> bool:
+    """Whether the kernel of instance norm and activation takes a call; where it does, it is quicker at every size.
+
+    Args:
+        norm: an ``nn.InstanceNorm2d``.
+        x: what reaches it, or the convolution before it.
+    """
+    if norm.track_running_stats:
+        return False
+    return _always_kernel or torch.compiler.is_compiling() or _why_no_kernel(x) is None
+
+
 def is_settled(x: Any) -> bool:
     """Whether the choice for an input on the CPU hangs on its size alone where that is tiny."""
     return is_open(x) and not _always_kernel and not is_on()

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ..autograd import DifferentiableOp
+from ..second import through_gradient
 from . import reference
 from .geometry import accumulator, empty_output, geometry_of
 from .schema import conv_act_backward_op, conv_act_op, conv_bn_act_backward_op, conv_bn_act_op, library
@@ -185,32 +186,11 @@ def _second(
             "conv_bn_act: higher derivatives and forward mode are not there for statistics over several processes"
         )
     geometry = geometry_of(*conv)
-    present = [k for k, value in enumerate(inputs) if value is not None]
-    chosen = [k for k in present if directions[k] is not None]
 
-    def output(*values: Tensor) -> Tensor:
-        filled: list[Any] = [None] * 4
-        for k, value in zip(present, values, strict=True):
-            filled[k] = value
-        x, weight, bn_weight, bn_bias = filled
+    def output(x: Tensor, weight: Tensor, bn_weight: Tensor | None, bn_bias: Tensor | None) -> Tensor:
         return reference.whole(x, weight, bn_weight, bn_bias, geometry, activation, negative_slope, eps)
 
-    def first(grad: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
-        # Copied, since PyTorch's batch norm (2.13, CPU) misreads a channels_last gradient of one row or one image
-        # whose stride in that dimension is not the usual one.
-        grads = torch.func.vjp(output, *values)[1](grad.clone(memory_format=torch.contiguous_format))
-        return tuple(grads[present.index(k)] for k in chosen)
-
-    result: list[Tensor | None] = [None] * 5
-    if not chosen:
-        return result
-    values = [inputs[k] for k in present]
-    pull = torch.func.vjp(first, grad_output, *values)[1]
-    to_grad, *to_values = pull(tuple(directions[k] for k in chosen))
-    result[0] = to_grad
-    for k, value in zip(present, to_values, strict=True):
-        result[1 + k] = value
-    return result
+    return through_gradient(output, grad_output, inputs, directions)
 
 
 def _zeros(inputs: Sequence[Any], options: Sequence[Any]) -> Tensor:

@@ -1,0 +1,66 @@
+"""``InstanceNormAct2d``: instance norm and activation as one layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from .. import ops
+from ..ops.conv_bn_act.op import check_activation
+
+
+class InstanceNormAct2d(nn.InstanceNorm2d):
+    """``act(instance_norm(x))``, behind a convolution of any kind: the blocks of pix2pix and CycleGAN.
+
+    Takes the arguments of ``nn.InstanceNorm2d``, of which ``track_running_stats`` must be False (its default: images
+    are normalised by their own statistics in evaluation too), and adds:
+
+    Args:
+        activation: None, "relu", "leaky_relu", "tanh" or "sigmoid".
+        negative_slope: of "leaky_relu", at least 0.
+
+    The ``state_dict`` is that of ``nn.InstanceNorm2d``: ``weight`` and ``bias`` where ``affine``, else nothing.
+
+    Shape: [N, num_features, H, W] or [num_features, H, W], the result likewise; channels_last stays channels_last.
+
+    Source: Ulyanov, Vedaldi, Lempitsky 2016, "Instance Normalization: The Missing Ingredient for Fast Stylization".
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float = 0.1,
+        affine: bool = False,
+        track_running_stats: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        activation: str | None = None,
+        negative_slope: float = 0.01,
+    ) -> None:
+        check_activation(activation, negative_slope)
+        if track_running_stats:
+            raise ValueError("track_running_stats: expected False, for statistics of each image; got True")
+        super().__init__(num_features, eps, momentum, affine, False, device, dtype)
+        self.activation = activation
+        self.negative_slope = negative_slope
+
+    def forward(self, input: Tensor) -> Tensor:
+        if input.dim() in (3, 4) and input.shape[-3] != self.num_features:
+            raise ValueError(f"input: expected {self.num_features} channels; got shape {list(input.shape)}")
+        return ops.instance_norm_act(
+            input,
+            self.weight,
+            self.bias,
+            eps=self.eps,
+            activation=self.activation,
+            negative_slope=self.negative_slope,
+        )
+
+    def extra_repr(self) -> str:
+        text = super().extra_repr()
+        if self.activation is not None:
+            text += f", activation={self.activation!r}"
+        return f"{text}, negative_slope={self.negative_slope}" if self.activation == "leaky_relu" else text

@@ -1,0 +1,60 @@
+"""The native CPU kernels: allocation around ``_C``; the functions are those of reference.py."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ... import backends
+from ..conv_bn_act.geometry import ACTIVATIONS
+from ..masked_conv.cpu import _STORAGE, why_not  # noqa: F401 - why_not is for kernels.py
+from ..strides import channels_adjoin
+
+
+def _address(values: Tensor | None) -> int:
+    return 0 if values is None else values.data_ptr()
+
+
+def _sizes(x: Tensor) -> tuple[int, int, int]:
+    return x.shape[0], x.shape[1], x.shape[2] * x.shape[3]
+
+
+def forward(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, activation: str, negative_slope: float, eps: float
+) -> tuple[Tensor, Tensor]:
+    y, statistics = torch.empty_like(x), torch.empty((2, x.shape[0], x.shape[1]))
+    backends.require_native().instance_norm_forward(
+        _STORAGE[x.dtype],
+        torch.get_num_threads(),
+        _sizes(x),
+        channels_adjoin(x),
+        x.data_ptr(),
+        (_address(weight), _address(bias)),
+        eps,
+        (ACTIVATIONS.index(activation), negative_slope),
+        y.data_ptr(),
+        statistics.data_ptr(),
+    )
+    return y, statistics
+
+
+def backward(
+    grad_output: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, statistics: Tensor,
+    activation: str, negative_slope: float, needs_x: bool,
+) -> tuple[Tensor | None, Tensor]:  # fmt: skip
+    grad_x = torch.empty_like(x) if needs_x else None
+    sums = torch.empty_like(statistics)
+    backends.require_native().instance_norm_backward(
+        _STORAGE[x.dtype],
+        torch.get_num_threads(),
+        _sizes(x),
+        channels_adjoin(x),
+        grad_output.data_ptr(),
+        x.data_ptr(),
+        (_address(weight), _address(bias)),
+        statistics.data_ptr(),
+        (ACTIVATIONS.index(activation), negative_slope),
+        _address(grad_x),
+        sums.data_ptr(),
+    )
+    return grad_x, sums

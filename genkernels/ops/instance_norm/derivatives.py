@@ -1,0 +1,98 @@
+"""Derivatives of the operators, first and higher, backward and forward mode.
+
+The backward operator computes B(g, inputs) = Jᵀ g. It is linear in g, so ∂B/∂g is J itself, which gives forward mode;
+B is differentiated as the plain PyTorch of reference.py, which is exact, but slower than the kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..autograd import DifferentiableOp
+from ..second import through_gradient
+from . import reference
+from .schema import instance_norm_act_backward_op, instance_norm_act_op, library
+
+_Tensors = tuple[Tensor | None, ...]
+
+
+def _second(
+    grad_output: Tensor, inputs: Sequence[Tensor | None], directions: Sequence[Tensor | None], options: Sequence[Any]
+) -> list[Tensor | None]:
+    """⟨directions, ∂B⟩ for grad_output, x, weight and bias."""
+    return through_gradient(lambda *values: reference.forward(*values, *options)[0], grad_output, inputs, directions)
+
+
+# --- instance_norm_act: x, weight, bias; activation, negative_slope, eps ---------------------------------------------
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> _Tensors:
+    *tensors, activation, negative_slope, eps = inputs
+    ctx.options = [activation, negative_slope, eps]
+    ctx.mark_non_differentiable(output[1])
+    return (*tensors, output[1])
+
+
+def _backward_formula(ctx: Any, needs: tuple[bool, ...], grad_output: Tensor | None, _: None) -> _Tensors:
+    if grad_output is None:
+        return (None,) * 6
+    grads = instance_norm_act_backward(grad_output, *ctx.saved_tensors, *ctx.options, list(needs[:3]))
+    return (*(grad if need else None for grad, need in zip(grads, needs[:3], strict=True)), None, None, None)
+
+
+def _jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor, None]:
+    *inputs, _ = ctx.saved_tensors
+    zeros = torch.zeros_like(inputs[0])
+    tangent = _second(zeros, inputs, tangents[:3], ctx.options)[0]
+    return zeros if tangent is None else tangent, None
+
+
+# --- instance_norm_act_backward: grad_output, x, weight, bias, statistics; options as above, needs -------------------
+
+
+def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> _Tensors:
+    ctx.options, ctx.computed = inputs[5:8], inputs[8]
+    return tuple(inputs[:4])
+
+
+def _double_backward_formula(ctx: Any, needs: tuple[bool, ...], *directions: Tensor | None) -> _Tensors:
+    grad_output, *inputs = ctx.saved_tensors
+    wanted = [v if done else None for v, done in zip(directions, ctx.computed, strict=True)]
+    result = _second(grad_output, inputs, wanted, ctx.options)
+    return (*(value if need else None for value, need in zip(result, needs, strict=False)), *[None] * 5)
+
+
+def _backward_jvp(ctx: Any, *tangents: Tensor | None) -> _Tensors:
+    grad_output, *inputs = ctx.saved_tensors
+    dgrad, *moved = tangents[:4]
+    parts = [_second(grad_output, inputs, moved, ctx.options)[1:]]
+    if dgrad is not None:
+        needs = [value is not None for value in inputs]
+        _, statistics = instance_norm_act(*inputs, *ctx.options)  # made anew: they are not among what is saved
+        grads = instance_norm_act_backward(dgrad, *inputs, statistics, *ctx.options, needs)
+        parts.append([grad if need else None for grad, need in zip(grads, needs, strict=True)])
+    result: list[Tensor | None] = []
+    for terms, like, need in zip(zip(*parts, strict=True), inputs, ctx.computed, strict=True):
+        present = [term for term in terms if term is not None]
+        if not need or like is None:
+            result.append(grad_output.new_zeros(0))
+        else:
+            result.append(sum(present[1:], present[0]) if present else torch.zeros_like(like))
+    return tuple(result)
+
+
+instance_norm_act = DifferentiableOp(
+    library, instance_norm_act_op, setup_context=_save, backward=_backward_formula, jvp=_jvp, foldable=False
+)
+instance_norm_act_backward = DifferentiableOp(
+    library,
+    instance_norm_act_backward_op,
+    setup_context=_save_backward,
+    backward=_double_backward_formula,
+    jvp=_backward_jvp,
+    foldable=False,
+)
