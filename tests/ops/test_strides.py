@@ -104,10 +104,7 @@ OPERATIONS = {
     "row_lstm_layer": operation(ops.row_lstm_layer, layer_shapes(1, 3, (1, 3))),
     "diagonal_lstm_layer": operation(ops.diagonal_lstm_layer, layer_shapes(1, 2, (1, 1)), checkpoint=True),
     "diagonal_bilstm_layer": operation(ops.diagonal_bilstm_layer, layer_shapes(2, 2, (3, 3))),
-    "instance_norm_act": Operation(
-        functools.partial(ops.instance_norm_act, activation="tanh", eps=0.1),
-        lambda image, _: [image, *[image[1:2]] * 2],
-    ),
+    "instance_norm_act": Operation(functools.partial(ops.instance_norm_act, activation="tanh", eps=0.1), normed_shapes),
     "conv2d_bn_act 1x1": operation(ops.conv2d_bn_act, conv_shapes((1, 1)), activation="leaky_relu"),
     "conv2d_bn_act 3x1": operation(ops.conv2d_bn_act, conv_shapes((3, 1)), padding=(1, 0), activation="relu"),
     "conv2d_bn_act training": Operation(batch_normed(ops.conv2d_bn_act, padding=(2, 3)), conv_shapes((4, 4), 3), 0.5),
