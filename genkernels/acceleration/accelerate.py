@@ -36,7 +36,10 @@ def accelerate(model: nn.Module, *, example: Any = None) -> Report:
       (norm or activation may be missing), in an ``nn.Sequential`` or in a forward that torch.fx can follow: for
       :func:`genkernels.ops.conv_transpose2d_bn_act` and :func:`genkernels.ops.conv2d_bn_act`, at sizes where these are
       quicker;
-    * Row and Diagonal LSTM layers that loop in Python (:mod:`genkernels.acceleration.recurrent` says which).
+    * Row and Diagonal LSTM layers that loop in Python (:mod:`genkernels.acceleration.recurrent` says which): their
+      state-to-state part a ``Conv1d``, or a ``Conv2d`` on single rows or columns, with a bias or without; states made
+      by ``new_zeros`` or by ``torch.zeros``, not learned. A loop that makes float32 tensors whatever it is given runs
+      itself again once the model is moved to another dtype.
 
     Modules keep their parameters, buffers, names, hooks and their class, of which they become a subclass; so
     checkpoints, optimisers, deepcopy, pickle, DistributedDataParallel and torch.compile work as before. Little is

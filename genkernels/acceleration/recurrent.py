@@ -40,7 +40,7 @@ from torch import Tensor, nn
 from .. import ops
 from ..ops.wavefront_lstm.converters import GATES, state_from_conv1d
 from .proof import CannotRunError, NotEqualError, first_line, prove, random_input
-from .swap import Swapped, is_hooked, is_one_tensor, swap, why_weight_is_computed
+from .swap import Swapped, is_hooked, is_one_tensor, swap, unswap, why_weight_is_computed
 from .tracing import state_of
 
 _STATE_PARTS = (nn.Conv1d, nn.Conv2d)
@@ -81,7 +81,7 @@ class AcceleratedLoop(Swapped):
         if type(state) not in _STATE_PARTS or kwargs or not is_one_tensor(args) or is_hooked(state):
             return super().forward(*args, **kwargs)  # type: ignore[misc]
         (x,) = args
-        mixed = torch.is_autocast_enabled(x.device.type)
+        mixed = torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type)
         if plan.only is not None and (state.weight.dtype != plan.only or (x.dtype != plan.only and not mixed)):
             return super().forward(x)  # type: ignore[misc]
         before = max(x.shape[-2] - 1, 0) if plan.beside else 0  # columns
@@ -184,12 +184,11 @@ _TROUBLE = (RuntimeError, TypeError, ValueError, IndexError, AttributeError)
 
 
 def _find(module: nn.Module, plan: LoopPlan, x: Tensor) -> LoopPlan | str:
-    """The order of the gates and what is beside the image, by trying; or the reason of the last trial."""
+    """The order of the gates and what is beside the image, by trying; or the reason why nothing fits."""
     state, reason = getattr(module, plan.state_part), ""
     other = random_input(module, (2, x.shape[1], 5, 3))  # higher than wide, so more of what is beside the image
     with torch.random.fork_rng(devices=[]):
-        for beside, order in itertools.product(_fillings(module, plan), itertools.permutations(GATES)):
-            tried = replace(plan, gate_order="".join(order), beside=beside)
+        for tried in _nearest(module, plan, x):
 
             def swapper(copied: nn.Module, tried: LoopPlan = tried) -> None:
                 swap(copied, AcceleratedLoop, tried)
@@ -204,6 +203,28 @@ def _find(module: nn.Module, plan: LoopPlan, x: Tensor) -> LoopPlan | str:
             else:
                 return tried if all(in_float64) else replace(tried, only=state.weight.dtype)
     return f"no order of the gates makes it a {plan.front} LSTM ({reason})"
+
+
+def _nearest(module: nn.Module, plan: LoopPlan, x: Tensor) -> list[LoopPlan]:
+    """The plans whose output is that of the loop, or nearest to it: the others need no proof."""
+    twin = copy.deepcopy(module).float().eval()
+    distances = {}
+    with torch.no_grad():
+        expected = twin(x.float())
+        for beside, order in itertools.product(_fillings(module, plan), itertools.permutations(GATES)):
+            tried = replace(plan, gate_order="".join(order), beside=beside)
+            swap(twin, AcceleratedLoop, tried)
+            try:
+                got = twin(x.float())
+            except _TROUBLE:
+                got = None
+            unswap(twin)
+            fits = got is not None and got.shape == expected.shape
+            distances[tried] = float((got - expected).norm()) if fits else torch.inf
+    near = min(distances.values()) + 1e-4 * float(expected.norm())
+    if not near < torch.inf:
+        return [plan]  # its proof has the reason
+    return [tried for tried, distance in distances.items() if distance <= near]
 
 
 def _fillings(module: nn.Module, plan: LoopPlan) -> Iterator[str]:
