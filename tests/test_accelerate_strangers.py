@@ -113,12 +113,6 @@ def tied():
     return model
 
 
-def diagonal_with_bias():
-    loop = styles.DiagonalLoop()
-    loop.conv_ss = nn.Conv1d(4, 16, 2)
-    return loop
-
-
 def lazy():
     return nn.Sequential(nn.LazyConv2d(4, 3), nn.BatchNorm2d(4), nn.ReLU())
 
@@ -135,7 +129,6 @@ LEFT = {
     "asks an object": (AsksAnObject, "reads options, whose changes would go unnoticed"),
     "replaced forward": (replaced, "replaced on the instance"),
     "tied weights that are written into": (tied, "is shared"),
-    "bias beside the image": (diagonal_with_bias, "reaches cells beside the image"),
     "lazy": (lazy, "lazy parameters"),
     "meta": (lambda: styles.generator().to("meta"), "meta device"),
     "scripted": (lambda: torch.jit.script(styles.generator()), "TorchScript"),

@@ -38,7 +38,10 @@ def accelerate(model: nn.Module, *, example: Any = None) -> Report:
       quicker;
     * ``InstanceNorm2d`` and the activation after it, if any: for :func:`genkernels.ops.instance_norm_act`, with the
       convolution before it as above;
-    * Row and Diagonal LSTM layers that loop in Python (:mod:`genkernels.acceleration.recurrent` says which).
+    * Row and Diagonal LSTM layers that loop in Python (:mod:`genkernels.acceleration.recurrent` says which): their
+      state-to-state part a ``Conv1d``, or a ``Conv2d`` on single rows or columns, with a bias or without; states made
+      by ``new_zeros`` or by ``torch.zeros``, not learned. A loop that makes float32 tensors whatever it is given runs
+      itself again once the model is moved to another dtype.
 
     Modules keep their parameters, buffers, names, hooks and their class, of which they become a subclass; so
     checkpoints, optimisers, deepcopy, pickle, DistributedDataParallel and torch.compile work as before. Little is
@@ -78,6 +81,14 @@ def _accelerate(model: nn.Module, example: Any) -> Report:
         if isinstance(module, torch.jit.ScriptModule):
             done.update(id(part) for part in module.modules())
             report.entries.append(Entry(name, type(module).__name__, None, "it is a TorchScript module"))
+        elif isinstance(module, _DENSE):
+            _add(
+                report,
+                name,
+                module,
+                None,
+                "a dense recurrence; the operators convolve along rows and diagonals",
+            )
         elif _recurrence(name, module, report) or _masked(name, module, report, owners):
             done.update(id(part) for part in module.modules() if not _is_input_part(module, part))
         elif type(module).forward is nn.Sequential.forward:
@@ -107,6 +118,7 @@ def _why_nothing(model: nn.Module) -> str | None:
     return None
 
 
+_DENSE = (nn.RNNBase, nn.RNNCellBase)
 _CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
 from ..ops.conv_bn_act.choice import always_kernel
@@ -42,7 +43,14 @@ class _GradientNotEqualError(NotEqualError):
     """Outputs are equal, gradients are not."""
 
 
-def prove(module: nn.Module, swapper: Swapper, inputs: Sequence[Any], *, live: dict[str, Tensor] | None = None) -> None:
+def prove(
+    module: nn.Module,
+    swapper: Swapper,
+    inputs: Sequence[Any],
+    *,
+    live: dict[str, Tensor] | None = None,
+    may_round: bool = False,
+) -> bool:
     """Raise a NotEqualError unless the swapped module computes what the module does.
 
     Args:
@@ -50,8 +58,13 @@ def prove(module: nn.Module, swapper: Swapper, inputs: Sequence[Any], *, live: d
         swapper: swaps a copy of it.
         inputs: positional arguments; their floating-point tensors take the dtype of the run.
         live: by name of a parameter, where its gradient counts: 1, or 0 for a tap that is masked away.
+        may_round: a module that makes tensors of less than float64 even when it is moved there need not be equal there.
+
+    Returns:
+        Whether float64 counts too; else the proof is one for the module's own dtype alone.
     """
     own = next((p.dtype for p in module.parameters()), torch.float32)
+    in_float64 = True
     for dtype in dict.fromkeys((torch.float64, own)):
         for training in (True, False):
             for trial in range(_TRIALS):
@@ -63,16 +76,18 @@ def prove(module: nn.Module, swapper: Swapper, inputs: Sequence[Any], *, live: d
                 try:
                     expected, got = _results(before, after, _varied(inputs, trial), dtype, live)
                     _compare(got, expected, dtype, training)
-                except CannotRunError:
-                    if dtype == own:
-                        raise
-                    break  # it makes tensors of its own dtype, say
-                except _GradientNotEqualError:
-                    if dtype == torch.float64 or trial == _TRIALS - 1:
+                except NotEqualError as error:
+                    cannot = isinstance(error, CannotRunError) or (may_round and _rounds(before, inputs, dtype))
+                    if dtype != own and cannot:
+                        in_float64 = False
+                        break  # it makes tensors of its own dtype, say
+                    again = isinstance(error, _GradientNotEqualError) and dtype != torch.float64
+                    if not again or trial == _TRIALS - 1:
                         raise
                 else:
                     break
     _compare_autocast(before, after, inputs, own)
+    return in_float64
 
 
 def random_input(module: nn.Module, shape: Sequence[int]) -> Tensor:
@@ -148,6 +163,30 @@ def _run(module: nn.Module, inputs: Sequence[Any], dtype: torch.dtype) -> tuple[
     if not outputs:
         raise ValueError("its result holds no tensor")
     return [t for t in tree_flatten(values)[0] if isinstance(t, Tensor) and t.requires_grad], outputs
+
+
+class _Precisions(TorchDispatchMode):
+    """Notes the floating-point types of all that is computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        values = (t for t in tree_flatten(result)[0] if isinstance(t, Tensor))
+        self.seen.update(t.dtype for t in values if t.is_floating_point())
+        return result
+
+
+def _rounds(module: nn.Module, inputs: Sequence[Any], dtype: torch.dtype) -> bool:
+    """Whether it makes tensors that are less exact than the dtype it was moved to."""
+    try:
+        with _Precisions() as precisions:
+            _run(copy.deepcopy(module), inputs, dtype)
+    except _TROUBLE:
+        return False
+    return any(torch.finfo(seen).eps > torch.finfo(dtype).eps for seen in precisions.seen)
 
 
 def _sent(factors: Tensor, got: Tensor, expected: Tensor, dtype: torch.dtype) -> Tensor:

@@ -5,42 +5,68 @@ has exactly two children with parameters, and none of its own:
 
 * an input-to-state part that maps [N, C, H, W] to [N, 4h, H, W], with one convolution weight (a ``Conv2d``, a masked
   one, a wrapper), and
-* a state-to-state part, an ``nn.Conv1d``: ``Conv1d(h, 4h, 3, padding=1)`` along the row above for a Row LSTM;
-  ``Conv1d(h, 4h, 2, bias=False)`` along a column of the skewed map, padded on top, for one direction of a Diagonal
-  LSTM. (In the skewed map a bias would fill the cells beside the image, and what is in them flows into the image.)
+* a state-to-state part: ``Conv1d(h, 4h, 3, padding=1)`` along the row above for a Row LSTM; ``Conv1d(h, 4h, 2)`` along
+  a column of the skewed map, padded on top, for one direction of a Diagonal LSTM. Or a ``Conv2d`` that does the same:
+  of kernel (1, 3) on rows [N, h, 1, W], of kernel (2, 1) or (1, 2) on columns [N, h, H, 1] or [N, h, 1, H].
 
 State and cell begin as zeros; i, f, o are sigmoids, g is a tanh; ``c = f * c + i * g``, ``h = o * tanh(c)``. Names are
 free, and so is the order of the four gates, which is found by trying. The input-to-state part goes on being called as
 it is (and is swapped by itself where it is a masked convolution); the loop becomes one operator. A bidirectional layer
 is two such modules and whatever their parent does with their results; each becomes one operator.
+
+A loop may make its tensors in a dtype of its own (``torch.zeros(n, h, w)``, ``x.float()``). It is then proven in the
+dtype that the model has, and once the model has another one the loop itself runs again.
+
+In the skewed map a bias fills the cells beside the image. Where these are neither zeroed nor masked, what is in them
+flows into the image from the left. It depends on the biases and the weight alone, and is computed by the same operator,
+as columns before the image (H - 1 of them; the loop computes them too).
+
+An initial state that is learned is left: the operator begins with zeros.
 """
 
 from __future__ import annotations
 
 import copy
 import itertools
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops
 from ..ops.wavefront_lstm.converters import GATES, state_from_conv1d
 from .proof import CannotRunError, NotEqualError, first_line, prove, random_input
-from .swap import Swapped, is_hooked, is_one_tensor, swap, why_weight_is_computed
+from .swap import Swapped, is_hooked, is_one_tensor, swap, unswap, why_weight_is_computed
 from .tracing import state_of
+
+_STATE_PARTS = (nn.Conv1d, nn.Conv2d)
 
 
 @dataclass(frozen=True)
 class LoopPlan:
-    """Names of the two parts, the front ("row", "diagonal"), the order of the gates, the dtype under autocast."""
+    """What the loop of a layer is.
+
+    Attributes:
+        input_part, state_part: names of the two parts.
+        front: "row" or "diagonal".
+        gate_order: the letters i, f, g, o in the layer's order.
+        beside: what fills the cells beside the image of a skewed map: nothing (""), the bias of the state-to-state
+            part ("state"), or that and the bias of an input-to-state part that is called on the skewed map ("input").
+        autocast: what dtype it gives under autocast: of its "input", always "float32", or the "autocast" one.
+        only: the one dtype of parameters for which this was proven; None for any.
+    """
 
     input_part: str
     state_part: str
     front: str
     gate_order: str
-    keeps_dtype: bool
+    beside: str = ""
+    autocast: str = "autocast"
+    only: torch.dtype | None = None
 
     def __str__(self) -> str:
         return f"{'Row' if self.front == 'row' else 'Diagonal'} LSTM, gates in the order {', '.join(self.gate_order)}"
@@ -51,80 +77,207 @@ class AcceleratedLoop(Swapped):
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         plan = self._genkernels_plan
-        state = None if plan is None else getattr(self, plan.state_part)
-        if type(state) is not nn.Conv1d or kwargs or not is_one_tensor(args) or is_hooked(state):
+        state: Any = None if plan is None else getattr(self, plan.state_part)
+        if type(state) not in _STATE_PARTS or kwargs or not is_one_tensor(args) or is_hooked(state):
             return super().forward(*args, **kwargs)  # type: ignore[misc]
-        gates = getattr(self, plan.input_part)(args[0])
+        (x,) = args
+        mixed = torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type)
+        if plan.only is not None and (state.weight.dtype != plan.only or (x.dtype != plan.only and not mixed)):
+            return super().forward(x)  # type: ignore[misc]
+        before = max(x.shape[-2] - 1, 0) if plan.beside else 0  # columns
+        pad = (before, 0)
+        if plan.beside == "input":
+            gates = getattr(self, plan.input_part)(F.pad(x, pad))
+        else:
+            gates = getattr(self, plan.input_part)(x)
+            gates = F.pad(gates, pad) if before else gates
         if state.bias is not None:
             gates = gates + state.bias.view(-1, 1, 1)
+        if before:
+            gates = gates.masked_fill(_not_skewed(gates), 0)
         if plan.gate_order != GATES:
             blocks = dict(zip(plan.gate_order, gates.chunk(4, -3), strict=True))
             gates = torch.cat([blocks[gate] for gate in GATES], -3)  # the batch in its place, as the sampler needs it
-        weight = state_from_conv1d(state.weight, front=plan.front, gate_order=plan.gate_order)
+        weight = state_from_conv1d(state.weight.flatten(2), front=plan.front, gate_order=plan.gate_order)
         run = ops.row_lstm if plan.front == "row" else ops.diagonal_lstm
         y = run(gates, weight)
-        return y.to(args[0].dtype) if plan.keeps_dtype else y
+        y = y[..., before:] if before else y
+        if plan.autocast == "float32" and mixed:
+            return y.float()
+        return y.to(x.dtype) if plan.autocast == "input" else y
 
 
-def parts_of(module: nn.Module) -> tuple[str, str] | None:
-    """Names of the input-to-state and the state-to-state part, or None where this is no such layer."""
-    if type(module).__module__.startswith("genkernels.") or next(module.parameters(recurse=False), None) is not None:
-        return None
+def _not_skewed(gates: Tensor) -> Tensor:
+    """The pixels of H - 1 columns before an image that the skewed map has no cell for: zeros leave the state zero."""
+    height, width = gates.shape[-2:]
+    row, column = torch.arange(height, device=gates.device), torch.arange(width, device=gates.device)
+    return row[:, None] + column < height - 1
+
+
+def parts_of(module: nn.Module) -> list[tuple[str, str]]:
+    """Names of what may be the input-to-state and the state-to-state part; none where this is no such layer."""
+    if type(module).__module__.startswith("genkernels."):
+        return []
     children = [(name, child) for name, child in module.named_children() if next(child.parameters(), None) is not None]
-    loops = [(name, child) for name, child in children if type(child) is nn.Conv1d]
-    if len(children) != 2 or len(loops) != 1:
-        return None
-    state_name, state = loops[0]
-    (input_name, convolution), = [pair for pair in children if pair[0] != state_name]  # fmt: skip
+    if len(children) != 2:
+        return []
+    return [(a[0], b[0]) for a, b in (children, children[::-1]) if _are_parts(a[1], b[1])]
+
+
+def _are_parts(convolution: nn.Module, state: Any) -> bool:
+    if type(state) not in _STATE_PARTS:
+        return False
     weights = [p for p in convolution.parameters() if p.dim() == 4]
-    fits = state.out_channels == 4 * state.in_channels and state.kernel_size[0] in (2, 3)
-    if not fits or len(weights) != 1 or weights[0].shape[0] != state.out_channels:
-        return None
-    return input_name, state_name
+    fits = state.out_channels == 4 * state.in_channels and _taps(state) in (2, 3)
+    return fits and len(weights) == 1 and weights[0].shape[0] == state.out_channels
+
+
+def _taps(state: Any) -> int:
+    """The length of a kernel along one line, 0 for other kernels."""
+    return max(state.kernel_size) if sorted(state.kernel_size)[:-1] in ([], [1]) else 0
 
 
 def recognise(module: nn.Module) -> LoopPlan | str | None:
     """A plan that has been proven, the reason why there is none, or None for other modules."""
-    parts = parts_of(module)
-    if parts is None:
-        return None
+    reason = None
+    for parts in parts_of(module):
+        found = _recognise(module, *parts)
+        if isinstance(found, LoopPlan):
+            return found
+        reason = reason or found
+    return reason
+
+
+def _recognise(module: nn.Module, input_part: str, state_part: str) -> LoopPlan | str | None:
+    convolution, state = getattr(module, input_part), getattr(module, state_part)
+    weight = next(p for p in convolution.parameters() if p.dim() == 4)
+    x = random_input(module, (2, weight.shape[1], 3, 4))
+    if type(state) is nn.Conv2d and not _loops(module, state_part, x):
+        return None  # a convolution like any other
     computed = why_weight_is_computed(module)
     if computed is not None:
         return computed
-    state = getattr(module, parts[1])
     if is_hooked(state):
         return "hooks on its state-to-state part would not be called"
-    front = "row" if state.kernel_size == (3,) else "diagonal"
-    weight = next(p for p in getattr(module, parts[0]).parameters() if p.dim() == 4)
-    x = random_input(module, (2, weight.shape[1], 3, 4))
     try:
-        keeps_dtype = _keeps_dtype(module, x)
-    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+        autocast = _autocast(module, x)
+    except _TROUBLE as error:
         return f"it could not be tried: {first_line(error)}"
-    if keeps_dtype is None:
+    if autocast is None:
         return "its forward changes its attributes"
-    reason = ""
+    front = "row" if _taps(state) == 3 else "diagonal"
+    plan = LoopPlan(input_part, state_part, front, GATES, autocast=autocast)
+    own = dict(module.named_parameters(recurse=False))
+    if not own:
+        return _find(module, plan, x)
+    without = copy.deepcopy(module)
+    for p in without.parameters(recurse=False):
+        p.requires_grad_(False).zero_()
+    found = _find(without, plan, x)
+    names = ", ".join(own)
+    if isinstance(found, LoopPlan) and _begins_with(module, found, x):
+        return f"its initial state is learned ({names}); the operator begins with zeros"
+    return f"the operator has no place for its own parameters ({names})"
+
+
+_TROUBLE = (RuntimeError, TypeError, ValueError, IndexError, AttributeError)
+
+
+def _find(module: nn.Module, plan: LoopPlan, x: Tensor) -> LoopPlan | str:
+    """The order of the gates and what is beside the image, by trying; or the reason why nothing fits."""
+    state, reason = getattr(module, plan.state_part), ""
+    other = random_input(module, (2, x.shape[1], 5, 3))  # higher than wide, so more of what is beside the image
     with torch.random.fork_rng(devices=[]):
-        for order in itertools.permutations(GATES):
-            plan = LoopPlan(*parts, front, "".join(order), keeps_dtype)
+        for tried in _nearest(module, plan, x):
+
+            def swapper(copied: nn.Module, tried: LoopPlan = tried) -> None:
+                swap(copied, AcceleratedLoop, tried)
+
             try:
-                prove(module, lambda copy, plan=plan: swap(copy, AcceleratedLoop, plan), [x])  # type: ignore[misc]
+                in_float64 = [prove(module, swapper, [each], may_round=True) for each in (x, other)]
             except CannotRunError as error:
                 reason = str(error)
                 break
             except NotEqualError as error:
-                reason = str(error)
+                reason = reason or str(error)
             else:
-                return plan
-    if front == "diagonal" and state.bias is not None:
-        reason += "; the bias of its state-to-state part reaches cells beside the image"
-    return f"no order of the gates makes it a {front} LSTM ({reason})"
+                return tried if all(in_float64) else replace(tried, only=state.weight.dtype)
+    return f"no order of the gates makes it a {plan.front} LSTM ({reason})"
 
 
-def _keeps_dtype(module: nn.Module, x: Tensor) -> bool | None:
-    """Whether it gives the dtype of its input under autocast too; None where a call leaves something behind."""
+def _nearest(module: nn.Module, plan: LoopPlan, x: Tensor) -> list[LoopPlan]:
+    """The plans whose output is that of the loop, or nearest to it: the others need no proof."""
+    twin = copy.deepcopy(module).float().eval()
+    distances = {}
+    with torch.no_grad():
+        expected = twin(x.float())
+        for beside, order in itertools.product(_fillings(module, plan), itertools.permutations(GATES)):
+            tried = replace(plan, gate_order="".join(order), beside=beside)
+            swap(twin, AcceleratedLoop, tried)
+            try:
+                got = twin(x.float())
+            except _TROUBLE:
+                got = None
+            unswap(twin)
+            fits = got is not None and got.shape == expected.shape
+            distances[tried] = float((got - expected).norm()) if fits else torch.inf
+    near = min(distances.values()) + 1e-4 * float(expected.norm())
+    if not near < torch.inf:
+        return [plan]  # its proof has the reason
+    return [tried for tried, distance in distances.items() if distance <= near]
+
+
+def _fillings(module: nn.Module, plan: LoopPlan) -> Iterator[str]:
+    """What may be beside the image: ``LoopPlan.beside``."""
+    yield ""
+    if plan.front == "diagonal":
+        if getattr(module, plan.state_part).bias is not None:
+            yield "state"
+        if any(p.dim() == 1 for p in getattr(module, plan.input_part).parameters()):
+            yield "input"
+
+
+def _loops(module: nn.Module, name: str, x: Tensor) -> bool:
+    """Whether one pass calls this child more than once."""
+    calls: list[int] = []
+    twin = copy.deepcopy(module).float().eval()
+    getattr(twin, name).register_forward_hook(lambda *_: calls.append(1))
+    # Whatever a stranger's forward does with a random input.
+    with suppress(Exception), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        twin(x)
+    return len(calls) > 1
+
+
+def _begins_with(module: nn.Module, plan: LoopPlan, x: Tensor) -> bool:
+    """Whether the module's own parameters are a state before the first step and nothing else.
+
+    Such a state goes on through forget gates, which are closed here, and the state-to-state part, which gives nothing.
+    """
+    twin = copy.deepcopy(module).float().eval()
+
+    def close(_: nn.Module, __: Any, gates: Tensor) -> Tensor:
+        shut = torch.tensor([-1e4 if gate == "f" else 0.0 for gate in plan.gate_order], device=gates.device)
+        blocks = shut.repeat_interleave(gates.shape[1] // 4)
+        return blocks.view(-1, *[1] * (gates.dim() - 2)).expand_as(gates)
+
+    getattr(twin, plan.state_part).register_forward_hook(close)
+    outputs = []
+    with torch.no_grad():
+        for _ in range(2):
+            outputs.append(twin(x))
+            for p in twin.parameters(recurse=False):
+                p.copy_(torch.randn(p.shape, generator=torch.Generator().manual_seed(1)))
+    return torch.equal(*outputs)
+
+
+def _autocast(module: nn.Module, x: Tensor) -> str | None:
+    """``LoopPlan.autocast``; None where a call leaves something behind."""
     twin = copy.deepcopy(module).float().eval()
     before = state_of(twin)
     with torch.no_grad(), torch.autocast(x.device.type, torch.bfloat16):
-        y = twin(x)
-    return y.dtype == x.dtype if state_of(twin) == before else None
+        given = [twin(each).dtype for each in (x, x.bfloat16())]
+    if state_of(twin) != before:
+        return None
+    if given == [torch.float32, torch.float32]:
+        return "float32"
+    return "input" if given[0] == torch.float32 else "autocast"
