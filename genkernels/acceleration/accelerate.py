@@ -82,13 +82,7 @@ def _accelerate(model: nn.Module, example: Any) -> Report:
             done.update(id(part) for part in module.modules())
             report.entries.append(Entry(name, type(module).__name__, None, "it is a TorchScript module"))
         elif isinstance(module, _DENSE):
-            _add(
-                report,
-                name,
-                module,
-                None,
-                "a dense recurrence; the operators convolve along rows and diagonals",
-            )
+            _add(report, name, module, None, "a dense recurrence; the operators convolve along rows and diagonals")
         elif _recurrence(name, module, report) or _masked(name, module, report, owners):
             done.update(id(part) for part in module.modules() if not _is_input_part(module, part))
         elif type(module).forward is nn.Sequential.forward:
