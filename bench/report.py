@@ -122,7 +122,7 @@ def table(report: Report, group: str) -> tuple[list[str], list[list[str]]]:
         floor = share = "–"
         if row.work is not None:
             floor = _ms(report.ceilings.floor(row.work))
-            share = f"{report.ceilings.share_of_peak(row.work, row.timings[ours].median):.0%}"
+            share = _share(report, row.work, row.timings[ours].median)
         cells.append([
             row.case,
             floor,
@@ -134,12 +134,17 @@ def table(report: Report, group: str) -> tuple[list[str], list[list[str]]]:
     return header, cells
 
 
+def _share(report: Report, work: Work, seconds: float) -> str:
+    """Of the peak; nothing where memory traffic alone counts."""
+    return f"{report.ceilings.share_of_peak(work, seconds):.0%}" if work.flops else "–"
+
+
 def full_table(report: Report, row: Row) -> tuple[list[str], list[list[str]]]:
     """Header and cells of one row: every alternative with its spread, quickest first."""
     header = ["", "median, ms", "p20 – p80", "times ours", "of peak"]
     cells = []
     for name, timing in sorted(row.timings.items(), key=lambda item: item[1].median):
-        share = "–" if row.work is None else f"{report.ceilings.share_of_peak(row.work, timing.median):.0%}"
+        share = "–" if row.work is None else _share(report, row.work, timing.median)
         spread = f"{_ms(timing.p20)} – {_ms(timing.p80)}"
         cells.append([name, _ms(timing.median), spread, f"{row.speed_up(name):.2f}×", share])
     return header, cells

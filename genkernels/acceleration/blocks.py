@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..nn.conv_bn_act import norm_options
-from ..ops.conv_bn_act.choice import is_settled, is_tiny, prefers_instance_norm, prefers_torch
+from ..nn.instance_norm_act import normalise
+from ..ops.conv_bn_act.choice import has_instance_norm, is_settled, is_tiny, prefers_torch
 from .swap import Swapped, is_hooked, original_class
 
 MOST_SHAPES = 256  # of tiny inputs that a Sequential keeps in mind
@@ -177,7 +178,7 @@ def is_for_kernel(layers: Sequence[Any], conv: Any, norm: Any, activation: str |
         and x.dim() == 4
         and x.is_floating_point()
         and (
-            prefers_instance_norm(norm, x)
+            has_instance_norm(norm, x)
             if is_instance_norm(norm)
             else not prefers_torch(x, conv.weight, conv.bias, conv, norm, activation, slope)
         )
@@ -195,9 +196,7 @@ def run_block(conv: Any, norm: Any, activation: str | None, slope: float, x: Ten
         if x.shape[2] * x.shape[3] == 1:
             norm(x)  # which says what is wrong with it
         # PyTorch's instance norm gives contiguous images whatever it gets, and somebody may count on it.
-        return ops.instance_norm_act(
-            x.contiguous(), norm.weight, norm.bias, eps=norm.eps, activation=activation, negative_slope=slope
-        )
+        return normalise(x.contiguous(), norm, activation, slope)
     options: dict[str, Any] = {"stride": conv.stride, "padding": conv.padding, "activation": activation}
     options |= {"negative_slope": slope, **norm_options(norm)}
     if isinstance(conv, nn.ConvTranspose2d):

@@ -4,10 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops
+from ..ops.conv_bn_act.choice import prefers_torch_norm
 from ..ops.conv_bn_act.op import check_activation
+from ..ops.conv_bn_act.reference import act
+from ..ops.masked_conv.layout import input_format
+
+
+def normalise(x: Tensor, norm: nn.InstanceNorm2d, activation: str | None, negative_slope: float) -> Tensor:
+    """By whichever is quicker, in the layout of x: [N, C, H, W] of more than one pixel or, for the operator, any."""
+    weight, bias = norm.weight, norm.bias  # once a call: a parametrization computes them each time they are read
+    if x.dim() == 4 and prefers_torch_norm(x, weight):
+        y = act(F.instance_norm(x, weight=weight, bias=bias, eps=norm.eps), activation or "none", negative_slope)
+        return y.contiguous(memory_format=input_format(x))
+    return ops.instance_norm_act(x, weight, bias, eps=norm.eps, activation=activation, negative_slope=negative_slope)
 
 
 class InstanceNormAct2d(nn.InstanceNorm2d):
@@ -50,14 +63,7 @@ class InstanceNormAct2d(nn.InstanceNorm2d):
     def forward(self, input: Tensor) -> Tensor:
         if input.dim() in (3, 4) and input.shape[-3] != self.num_features:
             raise ValueError(f"input: expected {self.num_features} channels; got shape {list(input.shape)}")
-        return ops.instance_norm_act(
-            input,
-            self.weight,
-            self.bias,
-            eps=self.eps,
-            activation=self.activation,
-            negative_slope=self.negative_slope,
-        )
+        return normalise(input, self, self.activation, self.negative_slope)
 
     def extra_repr(self) -> str:
         text = super().extra_repr()
