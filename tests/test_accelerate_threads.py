@@ -9,6 +9,9 @@ from public_styles import WritesItsWeight
 from torch import nn
 
 import genkernels
+from genkernels.nn import ConvBnAct2d
+from genkernels.ops import verbose
+from genkernels.ops.conv_bn_act.choice import always_kernel
 
 
 class OwnForward(nn.Module):
@@ -46,6 +49,17 @@ def test_other_threads_run_their_models_while_accelerate_traces():
         assert all(watcher.result() >= 3 for watcher in watching)
     assert [[swapped for swapped, _ in report] for report in reports] == [["conv_bn_act"]] * 4, reports
     assert dict(vars(nn.Module)) == untouched
+
+
+def test_others_go_on_choosing_and_telling_while_one_thread_takes_the_kernel_in_silence(monkeypatch, capsys):
+    monkeypatch.setattr(verbose, "_ON", True)
+    monkeypatch.setattr(verbose, "_said", set())
+    layer, x = ConvBnAct2d(3, 4, 3).eval(), torch.randn(1, 3, 6, 6)
+    with always_kernel(), verbose.silent(), ThreadPoolExecutor(1) as pool:
+        layer(x)
+        assert capsys.readouterr().err == ""
+        pool.submit(layer, x).result()
+    assert "PyTorch's own operators" in capsys.readouterr().err
 
 
 def test_threads_get_from_an_accelerated_model_what_one_gets():

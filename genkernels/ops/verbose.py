@@ -6,27 +6,28 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor
 
 _said: set[tuple[str, str]] = set()
 _ON = os.environ.get("GENKERNELS_VERBOSE", "") not in ("", "0")
+_SILENT = ContextVar("silent", default=False)  # of a thread: what others do is still said
 
 
 def is_on() -> bool:
-    return _ON
+    return _ON and not _SILENT.get()
 
 
 @contextmanager
 def silent() -> Iterator[None]:
     """For calls that are trials."""
-    global _ON
-    before, _ON = _ON, False
+    token = _SILENT.set(True)
     try:
         yield
     finally:
-        _ON = before
+        _SILENT.reset(token)
 
 
 def like(tensor: Tensor | None) -> str:
@@ -48,7 +49,7 @@ def say(operator: str, implementation: str, reason: str, line: str) -> None:
         reason: why.
         line: a Python expression with which the same call can be made again; it holds the shapes.
     """
-    if not _ON or (operator, line) in _said:
+    if not is_on() or (operator, line) in _said:
         return
     _said.add((operator, line))
     print(f"genkernels: {operator}: {implementation}, {reason}; again with: {line}", file=sys.stderr)

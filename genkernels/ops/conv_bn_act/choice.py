@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -34,18 +35,17 @@ from . import cpu
 LEAST, LEAST_OF_MANY_STEPS = 12_000_000, 24_000_000
 LEAST_NORMED = 32_768  # values that an instance norm has to have for its kernel to win in training
 SMALL_IMAGE = 64  # pixels: below, weights of 64 x 64 channels and more outweigh them
-_always_kernel = False
+_ALWAYS_KERNEL = ContextVar("always_kernel", default=False)  # of a thread: others go on choosing
 
 
 @contextmanager
 def always_kernel() -> Iterator[None]:
     """Takes the kernel at every size: for tests, and for proofs on small images."""
-    global _always_kernel
-    before, _always_kernel = _always_kernel, True
+    token = _ALWAYS_KERNEL.set(True)
     try:
         yield
     finally:
-        _always_kernel = before
+        _ALWAYS_KERNEL.reset(token)
 
 
 def prefers_torch(
@@ -61,7 +61,7 @@ def prefers_torch(
         norm: the batch norm after it, or None.
         activation, negative_slope: what follows.
     """
-    if _always_kernel or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or _ALWAYS_KERNEL.get():
         return False
     own = (x.is_cpu and not _kernel_wins(x, weight, conv)) or _why_no_kernel(x) is not None
     if is_on():
@@ -77,7 +77,7 @@ def prefers_torch(
 def has_instance_norm(norm: Any, x: Tensor) -> bool:
     """Whether the kernel of instance norm and activation is for a call of ``nn.InstanceNorm2d`` on what x becomes."""
     return not norm.track_running_stats and (
-        _always_kernel or torch.compiler.is_compiling() or _why_no_kernel(x) is None
+        torch.compiler.is_compiling() or _ALWAYS_KERNEL.get() or _why_no_kernel(x) is None
     )
 
 
@@ -87,14 +87,14 @@ def prefers_torch_norm(x: Tensor, weight: Tensor | None) -> bool:
     Measured on the CPU (Zen 3, two threads, float32): with gradients, 48 to 16,384 values take 0.86 to 1.08 times as
     long in PyTorch, from 32,768 on 1.1 to 2.4 times; without them the kernel is quicker at every size (1.2 to 5).
     """
-    if _always_kernel or torch.compiler.is_compiling() or not 0 < x.numel() < LEAST_NORMED:
+    if torch.compiler.is_compiling() or not 0 < x.numel() < LEAST_NORMED or _ALWAYS_KERNEL.get():
         return False
     return x.is_cpu and torch.is_grad_enabled() and (x.requires_grad or (weight is not None and weight.requires_grad))
 
 
 def is_settled(x: Any) -> bool:
     """Whether the choice for an input on the CPU hangs on its size alone where that is tiny."""
-    return is_open(x) and not _always_kernel and not is_on()
+    return is_open(x) and not _ALWAYS_KERNEL.get() and not is_on()
 
 
 def is_tiny(x: Tensor, conv: Any) -> bool:
