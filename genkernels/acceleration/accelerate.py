@@ -31,7 +31,9 @@ def accelerate(model: nn.Module, *, example: Any = None) -> Report:
 
     Swapped are, each after a proof on random inputs (training and evaluation, outputs, gradients, running statistics):
 
-    * masked convolutions, however they are written: for :func:`genkernels.ops.masked_conv2d`;
+    * masked convolutions, however they are written: for :func:`genkernels.ops.masked_conv2d`, or, where the live taps
+      are a rectangle (whole rows, as in the vertical stack of a Gated PixelCNN), for a convolution of these alone, at
+      sizes where it is quicker;
     * runs of ``ConvTranspose2d`` or ``Conv2d``, ``BatchNorm2d`` and ``ReLU``, ``LeakyReLU``, ``Tanh`` or ``Sigmoid``
       (norm or activation may be missing), in an ``nn.Sequential`` or in a forward that torch.fx can follow: for
       :func:`genkernels.ops.conv_transpose2d_bn_act` and :func:`genkernels.ops.conv2d_bn_act`, at sizes where these are
@@ -42,8 +44,8 @@ def accelerate(model: nn.Module, *, example: Any = None) -> Report:
     checkpoints, optimisers, deepcopy, pickle, DistributedDataParallel and torch.compile work as before. Little is
     seen from outside. Masked taps get a gradient of exactly zero, also where the original writes zeros into its weight
     and leaves a gradient for them. A mask that changes later counts, but a compiled model keeps the one that was there
-    when it last ran uncompiled or was loaded, and on a GPU one written through ``.data`` is not noticed. Settings of a
-    swapped layer (its stride, say) are not to be changed afterwards: call :func:`restore` first.
+    when it was loaded or its operator last ran uncompiled, and on a GPU one written through ``.data`` is not noticed.
+    Settings of a swapped layer (its stride, say) are not to be changed afterwards: call :func:`restore` first.
 
     Args:
         model: any module; swapped again without harm.
@@ -137,10 +139,10 @@ def _masked(name: str, module: nn.Module, report: Report, owners: Counter[int]) 
         swap(copied, masked.AcceleratedMaskedConv2d, plan)
 
     weight = ".".join(plan.weight)
-    height, width = (k * d for k, d in zip(plan.spec.kernel, plan.dilation, strict=True))
+    height, width = (k * d for k, d in zip(plan.kernel, plan.dilation, strict=True))
     try:
         for size in ((height + 1, width + 3), (height + 2, max(width // 2, 2))):
-            x = random_input(module, (2, plan.spec.in_channels, *size))
+            x = random_input(module, (2, masked.weight_of(module, plan).shape[1], *size))
             prove(module, swapper, [x], live={weight: plan.live()})
     except NotEqualError as error:
         return _add(report, name, module, None, str(error)) if looks_masked else False
@@ -150,7 +152,7 @@ def _masked(name: str, module: nn.Module, report: Report, owners: Counter[int]) 
         plan = replace(plan, writes=True)
         masked.zero_masked_taps(module, plan)
     swapper(module)
-    return _add(report, name, module, "masked_conv2d", str(plan))
+    return _add(report, name, module, plan.operator, str(plan))
 
 
 def _recurrence(name: str, module: nn.Module, report: Report) -> bool:

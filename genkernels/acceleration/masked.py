@@ -3,6 +3,10 @@
 A copy of the layer is asked for its response to a single lit pixel in each input channel. Compared with its weight,
 the response shows which taps are live and where the kernel stands, so a ``mask`` of any name and shape, a cropped
 kernel with padding on some sides, a wrapper with the convolution inside all look alike.
+
+What is found is run in one of two ways. A mask of :func:`genkernels.ops.masked_conv2d` is left to that operator. Where
+the live taps are one rectangle of the kernel, the same for all channels (the vertical stack of a Gated PixelCNN keeps
+whole rows), the layer is a dense convolution with a smaller kernel.
 """
 
 from __future__ import annotations
@@ -10,13 +14,15 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cache
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops
+from ..ops.conv_bn_act.choice import always_takes_kernel
 from ..ops.direct import are_plain
 from ..ops.masked_conv.mask import GROUP_LAYOUTS, MASK_TYPES, MaskSpec, mask_tensor
 from .proof import first_line
@@ -25,18 +31,17 @@ from .tracing import state_of
 
 _MOST_PARTS = 6  # modules in a wrapper
 _MOST_GROUPS = 64
+_LEAST_SKIPPED = 4_000_000  # multiply-adds by masked taps, from which a smaller kernel is quicker on a CPU
 
 Path = tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class MaskPlan:
+@dataclass(frozen=True, kw_only=True)
+class Plan:
     """How a recognised layer is run.
 
     Attributes:
         weight, bias: where they are, as paths of attributes.
-        spec: the mask, of the whole odd kernel.
-        crop: zeros to put around the weight, as ``F.pad`` takes them: (left, right, top, bottom).
         masks: the tensors from which the layer makes its mask, by path, with their values: where these change, the
             layer goes its own way again.
         parts: paths of the modules inside.
@@ -45,25 +50,136 @@ class MaskPlan:
 
     weight: Path
     bias: Path | None
-    spec: MaskSpec
     dilation: tuple[int, int]
-    crop: tuple[int, int, int, int]
     masks: tuple[tuple[Path, Tensor], ...]
     parts: tuple[Path, ...]
     writes: bool = False
+    operator: ClassVar[str]
+
+    @property
+    def kernel(self) -> tuple[int, int]:
+        """The taps that a trial input should have room for."""
+        raise NotImplementedError
+
+    def live(self) -> Tensor:
+        """1 where a tap of the layer's own weight is live; broadcasts to its shape."""
+        raise NotImplementedError
+
+    def takes(self, x: Tensor) -> bool:
+        """Whether the operator runs on such an image, and is the quicker way."""
+        return True
+
+    def run(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskPlan(Plan):
+    """A mask that :func:`genkernels.ops.masked_conv2d` knows.
+
+    Attributes:
+        spec: the mask, of the whole odd kernel.
+        crop: zeros to put around the weight, as ``F.pad`` takes them: (left, right, top, bottom).
+    """
+
+    spec: MaskSpec
+    crop: tuple[int, int, int, int]
+    operator = "masked_conv2d"
 
     def __str__(self) -> str:
-        kernel = "x".join(map(str, self.spec.kernel))
-        text = f"{kernel}, mask {self.spec.mask_type}"
+        text = f"{_by(self.kernel)}, mask {self.spec.mask_type}"
         if self.spec.channel_groups > 1:
             text += f", {self.spec.channel_groups} colours in {self.spec.group_layout}"
         return text + (", cropped kernel" if any(self.crop) else "")
 
+    @property
+    def kernel(self) -> tuple[int, int]:
+        return self.spec.kernel
+
     def live(self) -> Tensor:
-        """[out, in, kh, kw] of the layer's own weight."""
         left, right, top, bottom = self.crop
         mask = mask_tensor(self.spec)
         return mask[:, :, top : mask.shape[2] - bottom, left : mask.shape[3] - right]
+
+    def run(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return ops.masked_conv2d(
+            x,
+            F.pad(weight, self.crop) if any(self.crop) else weight,
+            bias,
+            mask_type=self.spec.mask_type,
+            channel_groups=self.spec.channel_groups,
+            group_layout=self.spec.group_layout,
+            dilation=self.dilation,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RectanglePlan(Plan):
+    """Live taps that are one rectangle of the kernel, whatever the channels: a dense convolution of these.
+
+    Attributes:
+        shape: height and width of the layer's own kernel.
+        rows, columns: the live ones, from and to.
+        padding: of both sides, for the convolution itself.
+        pad: of the image before, where the sides differ, as ``F.pad`` takes it; pixels that no tap sees are cut off.
+        whole: padding of both sides for the layer's own kernel, or None where the sides differ.
+        dead: masked taps of all output channels, which are skipped for each value of the image.
+    """
+
+    shape: tuple[int, int]
+    rows: tuple[int, int]
+    columns: tuple[int, int]
+    padding: tuple[int, int]
+    pad: tuple[int, int, int, int]
+    whole: tuple[int, int] | None
+    dead: int
+    operator = "conv2d"
+
+    def __str__(self) -> str:
+        live = _by((self.rows[1] - self.rows[0], self.columns[1] - self.columns[0]))
+        return f"{_by(self.shape)}, its live taps are {live}: a dense convolution of these"
+
+    @property
+    def kernel(self) -> tuple[int, int]:
+        return self.shape
+
+    def live(self) -> Tensor:
+        return _rectangle(self.shape, self.rows, self.columns)
+
+    def takes(self, x: Tensor) -> bool:
+        if self._is_small(x) and not self._leaves_gradients():
+            return False
+        left, right, top, bottom = self.pad
+        return x.shape[-2] >= -min(top, bottom) and x.shape[-1] >= -min(left, right)
+
+    def run(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if self.whole is not None and self._leaves_gradients() and self._is_small(x):
+            return F.conv2d(x, weight * self.live().to(weight), bias, 1, self.whole, self.dilation)
+        (top, bottom), (left, right) = self.rows, self.columns
+        if any(self.pad):
+            x = F.pad(x, self.pad)
+        return F.conv2d(x, weight[:, :, top:bottom, left:right], bias, 1, self.padding, self.dilation)
+
+    def _leaves_gradients(self) -> bool:
+        """Whether the layer itself would leave gradients at masked taps, as one that writes into its weight does."""
+        return self.writes and torch.is_grad_enabled()
+
+    def _is_small(self, x: Tensor) -> bool:
+        """Whether what is skipped weighs less than the steps around it, of which a compiler makes little."""
+        if torch.compiler.is_compiling() or x.numel() * self.dead >= _LEAST_SKIPPED:
+            return False
+        return x.is_cpu and not always_takes_kernel()
+
+
+@cache
+def _rectangle(shape: tuple[int, int], rows: tuple[int, int], columns: tuple[int, int]) -> Tensor:
+    live = torch.zeros(1, 1, *shape)
+    live[:, :, slice(*rows), slice(*columns)] = 1
+    return live
+
+
+def _by(sizes: tuple[int, int]) -> str:
+    return "x".join(map(str, sizes))
 
 
 def _get(module: nn.Module, path: Path) -> Any:
@@ -74,7 +190,7 @@ def _get(module: nn.Module, path: Path) -> Any:
 
 
 class AcceleratedMaskedConv2d(Swapped):
-    """The forward pass of a recognised layer, on :func:`genkernels.ops.masked_conv2d`."""
+    """The forward pass of a recognised layer, as its plan says."""
 
     _genkernels_other_mask = False
 
@@ -85,23 +201,15 @@ class AcceleratedMaskedConv2d(Swapped):
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         plan = self._genkernels_plan
-        if plan is None or kwargs or not is_one_tensor(args) or not _holds(self, plan):
+        # What is left to the layer itself need not be looked at any closer.
+        if plan is None or kwargs or not is_one_tensor(args) or not plan.takes(args[0]) or not _holds(self, plan):
             return super().forward(*args, **kwargs)  # type: ignore[misc]
-        weight = _get(self, plan.weight)
         if plan.writes and not torch.compiler.is_compiling():
             zero_masked_taps(self, plan)
-        return ops.masked_conv2d(
-            args[0],
-            F.pad(weight, plan.crop) if any(plan.crop) else weight,
-            None if plan.bias is None else _get(self, plan.bias),
-            mask_type=plan.spec.mask_type,
-            channel_groups=plan.spec.channel_groups,
-            group_layout=plan.spec.group_layout,
-            dilation=plan.dilation,
-        )
+        return plan.run(args[0], _get(self, plan.weight), None if plan.bias is None else _get(self, plan.bias))
 
 
-def _holds(module: Any, plan: MaskPlan) -> bool:
+def _holds(module: Any, plan: Plan) -> bool:
     """Whether the layer still is what was recognised.
 
     A compiler cannot look into the masks: it takes (and guards on) what was seen last, in an eager call or on loading
@@ -114,7 +222,7 @@ def _holds(module: Any, plan: MaskPlan) -> bool:
     return not module._genkernels_other_mask
 
 
-def _look_at_masks(module: Any, plan: MaskPlan) -> None:
+def _look_at_masks(module: Any, plan: Plan) -> None:
     other, elsewhere = False, []
     for path, value in plan.masks:
         mask = _get(module, path)
@@ -197,7 +305,7 @@ def _is_mask(p: nn.Parameter) -> bool:
     return bool(((p == 0) | (p == 1)).all())
 
 
-def recognise(module: nn.Module) -> MaskPlan | str | None:
+def recognise(module: nn.Module) -> Plan | str | None:
     """A plan; the reason why there is none; or None for something that is no masked convolution at all.
 
     Raises nothing: what cannot be looked at is left, with the reason.
@@ -279,12 +387,16 @@ def _all_of_it(seen: Tensor, taps: Tensor) -> bool:
 def _plan(
     weight: Path, bias: Path | None, mask: Tensor, anchor: tuple[int, int], dilation: tuple[int, int],
     extras: list[tuple[Path, Tensor]], parts: tuple[Path, ...],
-) -> MaskPlan | str | None:  # fmt: skip
+) -> Plan | str | None:  # fmt: skip
     out, inputs, height, width = mask.shape
     if bool(mask.all()):
         if not extras:
             return None if anchor == (height // 2, width // 2) else "all taps of its cropped kernel are live: no waste"
         return "all its taps are live: there is nothing to skip"
+    common: dict[str, Any] = {
+        "weight": weight, "bias": bias, "dilation": dilation, "parts": parts,
+        "masks": tuple((path, value.detach().cpu().clone()) for path, value in extras),
+    }  # fmt: skip
     half = [max(at, size - 1 - at) for at, size in zip(anchor, (height, width), strict=True)]
     top, left = half[0] - anchor[0], half[1] - anchor[1]
     crop = (left, 2 * half[1] + 1 - width - left, top, 2 * half[0] + 1 - height - top)
@@ -295,26 +407,57 @@ def _plan(
             for mask_type in MASK_TYPES:
                 spec = MaskSpec(out, inputs, kernel, mask_type, groups, layout)
                 if torch.equal(mask_tensor(spec), whole):
-                    masks = tuple((path, value.detach().cpu().clone()) for path, value in extras)
-                    return MaskPlan(weight, bias, spec, dilation, crop, masks, parts)
+                    return MaskPlan(**common, spec=spec, crop=crop)
+    rectangle = _rectangle_of(mask)
+    if rectangle is not None:
+        dead = out * (height * width - int(mask[0, 0].sum()))
+        return _rectangle_plan({**common, "dead": dead}, (height, width), *rectangle, anchor, dilation)
     centre, row = half[1], half[0]
     if bool(whole[:, :, row + 1 :].any()) or bool(whole[:, :, row, centre + 1 :].any()):
         return "its mask shows pixels that come later: it is not causal"
     return "its mask is none that the kernel knows"
 
 
-def weight_of(module: nn.Module, plan: MaskPlan) -> Tensor:
+def _rectangle_of(mask: Tensor) -> tuple[tuple[int, int], tuple[int, int]] | None:
+    """The rows and the columns, from and to, that hold all live taps and no other; None where there are no such."""
+    live = mask[0, 0]
+    rows, columns = live.any(1).nonzero(), live.any(0).nonzero()
+    if not len(rows):
+        return None
+    found = (int(rows[0]), int(rows[-1]) + 1), (int(columns[0]), int(columns[-1]) + 1)
+    same = bool((mask == _rectangle((mask.shape[2], mask.shape[3]), *found)).all())
+    return found if same else None
+
+
+def _rectangle_plan(
+    common: dict[str, Any], shape: tuple[int, int], rows: tuple[int, int], columns: tuple[int, int],
+    anchor: tuple[int, int], dilation: tuple[int, int],
+) -> RectanglePlan:  # fmt: skip
+    padding, pad, whole = [], [], []
+    for size, (start, stop), at, step in zip(shape, (rows, columns), anchor, dilation, strict=True):
+        before, after = (at - start) * step, (stop - 1 - at) * step
+        same = before == after
+        padding.append(before if same else 0)
+        pad.append((0, 0) if same else (before, after))
+        whole.append(at * step if 2 * at == size - 1 else None)
+    return RectanglePlan(
+        **common, shape=shape, rows=rows, columns=columns, padding=(padding[0], padding[1]), pad=(*pad[1], *pad[0]),
+        whole=None if whole[0] is None or whole[1] is None else (whole[0], whole[1]),
+    )  # fmt: skip
+
+
+def weight_of(module: nn.Module, plan: Plan) -> Tensor:
     weight: Tensor = _get(module, plan.weight)
     return weight
 
 
-def zero_masked_taps(module: nn.Module, plan: MaskPlan) -> None:
+def zero_masked_taps(module: nn.Module, plan: Plan) -> None:
     """For a layer that writes the zeros into its weight in every pass, behind autograd's back, as its own pass does."""
     weight = weight_of(module, plan)
     weight.data.mul_(plan.live().to(weight))
 
 
-def writes_its_weight(module: nn.Module, plan: MaskPlan) -> bool:
+def writes_its_weight(module: nn.Module, plan: Plan) -> bool:
     twin = copy.deepcopy(module)
     weight = _get(twin, plan.weight)
     with torch.no_grad():

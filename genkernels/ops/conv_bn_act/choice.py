@@ -47,6 +47,10 @@ def always_kernel() -> Iterator[None]:
         _always_kernel = before
 
 
+def always_takes_kernel() -> bool:
+    return _always_kernel
+
+
 def prefers_torch(
     x: Tensor, weight: Tensor, bias: Tensor | None, conv: Any, norm: Any, activation: str | None, negative_slope: float
 ) -> bool:
