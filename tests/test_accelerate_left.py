@@ -53,8 +53,11 @@ LEFT = {
     "spectral norm": (
         lambda: nn.Sequential(nn.utils.spectral_norm(nn.Conv2d(4, 4, 3)), nn.ReLU()), "computes its weight",
     ),
-    "masked and weight norm": (
-        lambda: nn.utils.parametrizations.weight_norm(styles.MASKED["broadcast"]()), "computes its weight",
+    "weight norm, the mask written into the weight": (
+        lambda: nn.utils.parametrizations.weight_norm(styles.MASKED["data"]()), "which does not last",
+    ),
+    "old weight norm, the mask written into the weight": (
+        lambda: nn.utils.weight_norm(styles.MASKED["data"]()), "which does not last",
     ),
     "masked and strided": (lambda: styles.WritesItsWeight("B", 4, 6, 3, 2, 1), "stride is (2, 2)"),
     "masked and grouped": (lambda: styles.WritesItsWeight("B", 4, 6, 3, padding=1, groups=2), "groups is 2"),

@@ -319,14 +319,26 @@ def test_torch_fx_jit_trace_and_export_take_it(make, shape, runs):
         torch.testing.assert_close(seen(x), plain(x), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("style", ["data", "broadcast"])
+def test_a_parametrization_registered_since_counts_and_restore_leaves_it(style):
+    plain, fast, _ = pair(styles.MASKED[style])
+    step(plain, X), step(fast, X)
+    for layer in (plain, fast):
+        nn.utils.parametrizations.weight_norm(layer)
+    assert_same(step(fast, X), step(plain, X))
+    genkernels.restore(fast)
+    assert_same(step(fast, X), step(plain, X))
+    nn.utils.parametrize.remove_parametrizations(fast, "weight")
+    assert type(fast) is type(styles.MASKED[style]())
+
+
 def test_restore_refuses_a_class_that_has_changed_again():
     layer = styles.MASKED["data"]()
     genkernels.accelerate(layer)
-    nn.utils.parametrizations.weight_norm(layer)
-    layer(X)
-    with pytest.raises(RuntimeError, match="was a parametrization registered since"):
+    layer.__class__ = type("Changed", (type(layer),), {})
+    with pytest.raises(RuntimeError, match="was its class changed since"):
         genkernels.restore(layer)
-    nn.utils.parametrize.remove_parametrizations(layer, "weight")
+    layer.__class__ = type(layer).__bases__[0]
     genkernels.restore(layer)
     assert type(layer) is styles.WritesItsWeight
 

@@ -33,7 +33,7 @@ def accelerate(model: nn.Module, *, example: Any = None) -> Report:
 
     * masked convolutions, however they are written: for :func:`genkernels.ops.masked_conv2d`, or, where the live taps
       are a rectangle (whole rows, as in the vertical stack of a Gated PixelCNN), for a convolution of these alone, at
-      sizes where it is quicker;
+      sizes where it is quicker; weight norm, spectral norm or a parametrization may compute the weight;
     * runs of ``ConvTranspose2d`` or ``Conv2d``, ``BatchNorm2d`` and ``ReLU``, ``LeakyReLU``, ``Tanh`` or ``Sigmoid``
       (norm or activation may be missing), in an ``nn.Sequential`` or in a forward that torch.fx can follow: for
       :func:`genkernels.ops.conv_transpose2d_bn_act` and :func:`genkernels.ops.conv2d_bn_act`, at sizes where these are
@@ -124,7 +124,7 @@ def _masked(name: str, module: nn.Module, report: Report, owners: Counter[int]) 
         return False
     reason = why_not(module)
     plan = reason if reason is not None else masked.recognise(module)
-    inner = (part for part in module.modules() if part is not module)
+    inner = [part for part in module.modules() if part is not module and not masked.is_computed_alone(part)]
     # What holds a tensor beside its weight, and no smaller part that does: the rest has nothing to do with masks.
     looks_masked = isinstance(module, nn.Conv2d) or (
         masked.has_extras(module) and not any(masked.is_candidate(part) for part in inner)
@@ -139,14 +139,16 @@ def _masked(name: str, module: nn.Module, report: Report, owners: Counter[int]) 
         swap(copied, masked.AcceleratedMaskedConv2d, plan)
 
     weight = ".".join(plan.weight)
+    twin = masked.copied(module)  # to read a computed weight may change what it is computed from
+    in_channels = masked.weight_of(twin, plan).shape[1]
     height, width = (k * d for k, d in zip(plan.kernel, plan.dilation, strict=True))
     try:
         for size in ((height + 1, width + 3), (height + 2, max(width // 2, 2))):
-            x = random_input(module, (2, masked.weight_of(module, plan).shape[1], *size))
-            prove(module, swapper, [x], live={weight: plan.live()})
+            x = random_input(module, (2, in_channels, *size))
+            prove(masked.copied(module), swapper, [x], live={weight: plan.live()})
     except NotEqualError as error:
         return _add(report, name, module, None, str(error)) if looks_masked else False
-    if masked.writes_its_weight(module, plan):
+    if not plan.computed and masked.writes_its_weight(module, plan):
         if owners[id(masked.weight_of(module, plan))] > 1:
             return _add(report, name, module, None, "its weight, into which it writes zeros, is shared")
         plan = replace(plan, writes=True)
@@ -188,6 +190,8 @@ def _sequential(name: str, module: nn.Module, report: Report) -> None:
     kept = []
     for run, reason in blocks.runs_of(layers):
         part = layers[run.start : run.stop]
+        if len(part) == 1 and masked.is_candidate(part[0]):
+            continue  # it gets a line of its own
         where = f"{name}.{names[run.start]}" if name else names[run.start]
         where = where if run.stop == run.start + 1 else f"{where}-{names[run.stop - 1]}"
         kinds = _describe([type(layer).__name__ for layer in part])

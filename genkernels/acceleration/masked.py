@@ -7,31 +7,38 @@ kernel with padding on some sides, a wrapper with the convolution inside all loo
 What is found is run in one of two ways. A mask of :func:`genkernels.ops.masked_conv2d` is left to that operator. Where
 the live taps are one rectangle of the kernel, the same for all channels (the vertical stack of a Gated PixelCNN keeps
 whole rows), the layer is a dense convolution with a smaller kernel.
+
+Weight norm and spectral norm may compute the weight: what the layer does with it is looked at on a copy in which it is
+a plain parameter, and the operator reads the computed one, once a call.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from .. import ops
 from ..ops.conv_bn_act.choice import always_takes_kernel
 from ..ops.direct import are_plain
 from ..ops.masked_conv.mask import GROUP_LAYOUTS, MASK_TYPES, MaskSpec, mask_tensor
 from .proof import first_line
-from .swap import Swapped, is_hooked, is_one_tensor, why_weight_is_computed
+from .swap import ComputedWeight, Swapped, is_hooked, is_one_tensor, why_weight_is_computed
 from .tracing import state_of
 
 _MOST_PARTS = 6  # modules in a wrapper
 _MOST_GROUPS = 64
 _LEAST_SKIPPED = 4_000_000  # multiply-adds by masked taps, from which a smaller kernel is quicker on a CPU
+_HOOKED = "hooks on the module inside would not be called"
+_OLD_STYLE = (WeightNorm, SpectralNorm)
 
 Path = tuple[str, ...]
 
@@ -46,6 +53,7 @@ class Plan:
             layer goes its own way again.
         parts: paths of the modules inside.
         writes: whether the layer writes zeros into the masked taps of its weight, as it did in every pass.
+        computed: whether something computes the weight in each pass (weight norm, say); it may be plain later on.
     """
 
     weight: Path
@@ -54,6 +62,7 @@ class Plan:
     masks: tuple[tuple[Path, Tensor], ...]
     parts: tuple[Path, ...]
     writes: bool = False
+    computed: bool = False
     operator: ClassVar[str]
 
     @property
@@ -217,6 +226,8 @@ def _holds(module: Any, plan: Plan) -> bool:
     """
     if any(is_hooked(_get(module, path)) for path in plan.parts):
         return False
+    if not plan.computed and plan.weight[-1] not in _get(module, plan.weight[:-1])._parameters:
+        return False  # somebody computes it now
     if not torch.compiler.is_compiling():
         _look_at_masks(module, plan)
     return not module._genkernels_other_mask
@@ -262,12 +273,60 @@ def is_candidate(module: nn.Module) -> bool:
     """Whether a module holds one convolution weight, perhaps a bias, and little else."""
     if type(module).forward in (nn.Conv2d.forward, nn.ConvTranspose2d.forward) and not _extras(module):
         return False
-    if type(module).__module__.startswith("genkernels.") or sum(1 for _ in module.modules()) > _MOST_PARTS:
+    if type(module).__module__.startswith("genkernels.") or isinstance(module, (nn.ModuleDict, nn.ModuleList)):
         return False
-    if isinstance(module, nn.Conv2d) and why_weight_is_computed(module) is not None:
-        return True  # to be left with the reason
+    if sum(1 for _ in module.modules()) > _MOST_PARTS:
+        return False
+    if why_weight_is_computed(module) is not None:
+        if isinstance(module, nn.Conv2d):
+            return True  # to be left with the reason, if nothing else
+        plain = with_plain_weight(module)
+        if plain is None:
+            return False
+        module = plain
     weights = [path for path, p in _trained(module) if p.dim() == 4]
     return len(weights) == 1 and bool(_extras(module) or type(module) is not nn.Sequential)
+
+
+def is_computed_alone(module: nn.Module) -> bool:
+    """Whether it is a convolution as it comes, but that something computes its weight."""
+    return type(module).forward is nn.Conv2d.forward and why_weight_is_computed(module) is not None
+
+
+def with_plain_weight(module: nn.Module) -> nn.Module | None:
+    """A copy in which the weight that weight norm or its like computes is a parameter; None where that is not all."""
+    twin = copied(module)
+    for part in twin.modules():
+        hooks = [hook for hook in part._forward_pre_hooks.values() if isinstance(hook, _OLD_STYLE)]
+        if nn.utils.parametrize.is_parametrized(part):
+            names = list(part.parametrizations)  # type: ignore[arg-type]
+        else:
+            names = [hook.name for hook in hooks]
+        if not names:
+            continue
+        if names != ["weight"]:
+            return None
+        if hooks:
+            remove = nn.utils.remove_weight_norm if isinstance(hooks[0], WeightNorm) else nn.utils.remove_spectral_norm
+            remove(part)
+            continue
+        # As remove_parametrizations does; that would take the property from the class, which the original shares.
+        with torch.no_grad():
+            value = part.weight.detach().clone()  # type: ignore[operator]
+        del part.parametrizations
+        part.__class__ = type(part).__bases__[0]
+        part.weight = nn.Parameter(value)
+    return twin if why_weight_is_computed(twin) is None else None
+
+
+def copied(module: nn.Module) -> nn.Module:
+    """A copy of a module, also of one that keeps the weight that it computed last, which deepcopy refuses."""
+    memo = {}
+    for part in module.modules():
+        for value in part.__dict__.values():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                memo[id(value)] = value.detach().clone()
+    return copy.deepcopy(module, memo)
 
 
 def _owners(module: nn.Module) -> Iterator[tuple[Path, nn.Module]]:
@@ -311,8 +370,24 @@ def recognise(module: nn.Module) -> Plan | str | None:
     Raises nothing: what cannot be looked at is left, with the reason.
     """
     computed = why_weight_is_computed(module)
-    if computed is not None:
+    if computed is None:
+        return _recognise(module)
+    plain = None if is_computed_alone(module) else with_plain_weight(module)
+    if plain is None:
         return computed
+    plan = _recognise(plain)
+    if plan is None:
+        return computed
+    if isinstance(plan, str):
+        return ComputedWeight(plan)
+    if any(is_hooked(_get(module, path)) for path in plan.parts):
+        return ComputedWeight(_HOOKED)
+    if writes_its_weight(plain, plan):
+        return ComputedWeight(f"it writes zeros into its weight, which does not last: {computed}")
+    return replace(plan, computed=True)
+
+
+def _recognise(module: nn.Module) -> Plan | str | None:
     named = _trained(module)
     weights = [(path, p) for path, p in named if p.dim() == 4]
     biases = [(path, p) for path, p in named if p.dim() == 1]
@@ -330,7 +405,7 @@ def recognise(module: nn.Module) -> Plan | str | None:
     inner = [(p, part) for p, part in _owners(module) if p]
     for _, part in inner:
         if is_hooked(part):
-            return "hooks on the module inside would not be called"
+            return _HOOKED
     try:
         response = _response(module, path, biases[0][0] if biases else None, pair)
     except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
