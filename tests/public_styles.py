@@ -95,6 +95,36 @@ class CroppedRow(nn.Module):
         return self.conv(F.pad(x, (self.reach, 0, 0, 0)))
 
 
+class CastsItsInput(MultipliesItsWeight):
+    """Images come as bytes."""
+
+    def forward(self, x):
+        return super().forward(x.float())
+
+
+class MakesItsMask(nn.Conv2d):
+    """A mask that is made in every pass."""
+
+    def forward(self, x):
+        height, width = self.kernel_size
+        mask = torch.ones(height, width)
+        mask[height // 2, width // 2 + 1 :] = 0
+        mask[height // 2 + 1 :] = 0
+        return self._conv_forward(x, self.weight * mask, self.bias)
+
+
+class MakesItsMaskInFloat32(MakesItsMask):
+    """One that no other dtype takes."""
+
+    def forward(self, x):
+        height, width = self.kernel_size
+        mask = torch.ones(1, 1, height * width).index_fill(2, torch.arange(height * width // 2, height * width), 0.0)
+        weight = torch.bmm(self.weight.flatten(2).flatten(0, 1)[:, None], torch.diag(mask[0, 0]).expand(
+            self.out_channels * self.in_channels, -1, -1
+        ))  # fmt: skip
+        return self._conv_forward(x, weight.view_as(self.weight), self.bias)
+
+
 MASKED = {
     "data": lambda: WritesItsWeight("B", 4, 6, 3, padding=1),
     "broadcast": lambda: MultipliesItsWeight("A", 4, 6, 5, padding=4, dilation=2),
@@ -102,6 +132,9 @@ MASKED = {
     "blocks": lambda: Colours("A", "blocks", 6, 8, 3, padding=1),
     "interleaved": lambda: Colours("B", "interleaved", 6, 9, 5, padding=2),
     "cropped": lambda: Cropped("B", 4, 6, 5),
+    "casts": lambda: CastsItsInput("B", 4, 6, 3, padding=1),
+    "makes its mask": lambda: MakesItsMask(4, 6, 3, padding=1),
+    "makes its mask in float32": lambda: MakesItsMaskInFloat32(4, 6, 3, padding=1),
 }
 
 

@@ -271,6 +271,38 @@ def test_a_mask_changed_after_the_swap_counts(change):
         torch.testing.assert_close(compiled(X), plain(X))
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("rows", [False, True], ids=["mask", "rows"])
+def test_a_layer_that_casts_its_input_goes_on_taking_what_it_took(rows, dtype):
+    def make():
+        layer = styles.CastsItsInput("B", 4, 6, 3, padding=1)
+        layer.visible = styles.KeepsRows("B", 4, 6, 3).mask.bool() if rows else layer.visible
+        return layer
+
+    plain, fast, _ = pair(make)
+    x = (4 * X).to(dtype)
+    with always_kernel():
+        assert torch.equal(fast(x), plain(x))
+        torch.testing.assert_close(fast(x.float()), plain(x.float()))
+    with torch.autocast("cpu", torch.bfloat16):
+        got, expected = fast(x), plain(x)
+    assert got.dtype == expected.dtype
+    torch.testing.assert_close(got, expected, rtol=0.1, atol=0.1)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_a_layer_that_casts_to_its_own_dtype(dtype):
+    class Casts(styles.MultipliesItsWeight):
+        def forward(self, x):
+            return super().forward(x.to(dtype))
+
+    plain, fast, report = pair(lambda: Casts("B", 4, 6, 3, padding=1).to(dtype))
+    assert report.swapped[0].detail == "3x3, mask B"
+    x = X.to(dtype)
+    tolerance = {torch.float16: 2e-2}.get(dtype, 1e-1)
+    torch.testing.assert_close(fast(x), plain(x), rtol=tolerance, atol=tolerance)
+
+
 # --- norms, dtypes, frozen parameters --------------------------------------------------------------------------------
 
 

@@ -37,6 +37,7 @@ from .tracing import state_of
 _MOST_PARTS = 6  # modules in a wrapper
 _MOST_GROUPS = 64
 _LEAST_SKIPPED = 4_000_000  # multiply-adds by masked taps, from which a smaller kernel is quicker on a CPU
+_AUTOCAST = (torch.float32, torch.bfloat16, torch.float16)
 _HOOKED = "hooks on the module inside would not be called"
 _OLD_STYLE = (WeightNorm, SpectralNorm)
 
@@ -211,11 +212,20 @@ class AcceleratedMaskedConv2d(Swapped):
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         plan = self._genkernels_plan
         # What is left to the layer itself need not be looked at any closer.
-        if plan is None or kwargs or not is_one_tensor(args) or not plan.takes(args[0]) or not _holds(self, plan):
+        takes = plan is not None and not kwargs and is_one_tensor(args) and plan.takes(args[0])
+        if not takes or not _has_its_dtype(self, plan, args[0]) or not _holds(self, plan):
             return super().forward(*args, **kwargs)  # type: ignore[misc]
         if plan.writes and not torch.compiler.is_compiling():
             zero_masked_taps(self, plan)
         return plan.run(args[0], _get(self, plan.weight), None if plan.bias is None else _get(self, plan.bias))
+
+
+def _has_its_dtype(module: Any, plan: Plan, x: Tensor) -> bool:
+    """Whether an image has the weight's dtype: what the layer casts is its own affair."""
+    weight = next(_get(module, plan.weight[:-1]).parameters()) if plan.computed else _get(module, plan.weight)
+    if x.dtype == weight.dtype:
+        return True
+    return x.dtype in _AUTOCAST and weight.dtype in _AUTOCAST and torch.is_autocast_enabled(x.device.type)
 
 
 def _holds(module: Any, plan: Plan) -> bool:
@@ -304,7 +314,7 @@ def with_plain_weight(module: nn.Module) -> nn.Module | None:
             names = [hook.name for hook in hooks]
         if not names:
             continue
-        if names != ["weight"]:
+        if names != ["weight"] or next(part.parameters(), None) is None:
             return None
         if hooks:
             remove = nn.utils.remove_weight_norm if isinstance(hooks[0], WeightNorm) else nn.utils.remove_spectral_norm
@@ -406,10 +416,15 @@ def _recognise(module: nn.Module) -> Plan | str | None:
     for _, part in inner:
         if is_hooked(part):
             return _HOOKED
-    try:
-        response = _response(module, path, biases[0][0] if biases else None, pair)
-    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
-        return f"it could not be tried: {first_line(error)}"
+    response: tuple[Tensor, tuple[int, int]] | str = ""
+    # Some make tensors of their own dtype, or cast what they are given: rounding is then part of what is seen.
+    for dtype in dict.fromkeys((torch.float64, weights[0][1].dtype)):
+        try:
+            response = _response(module, path, biases[0][0] if biases else None, pair, dtype)
+        except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+            response = f"it could not be tried: {first_line(error)}"
+        if not isinstance(response, str):
+            break
     if isinstance(response, str):
         return response
     mask, anchor = response
@@ -418,21 +433,22 @@ def _recognise(module: nn.Module) -> Plan | str | None:
 
 
 def _response(
-    module: nn.Module, path: Path, bias: Path | None, dilation: tuple[int, int]
+    module: nn.Module, path: Path, bias: Path | None, dilation: tuple[int, int], dtype: torch.dtype
 ) -> tuple[Tensor, tuple[int, int]] | str:
     """The mask of the layer's weight, and the kernel position that stands at the pixel itself."""
-    twin = copy.deepcopy(module).cpu().double().eval()
+    zero = _ROUNDING.get(dtype, 0.0)
+    twin = copy.deepcopy(module).cpu().to(dtype).eval()
     generator = torch.Generator().manual_seed(0)
     weight = _get(twin, path)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        values = torch.rand(weight.shape, generator=generator, dtype=torch.float64) + 0.5
+        values = (torch.rand(weight.shape, generator=generator, dtype=torch.float64) + 0.5).to(dtype)
         weight.data.copy_(values)
         if bias is not None:
             _get(twin, bias).data.copy_(torch.rand(weight.shape[0], generator=generator, dtype=torch.float64))
         out, inputs, height, width = weight.shape
         reach = max(height * dilation[0], width * dilation[1]) + 1
         size = 2 * reach + 1
-        lit = torch.zeros(inputs + 1, inputs, size, size, dtype=torch.float64)
+        lit = torch.zeros(inputs + 1, inputs, size, size, dtype=dtype)
         lit[torch.arange(inputs), torch.arange(inputs), reach, reach] = 1
         before = state_of(twin, parameters=False)  # many write zeros into their weight
         answer = twin.forward(lit)
@@ -440,7 +456,8 @@ def _response(
             return "its forward changes its attributes"
         if not isinstance(answer, Tensor) or answer.shape != (inputs + 1, out, size, size):
             return "it does not keep the size of the image, as a masked convolution does"
-        if bool((twin.forward(2 * lit) - answer[-1:] - 2 * (answer - answer[-1:])).abs().max() > 1e-9):
+        answer, twice = answer.double(), twin.forward(2 * lit).double()
+        if bool((twice - answer[-1:] - 2 * (answer - answer[-1:])).abs().max() > 4 * zero):
             return "it is not linear: something other than a convolution happens in it"
         # [out, in, dy, dx]: what a pixel sees at a distance; the answer shows where a pixel is seen from
         seen = (answer[:-1] - answer[-1:]).transpose(0, 1).flip(2, 3)
@@ -449,14 +466,15 @@ def _response(
             rows = [reach + (r - row) * dilation[0] for r in range(height)]
             columns = [reach + (c - column) * dilation[1] for c in range(width)]
             taps = seen[:, :, rows][:, :, :, columns]
-            live = taps.abs() > 1e-9
-            if bool(live.any()) and _all_of_it(seen, taps) and bool((taps - values * live).abs().max() < 1e-9):
+            live = taps.abs() > zero
+            whole = int((seen.abs() > zero).sum()) == int(live.sum())
+            if whole and bool(live.any()) and bool((taps - values * live).abs().max() <= zero):
                 return live, (row, column)
     return "its result is not a convolution with a part of its weight"
 
 
-def _all_of_it(seen: Tensor, taps: Tensor) -> bool:
-    return abs(float(seen.abs().sum() - taps.abs().sum())) < 1e-6
+# What rounding may leave of a difference between sums of a few numbers up to 2; weights are 0.5 at least.
+_ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 
 def _plan(
