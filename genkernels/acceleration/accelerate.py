@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 import threading
 from collections import Counter
 from collections.abc import Sequence
@@ -121,7 +122,7 @@ def _add(report: Report, name: str, module: nn.Module, swapped: str | None, deta
 
 def _masked(name: str, module: nn.Module, report: Report, owners: Counter[int]) -> bool:
     if not masked.is_candidate(module):
-        return False
+        return _untried(name, module, report, None)
     reason = why_not(module)
     plan = reason if reason is not None else masked.recognise(module)
     inner = [part for part in module.modules() if part is not module and not masked.is_computed_alone(part)]
@@ -133,7 +134,7 @@ def _masked(name: str, module: nn.Module, report: Report, owners: Counter[int]) 
         if plan is not None and looks_masked:
             _add(report, name, module, None, plan)
             return isinstance(plan, ComputedWeight)
-        return False
+        return _untried(name, module, report, plan)
 
     def swapper(copied: nn.Module) -> None:
         swap(copied, masked.AcceleratedMaskedConv2d, plan)
@@ -155,6 +156,12 @@ def _masked(name: str, module: nn.Module, report: Report, owners: Counter[int]) 
         masked.zero_masked_taps(module, plan)
     swapper(module)
     return _add(report, name, module, plan.operator, str(plan))
+
+
+def _untried(name: str, module: nn.Module, report: Report, tried: str | None) -> bool:
+    """A line for a module that holds a mask of its own, and none for others."""
+    reason = masked.why_not_tried(module)
+    return reason is not None and _add(report, name, module, None, tried or reason)
 
 
 def _recurrence(name: str, module: nn.Module, report: Report) -> bool:
@@ -232,6 +239,9 @@ def _own_forward(name: str, module: nn.Module, report: Report, inputs: tuple[Any
             _add(report, name, module, None, traced)
         return
     found = graphs.find_runs(module, traced.graph)
+    cropped = ", ".join(_cropped(module, traced.graph))
+    if not found and cropped and not any(entry.name == name for entry in report.entries):
+        _add(report, name, module, None, f"{cropped}: its padded result is cropped, which no operator does")
     kept = []
     for run, reason in found:
         if reason is None:
@@ -264,6 +274,29 @@ def _own_forward(name: str, module: nn.Module, report: Report, inputs: tuple[Any
         _add(report, name, module, None if error else "conv_bn_act", error or f"{_describe(names)}: one operator")
     if error is None:
         swapper(module)
+
+
+def _cropped(module: nn.Module, graph: Graph) -> list[str]:
+    """Convolutions with padding of whose result only a part of the rows or columns is read."""
+    names = []
+    for node in graph.nodes:
+        conv = module.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if type(conv) is not nn.Conv2d or conv.padding in ("valid", (0, 0)) or not node.users:
+            continue
+        if all(r.target is operator.getitem and r.args[0] is node and _crops(r.args[1]) for r in node.users):
+            names.append(str(node.target))
+    return names
+
+
+def _crops(index: Any) -> bool:
+    """Whether an index of [N, C, H, W] cuts rows or columns off at an end, and does nothing else to these."""
+    parts = list(index) if isinstance(index, tuple) else [index]
+    if Ellipsis in parts:
+        at = parts.index(Ellipsis)
+        parts[at : at + 1] = [slice(None)] * (5 - len(parts))
+    places = parts[2:4]
+    whole = slice(None)
+    return all(isinstance(part, slice) and part.step is None for part in places) and any(p != whole for p in places)
 
 
 def _guesses(module: nn.Module, graph: Graph) -> list[tuple[Tensor, ...]]:

@@ -15,6 +15,7 @@ a plain parameter, and the operator reads the computed one, once a call.
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -339,6 +340,46 @@ def copied(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module, memo)
 
 
+def why_not_tried(module: nn.Module) -> str | None:
+    """For a module that holds a mask beside a convolution's weight: why it is no layer of the kind that is tried."""
+    if type(module).__module__.startswith("genkernels.") or not _holds_a_mask(module):
+        return None
+    arguments = _arguments(module, required=False)
+    if arguments > 1:
+        return f"its forward takes {arguments} arguments"
+    weights = sum(p.dim() == 4 for _, p in _trained(module))
+    if weights != 1:
+        return f"it holds {weights} weights of convolutions; a mask is looked for in layers with one"
+    return "it holds more than a convolution with its weight and bias"
+
+
+def _holds_a_mask(module: nn.Module) -> bool:
+    """Whether a tensor of zeros and ones in it fits a kernel in it, its own or that of a convolution inside."""
+    inside = [part for part in module.children() if type(part).forward is nn.Conv2d.forward and not _extras(part)]
+    weights = [p for part in (module, *inside) for p in part.parameters(recurse=False) if p.dim() == 4]
+    own = [value for path, value in _extras(module) if len(path) == 1 and value.dim() >= 2] if weights else []
+    for mask in own:
+        fits = any(_fits(mask, weight) for weight in weights if weight is not mask)
+        if fits and bool(((mask == 0) | (mask == 1)).all()) and 0 < int(mask.count_nonzero()) < mask.numel():
+            return True
+    return False
+
+
+def _fits(mask: Tensor, weight: Tensor) -> bool:
+    sizes = zip(reversed(mask.shape), reversed(weight.shape), strict=False)
+    return mask.dim() <= 4 and mask.shape[-2:] == weight.shape[-2:] and all(size in (1, whole) for size, whole in sizes)
+
+
+def _arguments(module: nn.Module, *, required: bool) -> int:
+    """How many arguments a forward takes by position."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    try:
+        parameters = inspect.signature(module.forward).parameters.values()
+    except (TypeError, ValueError):  # it is nothing that Python can look into
+        return 1
+    return sum(p.kind in kinds and not (required and p.default is not inspect.Parameter.empty) for p in parameters)
+
+
 def _owners(module: nn.Module) -> Iterator[tuple[Path, nn.Module]]:
     for name, part in module.named_modules():
         yield tuple(name.split(".")) if name else (), part
@@ -416,6 +457,9 @@ def _recognise(module: nn.Module) -> Plan | str | None:
     for _, part in inner:
         if is_hooked(part):
             return _HOOKED
+    arguments = _arguments(module, required=True)
+    if arguments > 1:
+        return f"its forward takes {arguments} arguments"
     response: tuple[Tensor, tuple[int, int]] | str = ""
     # Some make tensors of their own dtype, or cast what they are given: rounding is then part of what is seen.
     for dtype in dict.fromkeys((torch.float64, weights[0][1].dtype)):
