@@ -197,8 +197,8 @@ UNTRIED = {
     "a wrapper, conditioned": (ConditionedWrapper, "its forward takes 2 arguments"),
     "two stacks in one": (TwoStacks, "it holds 2 weights of convolutions"),
     "with a scale": (WithAScale, "it holds more than a convolution with its weight and bias"),
-    "crops and gates": (CropsAndGates, "conv: its padded result is cropped"),
-    "crops the end": (CropsTheEnd, "conv: its padded result is cropped"),
+    "crops and gates": (CropsAndGates, "the padded result of conv is cropped"),
+    "crops the end": (CropsTheEnd, "the padded result of conv is cropped"),
 }
 
 

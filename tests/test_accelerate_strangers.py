@@ -364,6 +364,14 @@ def test_a_parametrization_registered_since_counts_and_restore_leaves_it(style):
     assert type(fast) is type(styles.MASKED[style]())
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_gradients_may_be_off_where_it_is_called(mode):
+    model = styles.pixelcnn(layers=2, kernel=3)
+    with mode():
+        report = genkernels.accelerate(model)
+    assert len(report.swapped) == 2, str(report)
+
+
 def test_restore_refuses_a_class_that_has_changed_again():
     layer = styles.MASKED["data"]()
     genkernels.accelerate(layer)

@@ -60,7 +60,7 @@ def accelerate(model: nn.Module, *, example: Any = None) -> Report:
         TypeError: the model is no ``nn.Module``.
     """
     check_model(model)
-    with _ONE_AT_A_TIME, silent():
+    with _ONE_AT_A_TIME, silent(), torch.inference_mode(False), torch.enable_grad():  # gradients are compared
         return _accelerate(model, example)
 
 
@@ -239,9 +239,9 @@ def _own_forward(name: str, module: nn.Module, report: Report, inputs: tuple[Any
             _add(report, name, module, None, traced)
         return
     found = graphs.find_runs(module, traced.graph)
-    cropped = ", ".join(_cropped(module, traced.graph))
+    cropped = " and ".join(_cropped(module, traced.graph))
     if not found and cropped and not any(entry.name == name for entry in report.entries):
-        _add(report, name, module, None, f"{cropped}: its padded result is cropped, which no operator does")
+        _add(report, name, module, None, f"the padded result of {cropped} is cropped, which no operator does")
     kept = []
     for run, reason in found:
         if reason is None:
