@@ -342,7 +342,8 @@ def test_frozen_parameters_get_no_gradient():
 
 @pytest.mark.parametrize("make, shape, runs", [
     (styles.AttributeGenerator, (2, 8), 2), (styles.generator, (2, 8, 1, 1), 3), (styles.MASKED["wrapper"], X.shape, 1),
-], ids=["attributes", "sequential", "masked"])  # fmt: skip
+    (styles.RECTANGLES["B"][0], X.shape, 1), (styles.RECTANGLES["A, writes its weight"][0], X.shape, 1),
+], ids=["attributes", "sequential", "masked", "rows", "rows, writes"])  # fmt: skip
 def test_torch_fx_jit_trace_and_export_take_it(make, shape, runs):
     plain, fast, _ = pair(lambda: make().eval(), swapped=runs)
     x = torch.randn(shape)

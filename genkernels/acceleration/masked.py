@@ -161,7 +161,8 @@ class RectanglePlan(Plan):
         if self._is_small(x) and not self._leaves_gradients():
             return False
         left, right, top, bottom = self.pad
-        return x.shape[-2] >= -min(top, bottom) and x.shape[-1] >= -min(left, right)
+        rows, columns = -min(top, bottom), -min(left, right)  # to be cut off
+        return (rows <= 0 or x.shape[-2] >= rows) and (columns <= 0 or x.shape[-1] >= columns)
 
     def run(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if self.whole is not None and self._leaves_gradients() and self._is_small(x):
@@ -176,8 +177,11 @@ class RectanglePlan(Plan):
         return self.writes and torch.is_grad_enabled()
 
     def _is_small(self, x: Tensor) -> bool:
-        """Whether what is skipped weighs less than the steps around it, of which a compiler makes little."""
-        if torch.compiler.is_compiling() or x.numel() * self.dead >= _LEAST_SKIPPED:
+        """Whether what is skipped weighs less than the steps around it, of which a compiler makes little.
+
+        What is compiled or traced serves any size.
+        """
+        if torch.compiler.is_compiling() or torch.jit.is_tracing() or x.numel() * self.dead >= _LEAST_SKIPPED:
             return False
         return x.is_cpu and not always_takes_kernel()
 
