@@ -95,6 +95,36 @@ class CroppedRow(nn.Module):
         return self.conv(F.pad(x, (self.reach, 0, 0, 0)))
 
 
+class CastsItsInput(MultipliesItsWeight):
+    """Images come as bytes."""
+
+    def forward(self, x):
+        return super().forward(x.float())
+
+
+class MakesItsMask(nn.Conv2d):
+    """A mask that is made in every pass."""
+
+    def forward(self, x):
+        height, width = self.kernel_size
+        mask = torch.ones(height, width)
+        mask[height // 2, width // 2 + 1 :] = 0
+        mask[height // 2 + 1 :] = 0
+        return self._conv_forward(x, self.weight * mask, self.bias)
+
+
+class MakesItsMaskInFloat32(MakesItsMask):
+    """One that no other dtype takes."""
+
+    def forward(self, x):
+        height, width = self.kernel_size
+        mask = torch.ones(1, 1, height * width).index_fill(2, torch.arange(height * width // 2, height * width), 0.0)
+        weight = torch.bmm(self.weight.flatten(2).flatten(0, 1)[:, None], torch.diag(mask[0, 0]).expand(
+            self.out_channels * self.in_channels, -1, -1
+        ))  # fmt: skip
+        return self._conv_forward(x, weight.view_as(self.weight), self.bias)
+
+
 MASKED = {
     "data": lambda: WritesItsWeight("B", 4, 6, 3, padding=1),
     "broadcast": lambda: MultipliesItsWeight("A", 4, 6, 5, padding=4, dilation=2),
@@ -102,7 +132,70 @@ MASKED = {
     "blocks": lambda: Colours("A", "blocks", 6, 8, 3, padding=1),
     "interleaved": lambda: Colours("B", "interleaved", 6, 9, 5, padding=2),
     "cropped": lambda: Cropped("B", 4, 6, 5),
+    "casts": lambda: CastsItsInput("B", 4, 6, 3, padding=1),
+    "makes its mask": lambda: MakesItsMask(4, 6, 3, padding=1),
+    "makes its mask in float32": lambda: MakesItsMaskInFloat32(4, 6, 3, padding=1),
 }
+
+
+class KeepsRows(nn.Conv2d):
+    """The vertical stack of a Gated PixelCNN: the rows above the centre (A), or these and its own (B)."""
+
+    def __init__(self, kind, *args, writes=False, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.writes = writes
+        self.register_buffer("mask", torch.zeros_like(self.weight))
+        self.mask[:, :, : self.kernel_size[0] // 2 + (kind == "B")] = 1
+
+    def forward(self, x):
+        if self.writes:
+            self.weight.data *= self.mask
+            return super().forward(x)
+        return self._conv_forward(x, self.weight * self.mask, self.bias)
+
+
+class KeepsTaps(nn.Conv2d):
+    """Any rectangle of taps, in a mask of one kernel."""
+
+    def __init__(self, rows, columns, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.kept = torch.zeros(self.kernel_size)
+        self.kept[slice(*rows), slice(*columns)] = 1
+
+    def forward(self, x):
+        return F.conv2d(x, self.weight * self.kept.to(x), self.bias, 1, self.padding, self.dilation)
+
+
+class CroppedRows(nn.Module):
+    """The vertical stack with the kernel's last row of zeros cut off, and the image shifted."""
+
+    def __init__(self, channels, out, kernel):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, out, (kernel // 2 + 1, kernel), bias=False)
+        self.register_buffer("above", torch.ones(kernel // 2 + 1, 1))
+        self.above[-1] = 0
+
+    def forward(self, x):
+        rows, columns = self.conv.kernel_size
+        x = F.pad(x, (columns // 2, columns // 2, rows - 1, 0))
+        return F.conv2d(x, self.conv.weight * self.above)
+
+
+RECTANGLES = {  # with what the report says
+    "A": (lambda: KeepsRows("A", 4, 6, 3, padding=1), "3x3, its live taps are 1x3"),
+    "B": (lambda: KeepsRows("B", 4, 6, 3, padding=1), "3x3, its live taps are 2x3"),
+    "B of 7": (lambda: KeepsRows("B", 4, 6, 7, padding=3), "7x7, its live taps are 4x7"),
+    "A, writes its weight": (lambda: KeepsRows("A", 4, 6, 5, padding=2, writes=True), "5x5, its live taps are 2x5"),
+    "B, dilated": (lambda: KeepsRows("B", 4, 6, 3, padding=2, dilation=2), "3x3, its live taps are 2x3"),
+    "A, dilated, no bias": (
+        lambda: KeepsRows("A", 4, 6, 3, padding=(3, 2), dilation=(3, 2), bias=False), "3x3, its live taps are 1x3",
+    ),
+    "cropped": (lambda: CroppedRows(4, 6, 5), "3x5, its live taps are 2x5"),
+    "not causal": (lambda: KeepsTaps((1, 5), (0, 3), 4, 6, 5, padding=2), "5x5, its live taps are 4x3"),
+    "the middle": (lambda: KeepsTaps((1, 4), (1, 4), 4, 6, 5, padding=2), "5x5, its live taps are 3x3"),
+    "a corner": (lambda: KeepsTaps((4, 5), (4, 5), 4, 6, 5, padding=2), "5x5, its live taps are 1x1"),
+    "the centre": (lambda: KeepsTaps((1, 2), (1, 2), 4, 6, 3, padding=1), "3x3, its live taps are 1x1"),
+}  # fmt: skip
 
 
 def pixelcnn(levels=4, channels=8, layers=3, kernel=7):

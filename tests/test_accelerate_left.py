@@ -2,6 +2,8 @@
 
 import public_styles as styles
 import pytest
+import torch
+import torch.nn.functional as F
 from torch import nn
 
 import genkernels
@@ -53,8 +55,11 @@ LEFT = {
     "spectral norm": (
         lambda: nn.Sequential(nn.utils.spectral_norm(nn.Conv2d(4, 4, 3)), nn.ReLU()), "computes its weight",
     ),
-    "masked and weight norm": (
-        lambda: nn.utils.parametrizations.weight_norm(styles.MASKED["broadcast"]()), "computes its weight",
+    "weight norm, the mask written into the weight": (
+        lambda: nn.utils.parametrizations.weight_norm(styles.MASKED["data"]()), "which does not last",
+    ),
+    "old weight norm, the mask written into the weight": (
+        lambda: nn.utils.weight_norm(styles.MASKED["data"]()), "which does not last",
     ),
     "masked and strided": (lambda: styles.WritesItsWeight("B", 4, 6, 3, 2, 1), "stride is (2, 2)"),
     "masked and grouped": (lambda: styles.WritesItsWeight("B", 4, 6, 3, padding=1, groups=2), "groups is 2"),
@@ -120,3 +125,118 @@ def test_a_mask_in_an_overridden_call_is_told_as_such():
 
     (entry,) = genkernels.accelerate(Calls()).entries
     assert (entry.swapped, entry.detail) == (None, "its __call__ is overridden")
+
+
+# --- masks and crops that are not tried have a line, and nothing else has --------------------------------------------
+
+
+class Conditioned(styles.MultipliesItsWeight):
+    def __init__(self):
+        super().__init__("B", 4, 6, 3, padding=1)
+        self.from_condition = nn.Linear(5, 6)
+
+    def forward(self, x, h):
+        return super().forward(x) + self.from_condition(h)[:, :, None, None]
+
+
+class ConditionedAlone(styles.MultipliesItsWeight):
+    def forward(self, x, h):
+        return super().forward(x) + h
+
+
+class ConditionedWrapper(styles.Wrapper):
+    def __init__(self):
+        super().__init__("B", 4, 6, 3)
+        self.from_condition = nn.Conv2d(5, 6, 1)
+
+    def forward(self, x, h=None):
+        y = super().forward(x)
+        return y if h is None else y + self.from_condition(h)
+
+
+class TwoStacks(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.vertical, self.horizontal = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, (1, 3), padding=(0, 1))
+        self.register_buffer("rows", torch.tensor([[1.0], [1.0], [0.0]]).expand(3, 3).clone())
+        self.register_buffer("columns", torch.tensor([[1.0, 1.0, 0.0]]))
+
+    def forward(self, x):
+        v = F.conv2d(x, self.vertical.weight * self.rows, padding=1)
+        return v + F.conv2d(x, self.horizontal.weight * self.columns, padding=(0, 1))
+
+
+class WithAScale(styles.MultipliesItsWeight):
+    def __init__(self):
+        super().__init__("B", 4, 6, 3, padding=1)
+        self.scale = nn.Parameter(torch.ones(6, 1, 1))
+
+    def forward(self, x):
+        return super().forward(x) * self.scale
+
+
+class CropsAndGates(nn.Module):
+    """The vertical stack by a shift: two rows too many, of which the last are cut off."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(4, 8, (2, 3), padding=(2, 1))
+
+    def forward(self, x):
+        a, b = self.conv(x)[:, :, : x.shape[2], :].chunk(2, 1)
+        return torch.tanh(a) * torch.sigmoid(b)
+
+
+class CropsTheEnd(CropsAndGates):
+    def forward(self, x, h):
+        a, b = (self.conv(x)[..., :-2, :] + h).chunk(2, 1)
+        return torch.tanh(a) * torch.sigmoid(b)
+
+
+UNTRIED = {
+    "conditioned": (Conditioned, "its forward takes 2 arguments"),
+    "conditioned, one weight": (lambda: ConditionedAlone("B", 4, 6, 3), "its forward takes 2 arguments"),
+    "a wrapper, conditioned": (ConditionedWrapper, "its forward takes 2 arguments"),
+    "two stacks in one": (TwoStacks, "it holds 2 weights of convolutions"),
+    "with a scale": (WithAScale, "it holds more than a convolution with its weight and bias"),
+    "crops and gates": (CropsAndGates, "the padded result of conv is cropped"),
+    "crops the end": (CropsTheEnd, "the padded result of conv is cropped"),
+}
+
+
+@pytest.mark.parametrize("name", UNTRIED)
+def test_what_holds_a_mask_or_crops_has_one_line(name):
+    make, reason = UNTRIED[name]
+    for model, where in ((make(), ""), (nn.ModuleList([make()]), "0")):
+        (entry,) = genkernels.accelerate(model).entries
+        assert (entry.name, entry.swapped) == (where, None)
+        assert reason in entry.detail
+
+
+class Unet(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.down, self.up = nn.Conv2d(4, 8, 4, 2, 1), nn.ConvTranspose2d(8, 4, 4, 2, 1)
+        self.last = nn.Conv2d(8, 4, 3, padding=1)
+        self.register_buffer("window", torch.ones(3, 3) / 9)
+        self.register_buffer("attention_mask", torch.ones(8, 8).tril())
+
+    def forward(self, x):
+        y = self.up(self.down(x))
+        return self.last(torch.cat([x, y[:, :, : x.shape[2], : x.shape[3]]], 1))[:, :3]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        styles.generator,
+        styles.discriminator,
+        styles.AttributeGenerator,
+        styles.VaeDecoder,
+        styles.ResNetGenerator,
+        Unet,
+    ],
+    ids=lambda make: make.__name__,
+)
+def test_what_has_nothing_to_do_with_masks_has_no_line(make):
+    assert not genkernels.accelerate(make()).left

@@ -264,6 +264,38 @@ def test_a_mask_changed_after_the_swap_counts(change):
         torch.testing.assert_close(compiled(X), plain(X))
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("rows", [False, True], ids=["mask", "rows"])
+def test_a_layer_that_casts_its_input_goes_on_taking_what_it_took(rows, dtype):
+    def make():
+        layer = styles.CastsItsInput("B", 4, 6, 3, padding=1)
+        layer.visible = styles.KeepsRows("B", 4, 6, 3).mask.bool() if rows else layer.visible
+        return layer
+
+    plain, fast, _ = pair(make)
+    x = (4 * X).to(dtype)
+    with always_kernel():
+        assert torch.equal(fast(x), plain(x))
+        torch.testing.assert_close(fast(x.float()), plain(x.float()))
+    with torch.autocast("cpu", torch.bfloat16):
+        got, expected = fast(x), plain(x)
+    assert got.dtype == expected.dtype
+    torch.testing.assert_close(got, expected, rtol=0.1, atol=0.1)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_a_layer_that_casts_to_its_own_dtype(dtype):
+    class Casts(styles.MultipliesItsWeight):
+        def forward(self, x):
+            return super().forward(x.to(dtype))
+
+    plain, fast, report = pair(lambda: Casts("B", 4, 6, 3, padding=1).to(dtype))
+    assert report.swapped[0].detail == "3x3, mask B"
+    x = X.to(dtype)
+    tolerance = {torch.float16: 2e-2}.get(dtype, 1e-1)
+    torch.testing.assert_close(fast(x), plain(x), rtol=tolerance, atol=tolerance)
+
+
 # --- norms, dtypes, frozen parameters --------------------------------------------------------------------------------
 
 
@@ -303,7 +335,8 @@ def test_frozen_parameters_get_no_gradient():
 
 @pytest.mark.parametrize("make, shape, runs", [
     (styles.AttributeGenerator, (2, 8), 2), (styles.generator, (2, 8, 1, 1), 3), (styles.MASKED["wrapper"], X.shape, 1),
-], ids=["attributes", "sequential", "masked"])  # fmt: skip
+    (styles.RECTANGLES["B"][0], X.shape, 1), (styles.RECTANGLES["A, writes its weight"][0], X.shape, 1),
+], ids=["attributes", "sequential", "masked", "rows", "rows, writes"])  # fmt: skip
 def test_torch_fx_jit_trace_and_export_take_it(make, shape, runs):
     plain, fast, _ = pair(lambda: make().eval(), swapped=runs)
     x = torch.randn(shape)
@@ -312,14 +345,34 @@ def test_torch_fx_jit_trace_and_export_take_it(make, shape, runs):
         torch.testing.assert_close(seen(x), plain(x), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("style", ["data", "broadcast"])
+def test_a_parametrization_registered_since_counts_and_restore_leaves_it(style):
+    plain, fast, _ = pair(styles.MASKED[style])
+    step(plain, X), step(fast, X)
+    for layer in (plain, fast):
+        nn.utils.parametrizations.weight_norm(layer)
+    assert_same(step(fast, X), step(plain, X))
+    genkernels.restore(fast)
+    assert_same(step(fast, X), step(plain, X))
+    nn.utils.parametrize.remove_parametrizations(fast, "weight")
+    assert type(fast) is type(styles.MASKED[style]())
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_gradients_may_be_off_where_it_is_called(mode):
+    model = styles.pixelcnn(layers=2, kernel=3)
+    with mode():
+        report = genkernels.accelerate(model)
+    assert len(report.swapped) == 2, str(report)
+
+
 def test_restore_refuses_a_class_that_has_changed_again():
     layer = styles.MASKED["data"]()
     genkernels.accelerate(layer)
-    nn.utils.parametrizations.weight_norm(layer)
-    layer(X)
-    with pytest.raises(RuntimeError, match="was a parametrization registered since"):
+    layer.__class__ = type("Changed", (type(layer),), {})
+    with pytest.raises(RuntimeError, match="was its class changed since"):
         genkernels.restore(layer)
-    nn.utils.parametrize.remove_parametrizations(layer, "weight")
+    layer.__class__ = type(layer).__bases__[0]
     genkernels.restore(layer)
     assert type(layer) is styles.WritesItsWeight
 

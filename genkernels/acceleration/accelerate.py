@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 import threading
 from collections import Counter
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from torch.nn.parameter import is_lazy
 
 from ..arguments import check_model
 from ..ops.verbose import silent
-from . import blocks, graphs, masked, recurrent
+from . import blocks, graphs, mask_recognition, masked, recurrent
 from .proof import CannotRunError, NotEqualError, prove, random_input
 from .report import Entry, Report
 from .swap import ComputedWeight, Swapped, original_class, original_forward, swap, unswap, why_not
@@ -31,7 +32,9 @@ def accelerate(model: nn.Module, *, example: Any = None) -> Report:
 
     Swapped are, each after a proof on random inputs (training and evaluation, outputs, gradients, running statistics):
 
-    * masked convolutions, however they are written: for :func:`genkernels.ops.masked_conv2d`;
+    * masked convolutions, however they are written: for :func:`genkernels.ops.masked_conv2d`, or, where the live taps
+      are a rectangle (whole rows, as in the vertical stack of a Gated PixelCNN), for a convolution of these alone, at
+      sizes where it is quicker; weight norm, spectral norm or a parametrization may compute the weight;
     * runs of ``ConvTranspose2d`` or ``Conv2d``, ``BatchNorm2d`` and ``ReLU``, ``LeakyReLU``, ``Tanh`` or ``Sigmoid``
       (norm or activation may be missing), in an ``nn.Sequential`` or in a forward that torch.fx can follow: for
       :func:`genkernels.ops.conv_transpose2d_bn_act` and :func:`genkernels.ops.conv2d_bn_act`, at sizes where these are
@@ -47,8 +50,8 @@ def accelerate(model: nn.Module, *, example: Any = None) -> Report:
     checkpoints, optimisers, deepcopy, pickle, DistributedDataParallel and torch.compile work as before. Little is
     seen from outside. Masked taps get a gradient of exactly zero, also where the original writes zeros into its weight
     and leaves a gradient for them. A mask that changes later counts, but a compiled model keeps the one that was there
-    when it last ran uncompiled or was loaded, and on a GPU one written through ``.data`` is not noticed. Settings of a
-    swapped layer (its stride, say) are not to be changed afterwards: call :func:`restore` first.
+    when it was loaded or its operator last ran uncompiled, and on a GPU one written through ``.data`` is not noticed.
+    Settings of a swapped layer (its stride, say) are not to be changed afterwards: call :func:`restore` first.
 
     Args:
         model: any module; swapped again without harm.
@@ -62,7 +65,7 @@ def accelerate(model: nn.Module, *, example: Any = None) -> Report:
         TypeError: the model is no ``nn.Module``.
     """
     check_model(model)
-    with _ONE_AT_A_TIME, silent():
+    with _ONE_AT_A_TIME, silent(), torch.inference_mode(False), torch.enable_grad():  # gradients are compared
         return _accelerate(model, example)
 
 
@@ -126,39 +129,47 @@ def _add(report: Report, name: str, module: nn.Module, swapped: str | None, deta
 
 
 def _masked(name: str, module: nn.Module, report: Report, owners: Counter[int]) -> bool:
-    if not masked.is_candidate(module):
-        return False
+    if not mask_recognition.is_candidate(module):
+        return _untried(name, module, report, None)
     reason = why_not(module)
-    plan = reason if reason is not None else masked.recognise(module)
-    inner = (part for part in module.modules() if part is not module)
+    plan = reason if reason is not None else mask_recognition.recognise(module)
+    inner = [part for part in module.modules() if part is not module and not mask_recognition.is_computed_alone(part)]
     # What holds a tensor beside its weight, and no smaller part that does: the rest has nothing to do with masks.
     looks_masked = isinstance(module, nn.Conv2d) or (
-        masked.has_extras(module) and not any(masked.is_candidate(part) for part in inner)
+        mask_recognition.has_extras(module) and not any(mask_recognition.is_candidate(part) for part in inner)
     )
     if plan is None or isinstance(plan, str):
         if plan is not None and looks_masked:
             _add(report, name, module, None, plan)
             return isinstance(plan, ComputedWeight)
-        return False
+        return _untried(name, module, report, plan)
 
     def swapper(copied: nn.Module) -> None:
         swap(copied, masked.AcceleratedMaskedConv2d, plan)
 
     weight = ".".join(plan.weight)
-    height, width = (k * d for k, d in zip(plan.spec.kernel, plan.dilation, strict=True))
+    twin = mask_recognition.copied(module)  # to read a computed weight may change what it is computed from
+    in_channels = masked.weight_of(twin, plan).shape[1]
+    height, width = (k * d for k, d in zip(plan.kernel, plan.dilation, strict=True))
     try:
         for size in ((height + 1, width + 3), (height + 2, max(width // 2, 2))):
-            x = random_input(module, (2, plan.spec.in_channels, *size))
-            prove(module, swapper, [x], live={weight: plan.live()})
+            x = random_input(module, (2, in_channels, *size))
+            prove(mask_recognition.copied(module), swapper, [x], live={weight: plan.live()})
     except NotEqualError as error:
         return _add(report, name, module, None, str(error)) if looks_masked else False
-    if masked.writes_its_weight(module, plan):
+    if not plan.computed and mask_recognition.writes_its_weight(module, plan):
         if owners[id(masked.weight_of(module, plan))] > 1:
             return _add(report, name, module, None, "its weight, into which it writes zeros, is shared")
         plan = replace(plan, writes=True)
         masked.zero_masked_taps(module, plan)
     swapper(module)
-    return _add(report, name, module, "masked_conv2d", str(plan))
+    return _add(report, name, module, plan.operator, str(plan))
+
+
+def _untried(name: str, module: nn.Module, report: Report, tried: str | None) -> bool:
+    """A line for a module that holds a mask of its own, and none for others."""
+    reason = mask_recognition.why_not_tried(module)
+    return reason is not None and _add(report, name, module, None, tried or reason)
 
 
 def _recurrence(name: str, module: nn.Module, report: Report) -> bool:
@@ -194,6 +205,8 @@ def _sequential(name: str, module: nn.Module, report: Report) -> None:
     kept = []
     for run, reason in blocks.runs_of(layers):
         part = layers[run.start : run.stop]
+        if len(part) == 1 and mask_recognition.is_candidate(part[0]):
+            continue  # it gets a line of its own
         where = f"{name}.{names[run.start]}" if name else names[run.start]
         where = where if run.stop == run.start + 1 else f"{where}-{names[run.stop - 1]}"
         kinds = _describe([type(layer).__name__ for layer in part])
@@ -231,11 +244,14 @@ def _own_forward(name: str, module: nn.Module, report: Report, inputs: tuple[Any
             _add(report, name, module, None, traced)
         return
     found = graphs.find_runs(module, traced.graph)
-    kept, operators = [], []
+    cropped = " and ".join(_cropped(module, traced.graph))
+    if not found and cropped and not any(entry.name == name for entry in report.entries):
+        _add(report, name, module, None, f"the padded result of {cropped} is cropped, which no operator does")
+    kept, names_of_operators = [], []
     for run, reason in found:
         if reason is None:
             kept.append(graphs.names_of(run))
-            operators.append(graphs.operator_of(module, run))
+            names_of_operators.append(graphs.operator_of(module, run))
         else:
             _add(report, name, module, None, f"{_describe(graphs.names_of(run))}: {reason}")
     if not kept:
@@ -260,10 +276,33 @@ def _own_forward(name: str, module: nn.Module, report: Report, inputs: tuple[Any
         else:
             error = None
             break
-    for names, operator in zip(kept, operators, strict=True):
-        _add(report, name, module, None if error else operator, error or f"{_describe(names)}: one operator")
+    for names, by in zip(kept, names_of_operators, strict=True):
+        _add(report, name, module, None if error else by, error or f"{_describe(names)}: one operator")
     if error is None:
         swapper(module)
+
+
+def _cropped(module: nn.Module, graph: Graph) -> list[str]:
+    """Convolutions with padding of whose result only a part of the rows or columns is read."""
+    names = []
+    for node in graph.nodes:
+        conv = module.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if type(conv) is not nn.Conv2d or conv.padding in ("valid", (0, 0)) or not node.users:
+            continue
+        if all(r.target is operator.getitem and r.args[0] is node and _crops(r.args[1]) for r in node.users):
+            names.append(str(node.target))
+    return names
+
+
+def _crops(index: Any) -> bool:
+    """Whether an index of [N, C, H, W] cuts rows or columns off at an end, and does nothing else to these."""
+    parts = list(index) if isinstance(index, tuple) else [index]
+    if Ellipsis in parts:
+        at = parts.index(Ellipsis)
+        parts[at : at + 1] = [slice(None)] * (5 - len(parts))
+    places = parts[2:4]
+    whole = slice(None)
+    return all(isinstance(part, slice) and part.step is None for part in places) and any(p != whole for p in places)
 
 
 def _guesses(module: nn.Module, graph: Graph) -> list[tuple[Tensor, ...]]:

@@ -1,72 +1,186 @@
-"""Other people's masked convolutions: recognised by what they compute, whatever way they are written in.
+"""How other people's masked convolutions run once they have been recognised (mask_recognition.py).
 
-A copy of the layer is asked for its response to a single lit pixel in each input channel. Compared with its weight,
-the response shows which taps are live and where the kernel stands, so a ``mask`` of any name and shape, a cropped
-kernel with padding on some sides, a wrapper with the convolution inside all look alike.
+In one of two ways. A mask of :func:`genkernels.ops.masked_conv2d` is left to that operator. Where the live taps are one
+rectangle of the kernel, the same for all channels (the vertical stack of a Gated PixelCNN keeps whole rows), the layer
+is a dense convolution with a smaller kernel.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cache
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops
+from ..ops.conv_bn_act.choice import always_takes_kernel
 from ..ops.direct import are_plain
-from ..ops.masked_conv.mask import GROUP_LAYOUTS, MASK_TYPES, MaskSpec, mask_tensor
-from .proof import first_line
-from .swap import Swapped, is_hooked, is_one_tensor, why_weight_is_computed
-from .tracing import state_of
+from ..ops.masked_conv.mask import MaskSpec, mask_tensor
+from .swap import Swapped, is_hooked, is_one_tensor
 
-_MOST_PARTS = 6  # modules in a wrapper
-_MOST_GROUPS = 64
+_LEAST_SKIPPED = 4_000_000  # multiply-adds by masked taps, from which a smaller kernel is quicker on a CPU
+_AUTOCAST = (torch.float32, torch.bfloat16, torch.float16)
 
 Path = tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class MaskPlan:
+@dataclass(frozen=True, kw_only=True)
+class Plan:
     """How a recognised layer is run.
 
     Attributes:
         weight, bias: where they are, as paths of attributes.
-        spec: the mask, of the whole odd kernel.
-        crop: zeros to put around the weight, as ``F.pad`` takes them: (left, right, top, bottom).
         masks: the tensors from which the layer makes its mask, by path, with their values: where these change, the
             layer goes its own way again.
         parts: paths of the modules inside.
         writes: whether the layer writes zeros into the masked taps of its weight, as it did in every pass.
+        computed: whether something computes the weight in each pass (weight norm, say); it may be plain later on.
     """
 
     weight: Path
     bias: Path | None
-    spec: MaskSpec
     dilation: tuple[int, int]
-    crop: tuple[int, int, int, int]
     masks: tuple[tuple[Path, Tensor], ...]
     parts: tuple[Path, ...]
     writes: bool = False
+    computed: bool = False
+    operator: ClassVar[str]
+
+    @property
+    def kernel(self) -> tuple[int, int]:
+        """The taps that a trial input should have room for."""
+        raise NotImplementedError
+
+    def live(self) -> Tensor:
+        """1 where a tap of the layer's own weight is live; broadcasts to its shape."""
+        raise NotImplementedError
+
+    def takes(self, x: Tensor) -> bool:
+        """Whether the operator runs on such an image, and is the quicker way."""
+        return True
+
+    def run(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskPlan(Plan):
+    """A mask that :func:`genkernels.ops.masked_conv2d` knows.
+
+    Attributes:
+        spec: the mask, of the whole odd kernel.
+        crop: zeros to put around the weight, as ``F.pad`` takes them: (left, right, top, bottom).
+    """
+
+    spec: MaskSpec
+    crop: tuple[int, int, int, int]
+    operator = "masked_conv2d"
 
     def __str__(self) -> str:
-        kernel = "x".join(map(str, self.spec.kernel))
-        text = f"{kernel}, mask {self.spec.mask_type}"
+        text = f"{_by(self.kernel)}, mask {self.spec.mask_type}"
         if self.spec.channel_groups > 1:
             text += f", {self.spec.channel_groups} colours in {self.spec.group_layout}"
         return text + (", cropped kernel" if any(self.crop) else "")
 
+    @property
+    def kernel(self) -> tuple[int, int]:
+        return self.spec.kernel
+
     def live(self) -> Tensor:
-        """[out, in, kh, kw] of the layer's own weight."""
         left, right, top, bottom = self.crop
         mask = mask_tensor(self.spec)
         return mask[:, :, top : mask.shape[2] - bottom, left : mask.shape[3] - right]
 
+    def run(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return ops.masked_conv2d(
+            x,
+            F.pad(weight, self.crop) if any(self.crop) else weight,
+            bias,
+            mask_type=self.spec.mask_type,
+            channel_groups=self.spec.channel_groups,
+            group_layout=self.spec.group_layout,
+            dilation=self.dilation,
+        )
 
-def _get(module: nn.Module, path: Path) -> Any:
+
+@dataclass(frozen=True, kw_only=True)
+class RectanglePlan(Plan):
+    """Live taps that are one rectangle of the kernel, whatever the channels: a dense convolution of these.
+
+    Attributes:
+        shape: height and width of the layer's own kernel.
+        rows, columns: the live ones, from and to.
+        padding: of both sides, for the convolution itself.
+        pad: of the image before, where the sides differ, as ``F.pad`` takes it; pixels that no tap sees are cut off.
+        whole: padding of both sides for the layer's own kernel, or None where the sides differ.
+        dead: masked taps of all output channels, which are skipped for each value of the image.
+    """
+
+    shape: tuple[int, int]
+    rows: tuple[int, int]
+    columns: tuple[int, int]
+    padding: tuple[int, int]
+    pad: tuple[int, int, int, int]
+    whole: tuple[int, int] | None
+    dead: int
+    operator = "conv2d"
+
+    def __str__(self) -> str:
+        live = _by((self.rows[1] - self.rows[0], self.columns[1] - self.columns[0]))
+        return f"{_by(self.shape)}, its live taps are {live}: a dense convolution of these"
+
+    @property
+    def kernel(self) -> tuple[int, int]:
+        return self.shape
+
+    def live(self) -> Tensor:
+        return rectangle(self.shape, self.rows, self.columns)
+
+    def takes(self, x: Tensor) -> bool:
+        if self._is_small(x) and not self._leaves_gradients():
+            return False
+        left, right, top, bottom = self.pad
+        rows, columns = -min(top, bottom), -min(left, right)  # to be cut off
+        return (rows <= 0 or x.shape[-2] >= rows) and (columns <= 0 or x.shape[-1] >= columns)
+
+    def run(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if self.whole is not None and self._leaves_gradients() and self._is_small(x):
+            return F.conv2d(x, weight * self.live().to(weight), bias, 1, self.whole, self.dilation)
+        (top, bottom), (left, right) = self.rows, self.columns
+        if any(self.pad):
+            x = F.pad(x, self.pad)
+        return F.conv2d(x, weight[:, :, top:bottom, left:right], bias, 1, self.padding, self.dilation)
+
+    def _leaves_gradients(self) -> bool:
+        """Whether the layer itself would leave gradients at masked taps, as one that writes into its weight does."""
+        return self.writes and torch.is_grad_enabled()
+
+    def _is_small(self, x: Tensor) -> bool:
+        """Whether what is skipped weighs less than the steps around it, of which a compiler makes little.
+
+        What is compiled or traced serves any size.
+        """
+        if torch.compiler.is_compiling() or torch.jit.is_tracing() or x.numel() * self.dead >= _LEAST_SKIPPED:
+            return False
+        return x.is_cpu and not always_takes_kernel()
+
+
+@cache
+def rectangle(shape: tuple[int, int], rows: tuple[int, int], columns: tuple[int, int]) -> Tensor:
+    live = torch.zeros(1, 1, *shape)
+    live[:, :, slice(*rows), slice(*columns)] = 1
+    return live
+
+
+def _by(sizes: tuple[int, int]) -> str:
+    return "x".join(map(str, sizes))
+
+
+def get(module: nn.Module, path: Path) -> Any:
     value: Any = module
     for name in path:
         value = getattr(value, name)
@@ -74,7 +188,7 @@ def _get(module: nn.Module, path: Path) -> Any:
 
 
 class AcceleratedMaskedConv2d(Swapped):
-    """The forward pass of a recognised layer, on :func:`genkernels.ops.masked_conv2d`."""
+    """The forward pass of a recognised layer, as its plan says."""
 
     _genkernels_other_mask = False
 
@@ -85,39 +199,42 @@ class AcceleratedMaskedConv2d(Swapped):
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         plan = self._genkernels_plan
-        if plan is None or kwargs or not is_one_tensor(args) or not _holds(self, plan):
+        # What is left to the layer itself need not be looked at any closer.
+        takes = plan is not None and not kwargs and is_one_tensor(args) and plan.takes(args[0])
+        if not takes or not _has_its_dtype(self, plan, args[0]) or not _holds(self, plan):
             return super().forward(*args, **kwargs)  # type: ignore[misc]
-        weight = _get(self, plan.weight)
         if plan.writes and not torch.compiler.is_compiling():
             zero_masked_taps(self, plan)
-        return ops.masked_conv2d(
-            args[0],
-            F.pad(weight, plan.crop) if any(plan.crop) else weight,
-            None if plan.bias is None else _get(self, plan.bias),
-            mask_type=plan.spec.mask_type,
-            channel_groups=plan.spec.channel_groups,
-            group_layout=plan.spec.group_layout,
-            dilation=plan.dilation,
-        )
+        return plan.run(args[0], get(self, plan.weight), None if plan.bias is None else get(self, plan.bias))
 
 
-def _holds(module: Any, plan: MaskPlan) -> bool:
+def _has_its_dtype(module: Any, plan: Plan, x: Tensor) -> bool:
+    """Whether an image has the weight's dtype: what the layer casts is its own affair."""
+    weight = next(get(module, plan.weight[:-1]).parameters()) if plan.computed else get(module, plan.weight)
+    if x.dtype == weight.dtype:
+        return True
+    return x.dtype in _AUTOCAST and weight.dtype in _AUTOCAST and torch.is_autocast_enabled(x.device.type)
+
+
+def _holds(module: Any, plan: Plan) -> bool:
     """Whether the layer still is what was recognised.
 
     A compiler cannot look into the masks: it takes (and guards on) what was seen last, in an eager call or on loading
     a checkpoint.
     """
-    if any(is_hooked(_get(module, path)) for path in plan.parts):
+    if any(is_hooked(get(module, path)) for path in plan.parts):
         return False
+    if not plan.computed and plan.weight[-1] not in get(module, plan.weight[:-1])._parameters:
+        return False  # somebody computes it now
     if not torch.compiler.is_compiling():
         _look_at_masks(module, plan)
     return not module._genkernels_other_mask
 
 
-def _look_at_masks(module: Any, plan: MaskPlan) -> None:
+def _look_at_masks(module: Any, plan: Plan) -> None:
     other, elsewhere = False, []
     for path, value in plan.masks:
-        mask = _get(module, path)
+        mask = get(module, path)
         if not are_plain(mask) or mask.is_meta:
             other = True
         elif mask.is_cpu:  # cheaper than the product that the layer itself would make
@@ -147,177 +264,12 @@ def _same(mask: Tensor, value: Tensor) -> bool:
     return mask.shape == value.shape and torch.equal(mask.detach().cpu().to(value.dtype), value)
 
 
-# --- recognition -----------------------------------------------------------------------------------------------------
-
-
-def is_candidate(module: nn.Module) -> bool:
-    """Whether a module holds one convolution weight, perhaps a bias, and little else."""
-    if type(module).forward in (nn.Conv2d.forward, nn.ConvTranspose2d.forward) and not _extras(module):
-        return False
-    if type(module).__module__.startswith("genkernels.") or sum(1 for _ in module.modules()) > _MOST_PARTS:
-        return False
-    if isinstance(module, nn.Conv2d) and why_weight_is_computed(module) is not None:
-        return True  # to be left with the reason
-    weights = [path for path, p in _trained(module) if p.dim() == 4]
-    return len(weights) == 1 and bool(_extras(module) or type(module) is not nn.Sequential)
-
-
-def _owners(module: nn.Module) -> Iterator[tuple[Path, nn.Module]]:
-    for name, part in module.named_modules():
-        yield tuple(name.split(".")) if name else (), part
-
-
-def _extras(module: nn.Module) -> list[tuple[Path, Tensor]]:
-    """Tensors from which a mask may be made: buffers, plain attributes and parameters that are frozen masks."""
-    found = []
-    for path, part in _owners(module):
-        values = {**part.__dict__, **part._buffers, **part._parameters}
-        found += [
-            ((*path, name), value)
-            for name, value in values.items()
-            if isinstance(value, Tensor) and (not isinstance(value, nn.Parameter) or _is_mask(value))
-        ]
-    return found
-
-
-def has_extras(module: nn.Module) -> bool:
-    """Whether there is anything that a mask may be made from."""
-    return bool(_extras(module))
-
-
-def _trained(module: nn.Module) -> list[tuple[Path, nn.Parameter]]:
-    """Weights and biases: the parameters that are no masks."""
-    return [(tuple(name.split(".")), p) for name, p in module.named_parameters() if not _is_mask(p)]
-
-
-def _is_mask(p: nn.Parameter) -> bool:
-    """Some keep their mask as a parameter without gradient; a frozen weight does not hold zeros and ones alone."""
-    if p.requires_grad or p.dim() < 2 or p.is_meta:
-        return False
-    return bool(((p == 0) | (p == 1)).all())
-
-
-def recognise(module: nn.Module) -> MaskPlan | str | None:
-    """A plan; the reason why there is none; or None for something that is no masked convolution at all.
-
-    Raises nothing: what cannot be looked at is left, with the reason.
-    """
-    computed = why_weight_is_computed(module)
-    if computed is not None:
-        return computed
-    named = _trained(module)
-    weights = [(path, p) for path, p in named if p.dim() == 4]
-    biases = [(path, p) for path, p in named if p.dim() == 1]
-    if len(weights) != 1 or len(biases) > 1 or len(named) != 1 + len(biases):
-        return None
-    path = weights[0][0]
-    owner = _get(module, path[:-1])
-    for name, wanted in (("groups", 1), ("stride", (1, 1)), ("padding_mode", "zeros")):
-        value = getattr(owner, name, wanted)
-        if (value, value) == wanted or value == wanted:
-            continue
-        return f"{name} is {value!r}; the operator takes {wanted!r} only"
-    dilation = getattr(owner, "dilation", (1, 1))
-    pair = (dilation, dilation) if isinstance(dilation, int) else tuple(dilation)
-    inner = [(p, part) for p, part in _owners(module) if p]
-    for _, part in inner:
-        if is_hooked(part):
-            return "hooks on the module inside would not be called"
-    try:
-        response = _response(module, path, biases[0][0] if biases else None, pair)
-    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
-        return f"it could not be tried: {first_line(error)}"
-    if isinstance(response, str):
-        return response
-    mask, anchor = response
-    bias, parts = biases[0][0] if biases else None, tuple(p for p, _ in inner)
-    return _plan(path, bias, mask, anchor, pair, _extras(module), parts)
-
-
-def _response(
-    module: nn.Module, path: Path, bias: Path | None, dilation: tuple[int, int]
-) -> tuple[Tensor, tuple[int, int]] | str:
-    """The mask of the layer's weight, and the kernel position that stands at the pixel itself."""
-    twin = copy.deepcopy(module).cpu().double().eval()
-    generator = torch.Generator().manual_seed(0)
-    weight = _get(twin, path)
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        values = torch.rand(weight.shape, generator=generator, dtype=torch.float64) + 0.5
-        weight.data.copy_(values)
-        if bias is not None:
-            _get(twin, bias).data.copy_(torch.rand(weight.shape[0], generator=generator, dtype=torch.float64))
-        out, inputs, height, width = weight.shape
-        reach = max(height * dilation[0], width * dilation[1]) + 1
-        size = 2 * reach + 1
-        lit = torch.zeros(inputs + 1, inputs, size, size, dtype=torch.float64)
-        lit[torch.arange(inputs), torch.arange(inputs), reach, reach] = 1
-        before = state_of(twin, parameters=False)  # many write zeros into their weight
-        answer = twin.forward(lit)
-        if state_of(twin, parameters=False) != before:
-            return "its forward changes its attributes"
-        if not isinstance(answer, Tensor) or answer.shape != (inputs + 1, out, size, size):
-            return "it does not keep the size of the image, as a masked convolution does"
-        if bool((twin.forward(2 * lit) - answer[-1:] - 2 * (answer - answer[-1:])).abs().max() > 1e-9):
-            return "it is not linear: something other than a convolution happens in it"
-        # [out, in, dy, dx]: what a pixel sees at a distance; the answer shows where a pixel is seen from
-        seen = (answer[:-1] - answer[-1:]).transpose(0, 1).flip(2, 3)
-    for row in range(height + 1):
-        for column in range(width + 1):
-            rows = [reach + (r - row) * dilation[0] for r in range(height)]
-            columns = [reach + (c - column) * dilation[1] for c in range(width)]
-            taps = seen[:, :, rows][:, :, :, columns]
-            live = taps.abs() > 1e-9
-            if bool(live.any()) and _all_of_it(seen, taps) and bool((taps - values * live).abs().max() < 1e-9):
-                return live, (row, column)
-    return "its result is not a convolution with a part of its weight"
-
-
-def _all_of_it(seen: Tensor, taps: Tensor) -> bool:
-    return abs(float(seen.abs().sum() - taps.abs().sum())) < 1e-6
-
-
-def _plan(
-    weight: Path, bias: Path | None, mask: Tensor, anchor: tuple[int, int], dilation: tuple[int, int],
-    extras: list[tuple[Path, Tensor]], parts: tuple[Path, ...],
-) -> MaskPlan | str | None:  # fmt: skip
-    out, inputs, height, width = mask.shape
-    if bool(mask.all()):
-        if not extras:
-            return None if anchor == (height // 2, width // 2) else "all taps of its cropped kernel are live: no waste"
-        return "all its taps are live: there is nothing to skip"
-    half = [max(at, size - 1 - at) for at, size in zip(anchor, (height, width), strict=True)]
-    top, left = half[0] - anchor[0], half[1] - anchor[1]
-    crop = (left, 2 * half[1] + 1 - width - left, top, 2 * half[0] + 1 - height - top)
-    whole = F.pad(mask.float(), crop)
-    kernel = (2 * half[0] + 1, 2 * half[1] + 1)
-    for groups in range(1, min(out, inputs, _MOST_GROUPS) + 1):
-        for layout in GROUP_LAYOUTS if groups > 1 else GROUP_LAYOUTS[:1]:
-            for mask_type in MASK_TYPES:
-                spec = MaskSpec(out, inputs, kernel, mask_type, groups, layout)
-                if torch.equal(mask_tensor(spec), whole):
-                    masks = tuple((path, value.detach().cpu().clone()) for path, value in extras)
-                    return MaskPlan(weight, bias, spec, dilation, crop, masks, parts)
-    centre, row = half[1], half[0]
-    if bool(whole[:, :, row + 1 :].any()) or bool(whole[:, :, row, centre + 1 :].any()):
-        return "its mask shows pixels that come later: it is not causal"
-    return "its mask is none that the kernel knows"
-
-
-def weight_of(module: nn.Module, plan: MaskPlan) -> Tensor:
-    weight: Tensor = _get(module, plan.weight)
+def weight_of(module: nn.Module, plan: Plan) -> Tensor:
+    weight: Tensor = get(module, plan.weight)
     return weight
 
 
-def zero_masked_taps(module: nn.Module, plan: MaskPlan) -> None:
+def zero_masked_taps(module: nn.Module, plan: Plan) -> None:
     """For a layer that writes the zeros into its weight in every pass, behind autograd's back, as its own pass does."""
     weight = weight_of(module, plan)
     weight.data.mul_(plan.live().to(weight))
-
-
-def writes_its_weight(module: nn.Module, plan: MaskPlan) -> bool:
-    twin = copy.deepcopy(module)
-    weight = _get(twin, plan.weight)
-    with torch.no_grad():
-        weight.data.fill_(1)
-        twin.forward(torch.zeros(1, weight.shape[1], 4, 4).to(weight))
-        return bool((weight != 1).any())

@@ -2,6 +2,9 @@
 
 So parameters, buffers, hooks, ``state_dict`` keys and ``isinstance`` are what they were. The subclass is made on the
 spot; pickle and deepcopy make it again from its two halves, which both can be imported.
+
+A parametrized module has a class of its own, which PyTorch made and unmakes: a subclass of what the module was, with a
+property for each computed tensor. It stays on top, and what is below is swapped.
 """
 
 from __future__ import annotations
@@ -68,25 +71,56 @@ def why_not(module: nn.Module) -> str | None:
 
 def swap(module: nn.Module, kind: Any, plan: Any) -> None:
     own: Any = type(module)
-    module.__class__ = made_class(kind, own)
+    if _is_class_of_parametrizations(module):
+        module.__class__ = _on_base(own, made_class(kind, own.__bases__[0]))
+        module.__class__._genkernels_parametrized = own  # type: ignore[attr-defined]
+    else:
+        module.__class__ = made_class(kind, own)
     module.__dict__[PLAN] = plan
+
+
+def _is_class_of_parametrizations(module: nn.Module) -> bool:
+    """Whether the class is one that PyTorch made for this module, and perhaps for its copies."""
+    own = type(module)
+    if not nn.utils.parametrize.is_parametrized(module) or len(own.__bases__) != 1:
+        return False
+    tensors: Any = module.parametrizations
+    return all(isinstance(own.__dict__.get(name), property) for name in tensors)
+
+
+def _on_base(own: Any, base: Any) -> Any:
+    """A new class: copies of a module share theirs, and are swapped and restored each by itself."""
+    left_out = ("__dict__", "__weakref__", "_genkernels_parametrized")
+    names = {name: value for name, value in own.__dict__.items() if name not in left_out}
+    return type(own)(own.__name__, (base,), names)
 
 
 def unswap(module: nn.Module) -> None:
     if isinstance(module, Swapped):
         original = module._genkernels_original
-        if type(module).__bases__ != (module._genkernels_kind, original):
+        if type(module).__bases__ == (module._genkernels_kind, original):
+            module.__class__ = original  # type: ignore[assignment]
+        elif _is_parametrized_swap(module):
+            module.__class__ = _on_base(type(module), original)
+        else:
             raise RuntimeError(
-                f"model: expected a {original.__name__} as accelerate left it; got a {type(module).__name__} (was a "
-                "parametrization registered since? remove it, restore, and register it again)"
+                f"model: expected a {original.__name__} as accelerate left it; got a {type(module).__name__} (was its "
+                "class changed since? change it back, restore, and change it again)"
             )
-        module.__class__ = original  # type: ignore[assignment]
         for name in [name for name in module.__dict__ if name.startswith("_genkernels_")]:
             del module.__dict__[name]
 
 
+def _is_parametrized_swap(module: Any) -> bool:
+    made = made_class(module._genkernels_kind, module._genkernels_original)
+    return type(module).__bases__ == (made,) and _is_class_of_parametrizations(module)
+
+
 def original_class(module: nn.Module) -> type[nn.Module]:
-    return module._genkernels_original if isinstance(module, Swapped) else type(module)
+    if not isinstance(module, Swapped):
+        return type(module)
+    parametrized: type[nn.Module] | None = type(module).__dict__.get("_genkernels_parametrized")
+    return module._genkernels_original if parametrized is None else parametrized
 
 
 def original_forward(module: nn.Module) -> nn.Module:
@@ -94,6 +128,8 @@ def original_forward(module: nn.Module) -> nn.Module:
     if not isinstance(module, Swapped):
         return module
     original: Any = module._genkernels_original
+    if _is_parametrized_swap(module):
+        original = _on_base(type(module), original)
     shadow: nn.Module = original.__new__(original)
     object.__setattr__(shadow, "__dict__", module.__dict__)
     return shadow

@@ -48,6 +48,10 @@ def always_kernel() -> Iterator[None]:
         _ALWAYS_KERNEL.reset(token)
 
 
+def always_takes_kernel() -> bool:
+    return _ALWAYS_KERNEL.get()
+
+
 def prefers_torch(
     x: Tensor, weight: Tensor, bias: Tensor | None, conv: Any, norm: Any, activation: str | None, negative_slope: float
 ) -> bool:
@@ -61,7 +65,7 @@ def prefers_torch(
         norm: the batch norm after it, or None.
         activation, negative_slope: what follows.
     """
-    if torch.compiler.is_compiling() or _ALWAYS_KERNEL.get():
+    if torch.compiler.is_compiling() or always_takes_kernel():
         return False
     own = (x.is_cpu and not _kernel_wins(x, weight, conv)) or _why_no_kernel(x) is not None
     if is_on():
@@ -77,7 +81,7 @@ def prefers_torch(
 def has_instance_norm(norm: Any, x: Tensor) -> bool:
     """Whether the kernel of instance norm and activation is for a call of ``nn.InstanceNorm2d`` on what x becomes."""
     return not norm.track_running_stats and (
-        torch.compiler.is_compiling() or _ALWAYS_KERNEL.get() or _why_no_kernel(x) is None
+        torch.compiler.is_compiling() or always_takes_kernel() or _why_no_kernel(x) is None
     )
 
 
@@ -87,14 +91,14 @@ def prefers_torch_norm(x: Tensor, weight: Tensor | None) -> bool:
     Measured on the CPU (Zen 3, two threads, float32): with gradients, 48 to 16,384 values take 0.86 to 1.08 times as
     long in PyTorch, from 32,768 on 1.1 to 2.4 times; without them the kernel is quicker at every size (1.2 to 5).
     """
-    if torch.compiler.is_compiling() or not 0 < x.numel() < LEAST_NORMED or _ALWAYS_KERNEL.get():
+    if torch.compiler.is_compiling() or not 0 < x.numel() < LEAST_NORMED or always_takes_kernel():
         return False
     return x.is_cpu and torch.is_grad_enabled() and (x.requires_grad or (weight is not None and weight.requires_grad))
 
 
 def is_settled(x: Any) -> bool:
     """Whether the choice for an input on the CPU hangs on its size alone where that is tiny."""
-    return is_open(x) and not _ALWAYS_KERNEL.get() and not is_on()
+    return is_open(x) and not always_takes_kernel() and not is_on()
 
 
 def is_tiny(x: Tensor, conv: Any) -> bool:
