@@ -11,7 +11,17 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench is no part of the installed package
 
-from bench import gpu, gpu_conv_bn_act, gpu_masked_conv, gpu_sampler, gpu_tools, gpu_wavefront_lstm, report
+from bench import (
+    gpu,
+    gpu_conv_bn_act,
+    gpu_instance_norm,
+    gpu_masked_conv,
+    gpu_sampler,
+    gpu_tools,
+    gpu_wavefront_lstm,
+    report,
+)
+from bench.bench_instance_norm import Shape
 from bench.roofline import Ceilings
 from bench.timing import MismatchError, Timing, check_equal
 from genkernels.models import PixelCNN
@@ -30,7 +40,7 @@ def on_cpu(monkeypatch):
         return {name: Timing(1e-3 * (1 + index), 1e-3, 1e-2, 1, 1) for index, name in enumerate(calls)}
 
     machine = {"slug": "some-gpu", "gpu": "Some GPU", "cuda": "13.0"}
-    for module in (gpu_masked_conv, gpu_conv_bn_act):
+    for module in (gpu_masked_conv, gpu_conv_bn_act, gpu_instance_norm):
         monkeypatch.setattr(module, "DEVICE", "cpu")
         monkeypatch.setattr(module, "interleave_on_gpu", run_once)
         monkeypatch.setattr(module, "measure_gpu_ceilings", lambda dtype: Ceilings("bfloat16", 132, 1e5, 1e3))
@@ -71,6 +81,13 @@ def test_all_alternatives_to_a_generator_block_are_compared_and_reported(monkeyp
     done = gpu_conv_bn_act.run(0.0)
     assert not done.settings["left_out"]
     assert [len(row.timings) for row in done.rows] == [6, 6]
+    assert "Some GPU" in report.markdown(done)
+
+
+def test_all_alternatives_to_instance_norm_are_compared_and_reported(monkeypatch, on_cpu):
+    monkeypatch.setattr(gpu_instance_norm, "SHAPES", (Shape(2, 5, 6),))
+    done = gpu_instance_norm.run(0.0)
+    assert [len(row.timings) for row in done.rows] == [6]
     assert "Some GPU" in report.markdown(done)
 
 
