@@ -89,23 +89,40 @@ def test_a_model_that_is_no_module_is_named_with_its_type(function, model, kind)
         function(model)
 
 
-def test_what_follows_a_convolution_and_no_operator_has_is_the_reason():
-    class Down(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.model = nn.Sequential(nn.Conv2d(8, 16, 4, 2, 1), nn.Identity(), nn.LeakyReLU(0.2))
+class OwnNorm(nn.Module):
+    """A norm that nobody has heard of."""
 
-        def forward(self, x):
-            return self.model(x)
+    def forward(self, x):
+        return x / x.norm(dim=1, keepdim=True)
 
-    for kind in (nn.LayerNorm([16, 4, 4]), nn.GroupNorm(4, 16), nn.SiLU()):
-        model = Down()
-        model.model[1] = kind
-        (entry,) = genkernels.accelerate(model).entries
-        assert entry.swapped is None
-        assert entry.detail.startswith(
-            f"{type(kind).__name__} follows; the operator has BatchNorm2d, InstanceNorm2d, ReLU"
-        ), entry
+
+class Called(nn.Module):
+    """Three layers in a forward of its own."""
+
+    def __init__(self, *layers):
+        super().__init__()
+        self.first, self.second, self.third = layers
+
+    def forward(self, x):
+        return self.third(self.second(self.first(x)))
+
+
+FOLLOWERS = [nn.LayerNorm([16, 4, 4]), nn.GroupNorm(4, 16), nn.SiLU(), OwnNorm(), nn.Dropout(0.1)]
+
+
+@pytest.mark.parametrize("row", [nn.Sequential, Called])
+@pytest.mark.parametrize("follower", FOLLOWERS, ids=lambda layer: type(layer).__name__)
+def test_what_follows_a_convolution_and_no_operator_has_is_the_reason(row, follower):
+    model = nn.ModuleDict({"down": row(nn.Conv2d(8, 16, 4, 2, 1), follower, nn.LeakyReLU(0.2))})
+    (entry,) = genkernels.accelerate(model).entries
+    assert entry.swapped is None
+    expected = f"{type(follower).__name__} follows; the operator has BatchNorm2d, InstanceNorm2d, ReLU"
+    assert expected in entry.detail, entry
+
+
+@pytest.mark.parametrize("row", [nn.Sequential, Called])
+def test_what_was_near_nothing_has_no_line(row):
+    assert not genkernels.accelerate(row(nn.Conv2d(3, 4, 3), nn.MaxPool2d(2), nn.Flatten())).entries
 
 
 def test_a_masked_layer_that_was_swapped_is_not_also_left():

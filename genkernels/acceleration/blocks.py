@@ -97,6 +97,14 @@ def why_not(conv: nn.Module | None, norm: nn.Module | None, activation: nn.Modul
     return None
 
 
+def why_no_run(follower: nn.Module | None = None, after: nn.Module | None = None) -> str | None:
+    """The layer behind a convolution that keeps it from being a run, as a reason; None where nothing was near one."""
+    near = type(after) in (*NORMS, *ACTIVATIONS) and type(follower) not in CONVOLUTIONS
+    if follower is None or not (near or isinstance(follower, _FOLLOWERS)):
+        return None
+    return f"{type(follower).__name__} follows; the operator has {_KNOWN}"
+
+
 def runs_of(layers: Sequence[nn.Module]) -> list[tuple[Run, str | None]]:
     """The runs in a row of layers, each with the reason why it is left, or None."""
     found: list[tuple[Run, str | None]] = []
@@ -118,9 +126,10 @@ def runs_of(layers: Sequence[nn.Module]) -> list[tuple[Run, str | None]]:
             if reason is not None and is_instance_norm(norm) and why_not(None, norm, activation) is None:
                 start, reason = layers.index(norm, index), None  # it does without the convolution
             found.append((Run(start, stop), reason))
-        elif stop < len(layers) and isinstance(layers[stop], _FOLLOWERS):
-            follower = type(layers[stop]).__name__
-            found.append((Run(index, stop + 1), f"{follower} follows; the operator has {_KNOWN}"))
+        else:
+            reason = why_no_run(*layers[stop : stop + 2])
+            if reason is not None:
+                found.append((Run(index, stop + 1), reason))
         index = stop
     return found
 

@@ -25,6 +25,7 @@ from .blocks import (
     is_for_kernel,
     is_instance_norm,
     run_block,
+    why_no_run,
     why_not,
 )
 from .swap import Swapped, swap
@@ -71,6 +72,11 @@ def find_runs(module: nn.Module, graph: Graph) -> list[tuple[list[Node], str | N
         if after is not None and _activation(module, after) is not None:
             run.append(after)
         if len(run) == 1 and norm is None:
+            following = None if after is None else _only_reader(after)
+            near = [None if n is None else _module(module, n) for n in (after, following)]
+            reason = why_no_run(*near)
+            if after is not None and reason is not None:
+                found.append(([node, after], reason))
             continue
         last = _module(module, run[-1])
         layer = last if type(last) in ACTIVATIONS else None
