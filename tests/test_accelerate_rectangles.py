@@ -11,6 +11,7 @@ from accelerated import assert_same, pair, step
 from torch import nn
 
 import genkernels
+from genkernels.acceleration import masked
 from genkernels.ops.conv_bn_act.choice import always_kernel
 
 pytestmark = pytest.mark.usefixtures("seeded")
@@ -53,6 +54,15 @@ def test_masked_taps_get_a_gradient_of_exactly_zero(size, writes):
     assert not fast.weight.grad[plain.mask == 0].any()
     torch.testing.assert_close(fast.weight.grad, plain.weight.grad * plain.mask, rtol=1e-3, atol=1e-3)
     assert torch.equal(fast.weight, plain.weight)
+
+
+def test_a_first_call_in_inference_mode_is_no_obstacle_to_training():
+    _, fast, _ = pair(lambda: styles.KeepsRows("B", 4, 6, 3, padding=1, writes=True))
+    masked.rectangle.cache_clear()  # as in a process that has loaded the layer
+    with torch.inference_mode():
+        fast(torch.randn(8, 4, 256, 256))
+    fast(X).square().sum().backward()
+    assert not fast.weight.grad[fast.mask == 0].any()
 
 
 def test_small_calls_are_left_to_the_layer_itself(monkeypatch):

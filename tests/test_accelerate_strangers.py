@@ -345,6 +345,15 @@ def test_torch_fx_jit_trace_and_export_take_it(make, shape, runs):
         torch.testing.assert_close(seen(x), plain(x), rtol=1e-4, atol=1e-5)
 
 
+def test_a_trace_holds_one_operator_where_the_choice_depends_on_gradients():
+    """jit.trace traces a second time, without gradients, and compares the graphs."""
+    plain, fast, _ = pair(lambda: nn.Sequential(nn.ConvTranspose2d(64, 3, 4, 2, 1), nn.Tanh()).eval())
+    x = torch.randn(6, 64, 32, 32)  # 19 million multiply-adds: the kernel's without gradients, PyTorch's with them
+    traced = torch.jit.trace(fast, x)
+    assert "conv_act" in str(traced.inlined_graph)
+    torch.testing.assert_close(traced(x), plain(x), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("style", ["data", "broadcast"])
 def test_a_parametrization_registered_since_counts_and_restore_leaves_it(style):
     plain, fast, _ = pair(styles.MASKED[style])

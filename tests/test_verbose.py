@@ -88,6 +88,17 @@ def test_it_says_so_once_for_each_shape_and_never_of_the_trials(capsys):
     assert len(capsys.readouterr().err.splitlines()) == 2
 
 
+def test_instance_norm_says_what_ran(monkeypatch, capsys):
+    layer = nn.InstanceNormAct2d(3, affine=True, activation="relu")
+    x = torch.randn(2, 3, 6, 6)
+    layer(x)
+    assert "instance_norm_act: PyTorch's own operators, 216 values, gradients; again with: " in capsys.readouterr().err
+    monkeypatch.setattr(verbose, "_said", set())
+    with torch.no_grad():
+        layer(x)
+    assert "instance_norm_act: the CPU kernel, it walks each image once; again with: " in capsys.readouterr().err
+
+
 def test_the_environment_switches_it_on():
     code = """
         import contextlib, io, torch, genkernels

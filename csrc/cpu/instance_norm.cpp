@@ -158,6 +158,18 @@ struct Group {
   }
 };
 
+// Calls work(image, first channel, channels) for each unit.
+template <class Work>
+void for_groups(const InstanceNormShape& s, int threads, const Work& work) {
+  const int useful = useful_threads(s, threads);
+  const int64_t size = group_size(s, useful), groups = ceil_div(s.channels, size);
+#pragma omp parallel for num_threads(useful)
+  for (int64_t unit = 0; unit < s.batch * groups; ++unit) {
+    const int64_t first = unit % groups * size;
+    work(unit / groups, first, min64(size, s.channels - first));
+  }
+}
+
 // Sums over the pixels of a group of `width` channels: add(at, channel, left, &a, &b) adds one block's.
 template <class Add>
 GK_INLINE void sum_group(int64_t pixels, int64_t stride, int64_t width, double* first, double* second, const Add& add) {
@@ -187,12 +199,8 @@ GK_INLINE void for_group(int64_t pixels, int64_t stride, int64_t width, const Gr
 template <class T>
 void forward_groups(const InstanceNormForward& args) {
   const auto [batch, C, P, last, storage] = args.shape;
-  const int threads = useful_threads(args.shape, args.threads);
-  const int64_t size = group_size(args.shape, threads), groups = ceil_div(C, size);
-#pragma omp parallel for num_threads(threads)
-  for (int64_t unit = 0; unit < batch * groups; ++unit) {
+  for_groups(args.shape, args.threads, [&, batch = batch, C = C, P = P](int64_t image, int64_t first, int64_t width) {
     const Curve curve = curve_of(args.activation);
-    const int64_t image = unit / groups, first = unit % groups * size, width = min64(size, C - first);
     const T* const x = static_cast<const T*>(args.x) + image * P * C + first;
     T* const y = static_cast<T*>(args.y) + image * P * C + first;
     double sums[GROUP_MAX], squares[GROUP_MAX], unused[GROUP_MAX];
@@ -216,18 +224,14 @@ void forward_groups(const InstanceNormForward& args) {
     for_group(P, C, width, group, [=](int64_t at, int64_t left, const NormBlock& n) {
       store_some(y + at, activate(normalised(load_some(x + at, left), n) * n.gamma + n.beta, curve), left);
     });
-  }
+  });
 }
 
 template <class T>
 void backward_groups(const InstanceNormBackward& args) {
   const auto [batch, C, P, last, storage] = args.shape;
-  const int threads = useful_threads(args.shape, args.threads);
-  const int64_t size = group_size(args.shape, threads), groups = ceil_div(C, size);
-#pragma omp parallel for num_threads(threads)
-  for (int64_t unit = 0; unit < batch * groups; ++unit) {
+  for_groups(args.shape, args.threads, [&, batch = batch, C = C, P = P](int64_t image, int64_t first, int64_t width) {
     const Curve curve = curve_of(args.activation);
-    const int64_t image = unit / groups, first = unit % groups * size, width = min64(size, C - first);
     const int64_t begin = image * P * C + first;
     const T *const grad = static_cast<const T*>(args.grad) + begin, *const x = static_cast<const T*>(args.x) + begin;
     double with_xhat[GROUP_MAX], plain[GROUP_MAX];
@@ -250,12 +254,12 @@ void backward_groups(const InstanceNormBackward& args) {
       args.sums[(batch + image) * C + first + i] = static_cast<float>(plain[i]);
       set(i, plain[i] / static_cast<double>(P), with_xhat[i] / static_cast<double>(P));
     }
-    if (!args.grad_x) continue;
+    if (!args.grad_x) return;
     T* const grad_x = static_cast<T*>(args.grad_x) + begin;
     for_group(P, C, width, group, [=](int64_t at, int64_t left, const NormBlock& n) {
       store_some(grad_x + at, through_norm<true>(load_some(grad + at, left), load_some(x + at, left), n, curve), left);
     });
-  }
+  });
 }
 
 template <class T>

@@ -171,9 +171,10 @@ class RectanglePlan(Plan):
 
 @cache
 def rectangle(shape: tuple[int, int], rows: tuple[int, int], columns: tuple[int, int]) -> Tensor:
-    live = torch.zeros(1, 1, *shape)
-    live[:, :, slice(*rows), slice(*columns)] = 1
-    return live
+    with torch.inference_mode(False):  # it is kept, and may be needed for gradients
+        live = torch.zeros(1, 1, *shape)
+        live[:, :, slice(*rows), slice(*columns)] = 1
+        return live
 
 
 def _by(sizes: tuple[int, int]) -> str:

@@ -8,16 +8,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops
-from ..ops.conv_bn_act.choice import prefers_torch_norm
+from ..ops.conv_bn_act.choice import OWN, prefers_torch_norm
 from ..ops.conv_bn_act.op import check_activation
 from ..ops.conv_bn_act.reference import act
+from ..ops.instance_norm.op import tell
 from ..ops.masked_conv.layout import input_format
+from ..ops.verbose import is_on
 
 
 def normalise(x: Tensor, norm: nn.InstanceNorm2d, activation: str | None, negative_slope: float) -> Tensor:
     """By whichever is quicker, in the layout of x: [N, C, H, W] of more than one pixel or, for the operator, any."""
     weight, bias = norm.weight, norm.bias  # once a call: a parametrization computes them each time they are read
-    if x.dim() == 4 and prefers_torch_norm(x, weight):
+    if prefers_torch_norm(x, weight):
+        if is_on():
+            tell(OWN, f"{x.numel()} values, gradients", x, weight, bias, norm.eps, activation, negative_slope)
         y = act(F.instance_norm(x, weight=weight, bias=bias, eps=norm.eps), activation or "none", negative_slope)
         return y.contiguous(memory_format=input_format(x))
     return ops.instance_norm_act(x, weight, bias, eps=norm.eps, activation=activation, negative_slope=negative_slope)

@@ -45,3 +45,23 @@ def through_gradient(
     for k, value in zip(present, to_values, strict=True):
         result[1 + k] = value
     return result
+
+
+def sum_of_tangents(
+    parts: Sequence[Sequence[Tensor | None]], inputs: Sequence[Tensor | None], computed: Sequence[bool], empty: Tensor
+) -> tuple[Tensor, ...]:
+    """What a backward pass' results move by: the sum of the parts for each input.
+
+    Args:
+        parts: each one tangent for the gradient of each input; None is zero.
+        computed: whether the pass gives the gradient of that input; else its result is empty, and so is this.
+        empty: of the dtype and device of what is empty.
+    """
+    result = []
+    for terms, like, done in zip(zip(*parts, strict=True), inputs, computed, strict=True):
+        present = [term for term in terms if term is not None]
+        if not done or like is None:
+            result.append(empty.new_zeros(0))
+        else:
+            result.append(sum(present[1:], present[0]) if present else torch.zeros_like(like))
+    return tuple(result)

@@ -26,6 +26,7 @@ from genkernels.ops.conv_bn_act.reference import act
 
 ops = torch.ops.genkernels
 SLOPE = 0.2
+IMAGE = torch.randn(2, 3, 4, 5)
 ACTIVATIONS = (None, "relu", "leaky_relu", "tanh", "sigmoid")
 AXES = {
     "dtype": DTYPES,
@@ -276,6 +277,32 @@ def test_the_layer_keeps_layout_and_results_whichever_is_quicker(layout, recorde
         torch.testing.assert_close(y, plain(x, layer.weight, layer.bias, "tanh"))
 
 
+@needs_native
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_results_do_not_depend_on_the_number_of_threads(layout):
+    inputs = [laid_out(torch.randn(1, 100, 33, 35), layout), torch.randn(100), torch.randn(100)]
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):  # units of other sizes
+            torch.set_num_threads(threads)
+            results.append(with_gradients(ours, inputs, torch.ones_like(inputs[0]), "tanh"))
+    finally:
+        torch.set_num_threads(before)
+    assert all(one.equal(another) for other in results[1:] for one, another in zip(results[0], other, strict=True))
+
+
+def test_the_layer_refuses_what_does_not_fit_where_pytorch_is_quicker_too():
+    layer = InstanceNormAct2d(3, affine=True)
+    for x, message in (
+        (IMAGE[..., :1, :1], "x: expected more than one pixel"),
+        (IMAGE.int(), "x: expected a floating-point dtype"),
+        (IMAGE.bfloat16().to("meta"), "weight: expected the device of x"),
+        (IMAGE.half().double(), "weight: expected torch.float64"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=f"^{message}"):
+            layer(x)
+
+
 def test_an_empty_batch_gives_an_empty_result_and_zero_gradients():
     layer = InstanceNormAct2d(3, affine=True, activation="relu")
     x = torch.randn(0, 3, 4, 5, requires_grad=True)
@@ -285,7 +312,6 @@ def test_an_empty_batch_gives_an_empty_result_and_zero_gradients():
     assert [g.tolist() for g in grads] == [[], [0.0] * 3, [0.0] * 3]
 
 
-IMAGE = torch.randn(2, 3, 4, 5)
 BAD = {
     "no tensor": (lambda: instance_norm_act([1.0]), TypeError, r"x: expected a torch\.Tensor; got list"),
     "rank": (lambda: instance_norm_act(IMAGE[0, 0]), ValueError, r"x: expected \[N, C, H, W\] or \[C, H, W\]; got"),

@@ -8,10 +8,10 @@ few outputs of one (1.3 to 2.5), weights that outweigh the images (1.05 to 2), t
 million multiply-adds what surrounds the kernels weighs more than they save. The functions of ``genkernels.ops`` do as
 they are told and always run the kernel.
 
-In a compiled or exported program a layer or run is one operator whatever its size: a choice by size would be made for
-the size at hand and hold the program to it (a guard), while a program may serve any batch. Little is lost, as the
-surroundings are compiled away: small generators were as quick with the operator in training (0.84 to 1.03 times) and
-1.2 to 1.6 times as quick in evaluation (AVX-512, one thread, 4 to 32 features).
+In a compiled, traced or exported program a layer or run is one operator whatever its size: a choice by size would be
+made for the size at hand and hold the program to it (a guard), while a program may serve any batch. Little is lost, as
+the surroundings are compiled away: small generators were as quick with the operator in training (0.84 to 1.03 times)
+and 1.2 to 1.6 times as quick in evaluation (AVX-512, one thread, 4 to 32 features).
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from . import cpu
 
 # Multiply-adds from which a kernel wins, and a kernel that does much around its products.
 LEAST, LEAST_OF_MANY_STEPS = 12_000_000, 24_000_000
+OWN = "PyTorch's own operators"
 LEAST_NORMED = 32_768  # values that an instance norm has to have for its kernel to win in training
 SMALL_IMAGE = 64  # pixels: below, weights of 64 x 64 channels and more outweigh them
 _ALWAYS_KERNEL = ContextVar("always_kernel", default=False)  # of a thread: others go on choosing
@@ -65,24 +66,22 @@ def prefers_torch(
         norm: the batch norm after it, or None.
         activation, negative_slope: what follows.
     """
-    if torch.compiler.is_compiling() or always_takes_kernel():
+    if _serves_any_size() or always_takes_kernel():
         return False
-    own = (x.is_cpu and not _kernel_wins(x, weight, conv)) or _why_no_kernel(x) is not None
+    own = (x.is_cpu and not _kernel_wins(x, weight, conv)) or why_no_kernel(x) is not None
     if is_on():
         kernel = "the CPU kernel" if x.is_cpu else "the Triton kernel"
         taps, gradients = math.prod(conv.kernel_size), "gradients" if _trains(x, weight) else "no gradients"
         layout = "channels_last" if is_channels_last(x) else "contiguous"
         size = f"{_multiply_adds(x, conv) / 1e6:.3g} million multiply-adds, {taps} taps, {layout}, {gradients}"
         line = _line(x, weight, bias, conv, norm, activation, negative_slope)
-        say("conv_bn_act", "PyTorch's own operators" if own else kernel, _why_no_kernel(x) or size, line)
+        say("conv_bn_act", OWN if own else kernel, why_no_kernel(x) or size, line)
     return own
 
 
 def has_instance_norm(norm: Any, x: Tensor) -> bool:
     """Whether the kernel of instance norm and activation is for a call of ``nn.InstanceNorm2d`` on what x becomes."""
-    return not norm.track_running_stats and (
-        torch.compiler.is_compiling() or always_takes_kernel() or _why_no_kernel(x) is None
-    )
+    return not norm.track_running_stats and (_serves_any_size() or always_takes_kernel() or why_no_kernel(x) is None)
 
 
 def prefers_torch_norm(x: Tensor, weight: Tensor | None) -> bool:
@@ -90,12 +89,20 @@ def prefers_torch_norm(x: Tensor, weight: Tensor | None) -> bool:
 
     Measured on the CPU (Zen 3, two threads, float32): with gradients, 48 to 16,384 values take 0.86 to 1.08 times as
     long in PyTorch, from 32,768 on 1.1 to 2.4 times; without them the kernel is quicker at every size (1.2 to 5).
+    What the operator would refuse, or takes and PyTorch does not, is left to it.
     """
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or always_takes_kernel():
-        return False  # what is compiled or traced serves any size
-    if not 0 < x.numel() < LEAST_NORMED:
+    if _serves_any_size() or always_takes_kernel() or x.dim() != 4 or not 0 < x.numel() < LEAST_NORMED:
+        return False
+    if x.shape[2] * x.shape[3] == 1:
+        return False
+    if weight is not None and (weight.dtype != x.dtype or weight.device != x.device or len(weight) != x.shape[1]):
         return False
     return x.is_cpu and torch.is_grad_enabled() and (x.requires_grad or (weight is not None and weight.requires_grad))
+
+
+def _serves_any_size() -> bool:
+    """Whether a call is compiled or traced, and so made for other sizes too, with gradients and without."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
 def is_settled(x: Any) -> bool:
@@ -152,7 +159,8 @@ def _kernel_wins(x: Tensor, weight: Tensor, conv: Any) -> bool:
     return inputs < 16 and strided and trains
 
 
-def _why_no_kernel(x: Tensor) -> str | None:
+def why_no_kernel(x: Tensor) -> str | None:
+    """The reason why neither the CPU's kernels nor the GPU's take x, or None."""
     if not (x.is_cpu or x.is_cuda):
         return f"no kernel for {x.device.type}"
     return cpu.why_not(x) if x.is_cpu else gpu.why_not(x)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..autograd import DifferentiableOp
-from ..second import through_gradient
+from ..second import sum_of_tangents, through_gradient
 from . import reference
 from .geometry import accumulator, empty_output, geometry_of
 from .schema import conv_act_backward_op, conv_act_op, conv_bn_act_backward_op, conv_bn_act_op, library
@@ -245,14 +245,7 @@ def _conv_bn_act_backward_jvp(ctx: Any, *tangents: Tensor | None) -> _Tensors:
         _, z, statistics = conv_bn_act(*inputs, *ctx.options)
         grads = conv_bn_act_backward(dgrad, *inputs, z, statistics, *ctx.options, needs)
         parts.append([grad if need else None for grad, need in zip(grads, needs, strict=True)])
-    result: list[Tensor | None] = []
-    for terms, like, need in zip(zip(*parts, strict=True), inputs, ctx.computed, strict=True):
-        if not need or like is None:
-            result.append(grad_output.new_zeros(0))
-        else:
-            total = _sum(terms)
-            result.append(torch.zeros_like(like) if total is None else total)
-    return tuple(result)
+    return sum_of_tangents(parts, inputs, ctx.computed, grad_output)
 
 
 conv_act = DifferentiableOp(

@@ -14,7 +14,7 @@ from ..masked_conv.layout import empty_grad_input, input_format, output_format
 from ..tile_conv import gpu
 from . import cpu, reference, schema, sync
 from .derivatives import conv_act, conv_bn_act
-from .geometry import accumulator, empty_output, geometry_of
+from .geometry import accumulator, empty_output, geometry_of, per_channel
 
 
 def _backend(x: Tensor) -> ModuleType:
@@ -23,11 +23,6 @@ def _backend(x: Tensor) -> ModuleType:
 
         return triton_kernels
     return cpu if x.device.type == "cpu" and cpu.why_not(x) is None else reference
-
-
-def _values(values: Tensor | None, x: Tensor) -> Tensor | None:
-    """One number per channel, as the backends take it."""
-    return None if values is None else values.to(accumulator(x.dtype)).contiguous()
 
 
 def _filled(gradient: Tensor | None, like: Tensor) -> Tensor:
@@ -54,7 +49,7 @@ def _conv_act_by(
     activation: str, negative_slope: float,
 ) -> Tensor:  # fmt: skip
     geometry = geometry_of(transposed, stride, padding, output_padding)
-    y = backend.forward(x, weight, _values(scale, x), _values(shift, x), geometry, activation, negative_slope)
+    y = backend.forward(x, weight, per_channel(scale, x), per_channel(shift, x), geometry, activation, negative_slope)
     return y.contiguous(memory_format=output_format(x, weight))
 
 
@@ -96,7 +91,7 @@ def _conv_bn_act_by(
         return z.clone(), z, statistics
     rstd = (statistics[1] + eps).rsqrt()
     y = backend.normalise(
-        z, statistics[0], rstd, _values(bn_weight, x), _values(bn_bias, x), activation, negative_slope
+        z, statistics[0], rstd, per_channel(bn_weight, x), per_channel(bn_bias, x), activation, negative_slope
     )
     return y.contiguous(memory_format=memory_format), z, statistics
 
@@ -111,7 +106,7 @@ def _conv_bn_act_backward(
     backend = _backend(x)
     mean, variance, count = statistics
     rstd = (variance + eps).rsqrt()
-    gamma, beta = _values(bn_weight, x), _values(bn_bias, x)
+    gamma, beta = per_channel(bn_weight, x), per_channel(bn_bias, x)
     if x.shape[0] == 0:
         sums = mean.new_zeros(2, mean.shape[0])
     else:

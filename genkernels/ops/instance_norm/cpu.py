@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ... import backends
 from ..conv_bn_act.geometry import ACTIVATIONS
-from ..masked_conv.cpu import _STORAGE, why_not  # noqa: F401 - why_not is for kernels.py
+from ..masked_conv.cpu import _STORAGE
 from ..strides import channels_adjoin
 
 

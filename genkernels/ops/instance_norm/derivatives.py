@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..autograd import DifferentiableOp
-from ..second import through_gradient
+from ..second import sum_of_tangents, through_gradient
 from . import reference
 from .schema import instance_norm_act_backward_op, instance_norm_act_op, library
 
@@ -75,14 +75,7 @@ def _backward_jvp(ctx: Any, *tangents: Tensor | None) -> _Tensors:
         _, statistics = instance_norm_act(*inputs, *ctx.options)  # made anew: they are not among what is saved
         grads = instance_norm_act_backward(dgrad, *inputs, statistics, *ctx.options, needs)
         parts.append([grad if need else None for grad, need in zip(grads, needs, strict=True)])
-    result: list[Tensor | None] = []
-    for terms, like, need in zip(zip(*parts, strict=True), inputs, ctx.computed, strict=True):
-        present = [term for term in terms if term is not None]
-        if not need or like is None:
-            result.append(grad_output.new_zeros(0))
-        else:
-            result.append(sum(present[1:], present[0]) if present else torch.zeros_like(like))
-    return tuple(result)
+    return sum_of_tangents(parts, inputs, ctx.computed, grad_output)
 
 
 instance_norm_act = DifferentiableOp(

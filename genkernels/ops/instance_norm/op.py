@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..conv_bn_act.choice import why_no_kernel
 from ..conv_bn_act.geometry import accumulator
 from ..conv_bn_act.op import check_activation
 from ..verbose import is_on, like, say
-from . import kernels
+from . import kernels  # noqa: F401 - registers the kernels
 from .derivatives import instance_norm_act as _instance_norm_act
 
 
@@ -46,7 +47,10 @@ def instance_norm_act(
     check_activation(activation, negative_slope)
     _check_tensors(x, weight, bias)
     if is_on() and not torch.compiler.is_compiling():
-        _say(x, weight, bias, eps, activation, negative_slope)
+        reason = why_no_kernel(x)
+        kernel = "the CPU kernel" if x.is_cpu else "the Triton kernel"
+        kernel = kernel if reason is None else "the reference in plain PyTorch"
+        tell(kernel, reason or "it walks each image once", x, weight, bias, eps, activation, negative_slope)
     batched = x if x.dim() == 4 else x.unsqueeze(0)
     y, _ = _instance_norm_act(batched, weight, bias, activation or "none", float(negative_slope), float(eps))
     return y if x.dim() == 4 else y.squeeze(0)
@@ -75,15 +79,11 @@ def _check_tensors(x: Any, weight: Any, bias: Any) -> None:
             raise TypeError(f"{name}: expected {x.dtype} or {accumulator(x.dtype)}; got {tensor.dtype}")
 
 
-def _say(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, activation: str | None, negative_slope: float
-) -> None:
-    reason = kernels.why_not(x)
-    kernel = "the CPU kernel" if x.is_cpu else "the Triton kernel"
-    say(
-        "instance_norm_act",
-        kernel if reason is None else "the reference in plain PyTorch",
-        reason or "it walks each image once",
-        f"genkernels.ops.instance_norm_act({like(x)}, {like(weight)}, {like(bias)}, {eps=}, {activation=}, "
-        f"{negative_slope=})",
-    )
+def tell(
+    implementation: str, why: str, x: Tensor, weight: Tensor | None, bias: Tensor | None,
+    eps: float, activation: str | None, negative_slope: float,
+) -> None:  # fmt: skip
+    """Say what runs a call, and why."""
+    tensors = f"{like(x)}, {like(weight)}, {like(bias)}"
+    options = f"{eps=}, {activation=}, {negative_slope=}"
+    say("instance_norm_act", implementation, why, f"genkernels.ops.instance_norm_act({tensors}, {options})")
