@@ -26,7 +26,7 @@ import genkernels
 from bench.report import Claim, Report, Row, command_line
 from bench.roofline import measure_ceilings
 from bench.timing import MismatchError, Timing, interleave
-from genkernels.ops.conv_bn_act.choice import always_kernel
+from genkernels.ops.conv_bn_act.heuristics import always_kernel
 
 PLAIN, OURS, COMPILED, OURS_COMPILED = "plain PyTorch", "accelerated", "torch.compile", "accelerated, torch.compile"
 FIRST_STEPS, LOSS_TOLERANCE = 1, 1e-4

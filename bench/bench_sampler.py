@@ -25,9 +25,9 @@ from bench.report import Claim, Report, Row, command_line
 from bench.roofline import Ceilings, Work, measure_ceilings
 from bench.timing import MismatchError, Timing, interleave
 from bench.timing import summarise as summarise_times
+from genkernels import sampling
 from genkernels.models import CausalAudioNet, GatedPixelCNN, PixelCNN, PixelRNN
-from genkernels.ops import sampler
-from genkernels.ops.sampler.request import check_request
+from genkernels.sampling.request import check_request
 
 OURS, CACHED, FULL, CROPPED, FORWARD = (
     "ours", "cached PyTorch", "full forwards", "row-cropped forwards", "one forward pass"
@@ -85,7 +85,7 @@ class Sampling:
             (self.case.batch, *self.case.size), self.model.levels, torch.device("cpu"), uniforms=self.uniforms,
             given=None, known=None, temperature=1.0, top_k=None, generator=None,
         )  # fmt: skip
-        return sampler.sample(self.model, self.model.predict, self.table, request, backend=backend)
+        return sampling.sample(self.model, self.model.predict, self.table, request, backend=backend)
 
     @torch.no_grad()
     def forward(self, rows: int | None = None) -> Tensor:
@@ -96,7 +96,7 @@ class Sampling:
     def work(self) -> Work:
         """The multiply-adds of the program, and every weight and image once."""
         shape = (self.case.batch, *self.case.size)
-        program = sampler.compile_program(self.model, self.model.predict, shape, self.table)
+        program = sampling.compile_program(self.model, self.model.predict, shape, self.table)
         weights = sum(p.numel() for p in self.model.parameters())
         return Work(2 * self.case.batch * program.multiplications(), 4 * (weights + self.uniforms.numel()))
 

@@ -26,11 +26,11 @@ from bench.gpu_wavefront_lstm import captured
 from bench.report import Claim, Report, Row
 from bench.roofline import Work
 from bench.timing import MismatchError, Timing, interleave, summarise
+from genkernels import sampling
 from genkernels.models import GatedPixelCNN, PixelCNN
-from genkernels.ops import sampler
-from genkernels.ops.sampler import executors, torch_executor
-from genkernels.ops.sampler.request import Request, check_request
-from genkernels.ops.sampler.walk import Walk
+from genkernels.sampling.executors import pytorch, registry
+from genkernels.sampling.executors.run_arguments import Walk
+from genkernels.sampling.request import Request, check_request
 
 GRAPH = ", CUDA graph"
 OURS, CACHED, FULL = "ours", "cached PyTorch", f"full forwards{GRAPH}"
@@ -74,7 +74,7 @@ class Sampling:
         self.table = self.model._scaled(torch.arange(self.model.levels, device=DEVICE))
         self.given = torch.randint(0, self.model.levels, self.shape).to(DEVICE, torch.uint8)
         with torch.no_grad():
-            self.program = sampler.compile_program(self.model, self.model.predict, self.shape, self.table)
+            self.program = sampling.compile_program(self.model, self.model.predict, self.shape, self.table)
 
     def request(self) -> Request:
         return check_request(
@@ -83,12 +83,12 @@ class Sampling:
         )  # fmt: skip
 
     def walk(self) -> Walk:
-        return executors.walk_of(self.request(), slice(0, self.case.batch), lambda y: None)
+        return registry.walk_of(self.request(), slice(0, self.case.batch), lambda y: None)
 
     @torch.no_grad()
     def draw(self, backend: str) -> Tensor:
         """As a user has it drawn, from the model to the images."""
-        return sampler.sample(self.model, self.model.predict, self.table, self.request(), backend=backend)
+        return sampling.sample(self.model, self.model.predict, self.table, self.request(), backend=backend)
 
     @torch.no_grad()
     def forward(self) -> Tensor:
@@ -99,8 +99,8 @@ class Sampling:
         few = self.given[:2]
         with torch.no_grad():
             results = {
-                OURS: [sampler.teacher_forced(self.program, few, BACKEND)],
-                CACHED: [sampler.teacher_forced(self.program, few, "torch")],
+                OURS: [sampling.teacher_forced(self.program, few, BACKEND)],
+                CACHED: [sampling.teacher_forced(self.program, few, "torch")],
             }
             exact = self.model.double().predict(self.table.double()[few.long()], None)
             self.model.float()
@@ -133,10 +133,10 @@ def measure(case: Case, seconds: float) -> Row:
     sampling = Sampling(case)
     sampling.check()
     _, height, width = case.size
-    whole, middle = sampling.walk(), torch_executor.Execution(sampling.program, sampling.walk())
+    whole, middle = sampling.walk(), pytorch.Execution(sampling.program, sampling.walk())
     calls = {
         OURS: lambda: sampling.draw(BACKEND),
-        OURS + GRAPH: captured(lambda: executors.choose(sampling.program, BACKEND).run(sampling.program, whole)),
+        OURS + GRAPH: captured(lambda: registry.choose(sampling.program, BACKEND).run(sampling.program, whole)),
         FULL: captured(sampling.forward),
         CACHED + GRAPH: captured(lambda: middle.row(height // 2)),
     }

@@ -1,5 +1,5 @@
-// A sampling program as flat records: what genkernels/ops/sampler/plan.py packs and both native executors walk
-// (genkernels/ops/sampler/program.py says what a program means). Indices into arrays that the plan owns, counted in
+// A sampling program as flat records: what genkernels/sampling/executors/records.py packs and both native executors walk
+// (genkernels/sampling/program/instructions.py says what a program means). Indices into arrays that the plan owns, counted in
 // floats.
 #pragma once
 

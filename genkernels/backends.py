@@ -22,7 +22,7 @@ import torch
 _native: ModuleType | None = None
 _native_error: Exception | None = None
 try:
-    from genkernels import _C as _native
+    from . import _C as _native
 except Exception as error:  # of any kind: a broken extension must not fail the import of the package
     _native_error = error
 
@@ -77,7 +77,7 @@ def build_info() -> dict[str, Any]:
         `version`, `python`, `torch` and `platform` as text; `native` with the extension's own account, or
         None; `native_error` with the reason in the latter case, or None. Needs no GPU and asks none.
     """
-    from genkernels import __version__
+    from . import __version__
 
     return {
         "version": __version__,

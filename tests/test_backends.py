@@ -1,7 +1,7 @@
 """`import genkernels` works whatever is missing, and says what that is."""
 
 import pytest
-from fresh_process import run_fresh
+from helpers.fresh_process import run_fresh
 
 import genkernels
 from genkernels import backends

@@ -158,8 +158,8 @@ def test_without_a_gpu_the_command_says_so_and_ends_with_2(module):
 
 def test_every_benchmark_that_the_runner_lists_exists_and_the_gpu_tests_are_found():
     assert all((ROOT / "bench" / f"{name}.py").is_file() for name in gpu.BENCHMARKS)
-    names = {file.name for file in gpu.gpu_tests()}
-    assert {"test_masked_conv_triton.py", "test_conv_bn_act_triton.py", "test_sampler_cuda.py"} <= names
+    names = {str(file.relative_to(ROOT / "tests")) for file in gpu.gpu_tests()}
+    assert {"ops/test_masked_conv_triton.py", "ops/test_wavefront_lstm_cuda.py", "sampling/test_cuda.py"} <= names
     assert "test_bench_gpu.py" not in names
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from grids import DIRECT, WINOGRAD, assert_accurate, with_rounding
+from helpers.grids import DIRECT, WINOGRAD, assert_accurate, with_rounding
 
 
 def tf32(t: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from causality import (
+from helpers.causality import (
     colours_of_features,
     future_reached,
     jacobian_pattern,

@@ -2,10 +2,10 @@
 
 import math
 
-import cuda_emulated
 import numpy as np
 import pytest
 import torch
+from helpers import cuda_emulated
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,10 @@ sizes of one side of that choice; the batches here lie on both.
 
 import copy
 
-import public_styles as styles
 import pytest
 import torch
-from every_layer import LAYERS, MODELS, layer_and_input, model_and_input
+from helpers import public_styles as styles
+from helpers.every_layer import LAYERS, MODELS, layer_and_input, model_and_input
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.export import Dim
 

@@ -62,7 +62,7 @@ def test_the_kernels_compile_for_a_gpu_that_is_not_here():
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment |= {"PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(
-        [sys.executable, HERE / "compile_for_gpu.py"], env=environment, capture_output=True, text=True
+        [sys.executable, HERE / "helpers/compile_for_gpu.py"], env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr[-5000:]
     lines = [line for line in done.stdout.splitlines() if line.startswith(("conv_kernel", "weight_gradient_kernel"))]

@@ -4,7 +4,7 @@ import math
 import platform
 
 import pytest
-from fresh_process import run_fresh
+from helpers.fresh_process import run_fresh
 
 from genkernels import _C
 

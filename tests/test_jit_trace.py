@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from every_layer import LAYERS, MODELS, layer_and_input, model_and_input
+from helpers.every_layer import LAYERS, MODELS, layer_and_input, model_and_input
 
 from genkernels.ops.masked_conv import gated
 

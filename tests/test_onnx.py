@@ -1,10 +1,10 @@
 """``torch.onnx.export`` of layers, models and accelerated models: the file computes what the module does."""
 
 import numpy
-import public_styles as styles
 import pytest
 import torch
-from every_layer import layer_and_input, model_and_input
+from helpers import public_styles as styles
+from helpers.every_layer import layer_and_input, model_and_input
 from torch.export import Dim
 
 import genkernels

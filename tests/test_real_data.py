@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from genkernels.models import PixelCNN
-from genkernels.train.data import open_dataset, quantise
+from genkernels.train.data.sources import open_dataset, quantise
 from genkernels.train.metrics import evaluate
 
 pytest.importorskip("sklearn", reason="the embedded digits need the extra 'cli'")

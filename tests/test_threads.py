@@ -6,7 +6,7 @@ Two runtimes in one process would mean two pools fighting for the cores, and a s
 import sys
 
 import pytest
-from fresh_process import run_fresh
+from helpers.fresh_process import run_fresh
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads Linux's /proc")
 

@@ -1,13 +1,13 @@
 """``GENKERNELS_VERBOSE=1``: says which implementation ran and why, with a line that makes the same call again."""
 
-import public_styles as styles
 import pytest
 import torch
-from fresh_process import run_fresh
+from helpers import public_styles as styles
+from helpers.fresh_process import run_fresh
 
 import genkernels
 from genkernels import nn, ops
-from genkernels.ops import verbose
+from genkernels.ops.core import verbose
 
 torch64 = {"dtype": torch.float64}
 needs_native = pytest.mark.skipif(

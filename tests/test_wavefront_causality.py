@@ -4,16 +4,9 @@ import itertools
 
 import pytest
 import torch
-from causality import (
-    colours_of_features,
-    future_reached,
-    jacobian_pattern,
-    make_transparent,
-    past,
-    past_missed,
-)
+from helpers.causality import colours_of_features, future_reached, jacobian_pattern, make_transparent, past, past_missed
+from helpers.wavefront_variants import VARIANTS, correct
 from torch import Tensor, nn
-from wavefront_variants import VARIANTS, correct
 
 from genkernels.models import PixelRNN
 from genkernels.nn import DiagonalBiLSTM, RowLSTM

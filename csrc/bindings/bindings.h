@@ -14,8 +14,8 @@
 #include <string>
 #include <utility>
 
-#include "cpu/conv_bn_act.h"
-#include "cpu/tensor_view.h"
+#include "cpu/conv_bn_act/conv_bn_act.h"
+#include "cpu/core/tensor_view.h"
 
 namespace gk::bindings {
 

@@ -1,11 +1,11 @@
 // Convolution + batch norm + activation in genkernels._C.
-#include "cpu/conv_bn_act.h"
+#include "cpu/conv_bn_act/conv_bn_act.h"
 
 #include <algorithm>
 #include <utility>
 
 #include "bindings/bindings.h"
-#include "cpu/isa.h"
+#include "cpu/core/isa.h"
 
 namespace gk::bindings {
 

@@ -1,8 +1,8 @@
 // Instance norm and activation in genkernels._C.
-#include "cpu/instance_norm.h"
+#include "cpu/instance_norm/instance_norm.h"
 
 #include "bindings/bindings.h"
-#include "cpu/isa.h"
+#include "cpu/core/isa.h"
 
 namespace gk::bindings {
 

@@ -1,11 +1,11 @@
 // The masked convolution in genkernels._C.
-#include "cpu/masked_conv.h"
+#include "cpu/masked_conv/masked_conv.h"
 
 #include <utility>
 #include <vector>
 
 #include "bindings/bindings.h"
-#include "cpu/isa.h"
+#include "cpu/core/isa.h"
 
 namespace gk::bindings {
 

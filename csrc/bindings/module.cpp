@@ -7,11 +7,11 @@
 
 #include "bindings/bindings.h"
 #include "build_config.h"
-#include "cpu/isa.h"
-#include "cpu/peak.h"
+#include "cpu/core/isa.h"
+#include "cpu/core/peak.h"
 #if GK_WITH_CUDA
-#include "cuda/bindings.h"
-#include "cuda/build_info.h"
+#include "bindings/cuda.h"
+#include "cuda/core/build_info.h"
 #endif
 
 namespace gk::bindings {

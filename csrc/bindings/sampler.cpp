@@ -1,5 +1,5 @@
-// Sampling programs in the Python module genkernels._C; see bindings.h for the conventions.
-#include "cpu/sampler.h"
+// Sampling programs in the Python module genkernels._C; see bindings/cuda.h for the conventions.
+#include "cpu/sampler/sampler.h"
 
 #include <algorithm>
 #include <array>

@@ -1,11 +1,11 @@
 // The wavefront LSTM in genkernels._C.
-#include "cpu/wavefront_lstm.h"
+#include "cpu/wavefront_lstm/wavefront_lstm.h"
 
 #include <tuple>
 #include <vector>
 
 #include "bindings/bindings.h"
-#include "cpu/isa.h"
+#include "cpu/core/isa.h"
 
 namespace gk::bindings {
 

@@ -70,7 +70,7 @@ def readable(symbol: str) -> str:
 
 
 def measured(jobs: int) -> dict[str, Kernels]:
-    pairs = [(source, arch) for arch in known_architectures() for source in sorted(FOLDER.glob("*.cu"))]
+    pairs = [(source, arch) for arch in known_architectures() for source in sorted(FOLDER.rglob("*.cu"))]
     with ThreadPoolExecutor(jobs) as pool:
         reports = list(pool.map(lambda pair: report(*pair), pairs))
     result: dict[str, Kernels] = {}

@@ -16,12 +16,12 @@ from torch.fx.graph import Graph
 from torch.nn.parameter import is_lazy
 
 from ..arguments import check_model
-from ..ops.verbose import silent
+from ..ops.core.verbose import silent
 from . import blocks, graphs, mask_recognition, masked, recurrent
-from .proof import CannotRunError, NotEqualError, prove, random_input
 from .report import Entry, Report
 from .swap import ComputedWeight, Swapped, original_class, original_forward, swap, unswap, why_not
 from .tracing import trace
+from .verify import CannotRunError, NotEqualError, prove, random_input
 
 _TRIAL_SIZES = (8, 16, 32, 64)
 _ONE_AT_A_TIME = threading.RLock()  # trials seed PyTorch's generator, and set it back

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from .. import ops
 from ..nn.conv_bn_act import norm_options
 from ..nn.instance_norm_act import normalise
-from ..ops.conv_bn_act.choice import has_instance_norm, is_settled, is_tiny, prefers_torch
+from ..ops.conv_bn_act.heuristics import has_instance_norm, is_settled, is_tiny, prefers_torch
 from .swap import Swapped, is_hooked, original_class
 
 MOST_SHAPES = 256  # of tiny inputs that a Sequential keeps in mind

@@ -25,9 +25,9 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from ..ops.masked_conv.mask import GROUP_LAYOUTS, MASK_TYPES, MaskSpec, mask_tensor
 from .masked import MaskPlan, Path, Plan, RectanglePlan, get, rectangle
-from .proof import first_line
 from .swap import ComputedWeight, is_hooked, why_weight_is_computed
 from .tracing import state_of
+from .verify import first_line
 
 _MOST_PARTS = 6  # modules in a wrapper
 _MOST_GROUPS = 64

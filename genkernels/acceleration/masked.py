@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops
-from ..ops.conv_bn_act.choice import always_takes_kernel
-from ..ops.direct import are_plain
+from ..ops.conv_bn_act.heuristics import always_takes_kernel
+from ..ops.core.dispatch_bypass import are_plain
 from ..ops.masked_conv.mask import MaskSpec, mask_tensor
 from .swap import Swapped, is_hooked, is_one_tensor
 

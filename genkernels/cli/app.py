@@ -17,7 +17,7 @@ from rich.table import Table
 from .. import __version__
 from ..models import AutoregressiveModel, GenerativeModel
 from ..train.checkpoint import CHECKPOINT, load_model
-from ..train.data import SPECS, Dataset, dequantise, open_dataset, quantise
+from ..train.data.sources import SPECS, Dataset, dequantise, open_dataset, quantise
 from ..train.errors import GenkernelsError
 from ..train.loop import DEFAULT_SAMPLES, Limits, Trainer
 from ..train.objectives import OPTIMIZERS

@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..ops import sampler
-from ..ops.sampler.drawing import draw  # noqa: F401  (the definition that `sample` follows)
-from ..ops.sampler.request import as_size, check_levels, check_request, check_whole, unwrapped
+from .. import sampling
+from ..sampling.predictor import Predictor
+from ..sampling.request import as_size, check_levels, check_request, check_whole, unwrapped
 from .base import GenerativeModel
 
 
@@ -53,7 +53,7 @@ def channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
-class AutoregressiveModel(GenerativeModel):
+class AutoregressiveModel(GenerativeModel, Predictor):
     """Base class: a subclass defines :meth:`predict` and sets ``self.config``, its own constructor's
     arguments.
 
@@ -80,10 +80,6 @@ class AutoregressiveModel(GenerativeModel):
         self.levels = levels
         self.num_classes = num_classes
         self.image_size = as_size("image_size", image_size)
-
-    def predict(self, scaled: Tensor, condition: Tensor | None) -> Tensor:
-        """Logits [N, levels, C, H, W] from images [N, C, H, W] scaled to [0, 1]. For subclasses."""
-        raise NotImplementedError
 
     def check_condition(self, condition: Tensor | None, batch: int) -> None:
         """Raise where the model cannot take the condition; one that takes other than labels overrides this."""
@@ -143,7 +139,7 @@ class AutoregressiveModel(GenerativeModel):
     ) -> Tensor:
         """Draw n images, sub-pixel by sub-pixel, in about the time of one forward pass.
 
-        The model is turned into a sampling program (:mod:`genkernels.ops.sampler`), which keeps what earlier pixels
+        The model is turned into a sampling program (:mod:`genkernels.sampling`), which keeps what earlier pixels
         have brought about. A subclass with a :meth:`predict` that cannot be traced is sampled with one full forward
         pass for each sub-pixel instead, and a warning names the reason.
 
@@ -181,7 +177,7 @@ class AutoregressiveModel(GenerativeModel):
             uniforms=uniforms, given=given, known=known, temperature=temperature, top_k=top_k, generator=generator,
         )  # fmt: skip
         table = self._scaled(torch.arange(self.levels, device=device))
-        return sampler.sample(
+        return sampling.sample(
             self, self.predict, table, request, condition=condition, progress=progress, backend=backend
         )
 

@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops
-from ..ops.conv_bn_act.choice import prefers_torch
-from ..ops.conv_bn_act.op import check_activation
+from ..ops.conv_bn_act.functional import check_activation
+from ..ops.conv_bn_act.heuristics import prefers_torch
 from ..ops.conv_bn_act.reference import act
-from ..ops.direct import is_open
+from ..ops.core.dispatch_bypass import is_open
 
 _Size = int | tuple[int, int]
 

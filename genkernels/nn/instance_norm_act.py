@@ -8,12 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops
-from ..ops.conv_bn_act.choice import OWN, prefers_torch_norm
-from ..ops.conv_bn_act.op import check_activation
+from ..ops.conv_bn_act.functional import check_activation
+from ..ops.conv_bn_act.heuristics import OWN, prefers_torch_norm
 from ..ops.conv_bn_act.reference import act
-from ..ops.instance_norm.op import tell
-from ..ops.masked_conv.layout import input_format
-from ..ops.verbose import is_on
+from ..ops.core.layout import input_format
+from ..ops.core.verbose import is_on
+from ..ops.instance_norm.functional import tell
 
 
 def normalise(x: Tensor, norm: nn.InstanceNorm2d, activation: str | None, negative_slope: float) -> Tensor:

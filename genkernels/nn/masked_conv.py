@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
+from ..ops.masked_conv.functional import check_dilation, check_options
 from ..ops.masked_conv.mask import MaskSpec, mask_tensor
-from ..ops.masked_conv.op import check_dilation, check_options
 
 
 class MaskedConv2d(nn.Conv2d):

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
-from ..ops.masked_conv.op import check_options
+from ..ops.masked_conv.functional import check_options
 from ..ops.wavefront_lstm.converters import input_from_conv2d, state_from_conv1d
-from ..ops.wavefront_lstm.op import DIAGONAL_TAPS, ROW_TAPS
+from ..ops.wavefront_lstm.functional import DIAGONAL_TAPS, ROW_TAPS
 from .gate_conv import GateConv2d
 
 

@@ -1,7 +1,7 @@
 """Training by recipe: what the command line runs, and what a script can run as well."""
 
 from .checkpoint import load_model
-from .data import Dataset, open_dataset, quantise
+from .data.sources import Dataset, open_dataset, quantise
 from .errors import GenkernelsError
 from .loop import Limits, Settings, Trainer
 from .metrics import Evaluation, evaluate

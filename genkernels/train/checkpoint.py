@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from ..models import GenerativeModel
+from .atomic_write import write_atomically
 from .errors import CheckpointError, GenkernelsError
-from .files import write_atomically
 from .recipes import find_recipe
 
 CHECKPOINT = "model.pt"  # in a run's folder

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from ..models import GenerativeModel
+from .atomic_write import write_atomically
 from .checkpoint import CHECKPOINT, save_checkpoint
+from .ctrl_c import InterruptRequest
 from .errors import TrainingError
-from .files import write_atomically
-from .interrupt import InterruptRequest
 from .lock import FolderLock
 from .objectives import NotFiniteError
 from .recipes import find_recipe
@@ -36,7 +36,7 @@ class Settings:
     """What decides the course of a run, and so must stay as it was when it is resumed.
 
     Attributes:
-        data: specification of the data set; ``size`` as :func:`genkernels.train.data.open_dataset` takes it.
+        data: specification of the data set; ``size`` as :func:`genkernels.train.data.sources.open_dataset` takes it.
         batch_size: images per step; the last batch of an epoch may be smaller.
         learning_rate, optimizer: "adam" or "rmsprop", their other constants as the family's objective has them.
         clip: largest norm of the gradient of the loss (of nats per sub-pixel, for a likelihood); infinity for none.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .data import dequantise
+from .data.sources import dequantise
 from .errors import GenkernelsError, MissingPackageError
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..models import GenerativeModel
 from .checkpoint import CHECKPOINT, model_from_checkpoint, read_checkpoint
-from .data import Dataset, open_dataset, quantise
+from .data.sources import Dataset, open_dataset, quantise
 from .errors import TrainingError
 from .loop import Settings, Trainer
 from .objectives import OPTIMIZERS

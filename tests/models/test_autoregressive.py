@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from genkernels.models import PixelCNN
-from genkernels.models.autoregressive import draw
+from genkernels.sampling.executors.draw import draw
 
 
 @pytest.fixture

@@ -5,13 +5,9 @@ import math
 
 import pytest
 import torch
-from causality import future_reached, jacobian_pattern, make_transparent, past, past_missed
-from likelihood import (
-    assert_probabilities_sum_to_one,
-    every_image,
-    train_a_little,
-)
-from tracing import assert_traceable
+from helpers.causality import future_reached, jacobian_pattern, make_transparent, past, past_missed
+from helpers.likelihood import assert_probabilities_sum_to_one, every_image, train_a_little
+from helpers.tracing import assert_traceable
 
 from genkernels.models import CausalAudioNet, bits_per_dim, mu_law_decode, mu_law_encode
 

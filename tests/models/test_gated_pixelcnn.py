@@ -2,20 +2,20 @@
 
 import pytest
 import torch
-from causality import future_reached, jacobian_pattern, make_transparent, past, past_missed
-from likelihood import (
+from helpers.causality import future_reached, jacobian_pattern, make_transparent, past, past_missed
+from helpers.likelihood import (
     assert_drawn_from_their_own_conditionals,
     assert_probabilities_sum_to_one,
     every_image,
     train_a_little,
 )
+from helpers.tracing import assert_traceable
 from torch import nn
-from tracing import assert_traceable
 
 from genkernels.models import GatedPixelCNN, PixelCNN
 from genkernels.nn import MaskedConv2d
 from genkernels.ops.masked_conv.gated import gate
-from genkernels.train.data import open_dataset, quantise
+from genkernels.train.data.sources import open_dataset, quantise
 
 CLASSES = 5
 

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from likelihood import assert_probabilities_sum_to_one, every_image
+from helpers.likelihood import assert_probabilities_sum_to_one, every_image
 
 from genkernels.models import PixelCNN, bits_per_dim
 from genkernels.nn import MaskedConv2d

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from likelihood import assert_drawn_from_their_own_conditionals, assert_probabilities_sum_to_one, every_image
+from helpers.likelihood import assert_drawn_from_their_own_conditionals, assert_probabilities_sum_to_one, every_image
 from torch import nn
 
 from genkernels.models import PixelRNN

@@ -5,7 +5,7 @@ import textwrap
 
 import pytest
 import torch
-from fresh_process import run_fresh
+from helpers.fresh_process import run_fresh
 
 needs_gloo = pytest.mark.skipif(
     not torch.distributed.is_available() or not torch.distributed.is_gloo_available(),

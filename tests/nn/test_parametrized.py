@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from every_layer import LAYERS, MODELS, SIZES, layer_and_input, model_and_input
+from helpers.every_layer import LAYERS, MODELS, SIZES, layer_and_input, model_and_input
 from torch import nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import spectral_norm
 
 from genkernels.nn import ConvBnAct2d, ConvTransposeBnAct2d, MaskedConv2d
-from genkernels.ops import verbose
+from genkernels.ops.core import verbose
 
 
 class Counting(nn.Module):

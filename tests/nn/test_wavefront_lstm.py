@@ -7,8 +7,8 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.wavefront_variants import flip, shift_down, skew, unskew
 from torch import Tensor
-from wavefront_variants import flip, shift_down, skew, unskew
 
 from genkernels.nn import DiagonalBiLSTM, RowLSTM
 from genkernels.nn.gate_conv import GateConv2d

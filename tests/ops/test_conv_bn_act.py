@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from grids import DENSE, DTYPES, SLICED, laid_out, needs_native, short
+from helpers.grids import DENSE, DTYPES, SLICED, laid_out, needs_native, short
 from torch import Tensor
 
 from genkernels.nn import ConvBnAct2d, ConvTransposeBnAct2d
 from genkernels.ops import conv2d_bn_act, conv_transpose2d_bn_act
-from genkernels.ops.conv_bn_act.choice import always_kernel
+from genkernels.ops.conv_bn_act.heuristics import always_kernel
 
 ops = torch.ops.genkernels
 FUNCTIONS = {True: conv_transpose2d_bn_act, False: conv2d_bn_act}

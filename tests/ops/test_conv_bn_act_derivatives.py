@@ -8,8 +8,7 @@ from torch import Tensor, func, nn
 
 from genkernels.nn import ConvBnAct2d
 from genkernels.ops import conv2d_bn_act, conv_transpose2d_bn_act
-
-from .test_conv_bn_act_grid import Case, plain
+from ops.test_conv_bn_act_grid import Case, plain
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 import torch.nn.functional as F
-from grids import (
+from helpers.grids import (
     DIRECT,
     DTYPES,
     ISAS,

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
-from grids import (
+from helpers.grids import (
     DTYPES,
     assert_accurate,
     laid_out,
@@ -15,9 +15,9 @@ from grids import (
     widened,
     with_rounding,
 )
-from strided import in_turn, strided, whole_numbers
+from helpers.strided import in_turn, strided, whole_numbers
+from helpers.triton_device import DEVICE, INTERPRETED, triton_tests
 from torch import Tensor
-from triton_device import DEVICE, INTERPRETED, triton_tests
 
 from genkernels.ops import conv2d_bn_act, conv_transpose2d_bn_act
 from genkernels.ops.conv_bn_act.reference import act
@@ -25,8 +25,8 @@ from genkernels.ops.conv_bn_act.reference import act
 pytestmark = triton_tests
 
 if torch.cuda.is_available() or INTERPRETED:
-    from genkernels.ops.tile_conv import launch
-    from genkernels.ops.tile_conv.tuning import Tile
+    from genkernels.triton_conv import launch
+    from genkernels.triton_conv.tuning import Tile
 
 AXES = {
     "dtype": DTYPES,

@@ -4,10 +4,10 @@ import ast
 
 import pytest
 import torch
-from fresh_process import run_fresh
+from helpers.fresh_process import run_fresh
 
-from genkernels.ops import cuda_device
-from genkernels.ops.wavefront_lstm import cuda
+from genkernels.ops.core import cuda_device
+from genkernels.ops.wavefront_lstm import gpu
 
 OLD = {
     "pass": "tf32",
@@ -34,7 +34,7 @@ def test_it_is_what_pytorch_is_told_about_convolutions():
         f"""
         import os, torch
         from torch import backends
-        from genkernels.ops.cuda_device import float32_precision
+        from genkernels.ops.core.cuda_device import float32_precision
         for setting in {list(SETTINGS)!r}:
             child = os.fork()  # a process for each: they cannot all be set back
             if child == 0:
@@ -48,5 +48,5 @@ def test_it_is_what_pytorch_is_told_about_convolutions():
 
 
 def test_recurrences_and_tiled_convolutions_ask_the_same_function():
-    launch = pytest.importorskip("genkernels.ops.tile_conv.launch")
-    assert cuda.float32_precision is launch.float32_precision is cuda_device.float32_precision
+    launch = pytest.importorskip("genkernels.triton_conv.launch")
+    assert gpu.float32_precision is launch.float32_precision is cuda_device.float32_precision

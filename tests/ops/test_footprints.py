@@ -8,8 +8,8 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
-from fresh_process import run_fresh
-from grids import needs_native
+from helpers.fresh_process import run_fresh
+from helpers.grids import needs_native
 from torch import Tensor
 
 from genkernels.ops import conv2d_bn_act, conv_transpose2d_bn_act, masked_conv2d

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from grids import (
+from helpers.grids import (
     DTYPES,
     ISAS,
     LAYOUTS,
@@ -21,7 +21,7 @@ from torch import Tensor, func, nn
 
 from genkernels.nn import InstanceNormAct2d
 from genkernels.ops import instance_norm_act
-from genkernels.ops.conv_bn_act.choice import always_kernel
+from genkernels.ops.conv_bn_act.heuristics import always_kernel
 from genkernels.ops.conv_bn_act.reference import act
 
 ops = torch.ops.genkernels

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from grids import DTYPES, assert_accurate, laid_out, nan_in_fresh_memory, pairwise, widened, with_rounding
-from triton_device import DEVICE, triton_tests
+from helpers.grids import DTYPES, assert_accurate, laid_out, nan_in_fresh_memory, pairwise, widened, with_rounding
+from helpers.triton_device import DEVICE, triton_tests
 
-from .test_instance_norm import ACTIVATIONS, name_of, ours, plain, with_gradients
+from ops.test_instance_norm import ACTIVATIONS, name_of, ours, plain, with_gradients
 
 pytestmark = triton_tests
 

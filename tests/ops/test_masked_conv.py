@@ -7,14 +7,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from grids import DENSE, DTYPES, LAYOUTS, laid_out, nan_in_fresh_memory, needs_native, short
+from helpers.grids import DENSE, DTYPES, LAYOUTS, laid_out, nan_in_fresh_memory, needs_native, short
+from helpers.implementations import check_undisturbed, refuse
 from torch import Tensor
 
 from genkernels import backends
 from genkernels.ops import masked_conv2d
 from genkernels.ops.masked_conv import cpu, reference
-
-from .implementations import check_undisturbed, refuse
 
 
 def gradients(x: Tensor, weight: Tensor, bias: Tensor | None, grad_output: Tensor, **options) -> tuple[Tensor, ...]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.autograd.forward_ad as fwAD
 import torch.nn.functional as F
-from grids import needs_native
+from helpers.grids import needs_native
 from torch import Tensor, func
 
 from genkernels.ops import masked_conv2d

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from fresh_process import run_fresh
+from helpers.fresh_process import run_fresh
 from torch import Tensor
 
 from genkernels.ops import masked_conv2d

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from grids import DENSE, laid_out
+from helpers.grids import DENSE, laid_out
 from torch import Tensor
 
 from genkernels.models import GatedPixelCNN

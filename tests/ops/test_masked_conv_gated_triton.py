@@ -5,18 +5,27 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
-from grids import DTYPES, assert_accurate, laid_out, nan_in_fresh_memory, pairwise, short, widened, with_rounding
-from strided import in_turn, strided, whole_numbers
+from helpers.grids import (
+    DTYPES,
+    assert_accurate,
+    laid_out,
+    nan_in_fresh_memory,
+    pairwise,
+    short,
+    widened,
+    with_rounding,
+)
+from helpers.strided import in_turn, strided, whole_numbers
+from helpers.triton_device import DEVICE, INTERPRETED, overflow_is_an_error, triton_tests
 from torch import Tensor
-from triton_device import DEVICE, INTERPRETED, overflow_is_an_error, triton_tests
 
 from genkernels.ops import masked_conv2d_gated
 
 pytestmark = triton_tests
 
 if torch.cuda.is_available() or INTERPRETED:
-    from genkernels.ops.tile_conv import launch
-    from genkernels.ops.tile_conv.tuning import Tile
+    from genkernels.triton_conv import launch
+    from genkernels.triton_conv.tuning import Tile
 
 AXES = {
     "dtype": DTYPES,

@@ -8,7 +8,7 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
-from grids import (
+from helpers.grids import (
     DIRECT,
     DTYPES,
     ISAS,

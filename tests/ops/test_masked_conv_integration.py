@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from grids import DENSE, DTYPES, LAYOUTS, SLICED, laid_out, needs_native, short
+from helpers.grids import DENSE, DTYPES, LAYOUTS, SLICED, laid_out, needs_native, short
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 

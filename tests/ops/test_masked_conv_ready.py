@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from genkernels.ops import masked_conv2d
-from genkernels.ops.masked_conv import op
+from genkernels.ops.masked_conv import functional as op
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 

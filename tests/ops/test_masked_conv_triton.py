@@ -5,9 +5,9 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
-from grids import DENSE, DTYPES, laid_out, nan_in_fresh_memory, pairwise, short
-from strided import in_turn, strided, whole_numbers
-from triton_device import DEVICE, INTERPRETED, overflow_is_an_error, triton_tests
+from helpers.grids import DENSE, DTYPES, laid_out, nan_in_fresh_memory, pairwise, short
+from helpers.strided import in_turn, strided, whole_numbers
+from helpers.triton_device import DEVICE, INTERPRETED, overflow_is_an_error, triton_tests
 
 from genkernels.ops import masked_conv2d
 from ops.test_masked_conv import dead_taps, gradients
@@ -16,8 +16,8 @@ from ops.test_masked_conv_grid import Case, check
 pytestmark = triton_tests
 
 if torch.cuda.is_available() or INTERPRETED:
-    from genkernels.ops.tile_conv import launch
-    from genkernels.ops.tile_conv.tuning import Tile
+    from genkernels.triton_conv import launch
+    from genkernels.triton_conv.tuning import Tile
 
 AXES = {
     "dtype": DTYPES,

@@ -15,18 +15,17 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from grids import needs_native
-from strided import dense, in_turn, overlapping, plain, strided, whole_numbers
+from helpers.grids import needs_native
+from helpers.strided import dense, in_turn, overlapping, plain, strided, whole_numbers
 from torch import Tensor, nn
 
 import genkernels
 import genkernels.nn as gk
-from genkernels import ops
+from genkernels import ops, sampling
 from genkernels.models import PixelCNN
-from genkernels.ops import sampler
-from genkernels.ops.conv_bn_act.choice import always_kernel
-from genkernels.ops.sampler.request import check_request
-from genkernels.ops.strides import strides_of
+from genkernels.ops.conv_bn_act.heuristics import always_kernel
+from genkernels.ops.core.strides import strides_of
+from genkernels.sampling.request import check_request
 
 pytestmark = [needs_native, pytest.mark.usefixtures("one_thread")]
 
@@ -283,7 +282,7 @@ def test_so_have_those_of_what_a_sampler_gets(backend, size):
         request = check_request(shape, 4, torch.device("cpu"), **options)
         # As a request made by hand has them: what is to be drawn, and where to.
         request.free, request.images = (like(t, tensors[1]) for t in (request.free, request.images))
-        return sampler.sample(model, model.predict, table, request, backend=backend)
+        return sampling.sample(model, model.predict, table, request, backend=backend)
 
     def like(t: Tensor, other: Tensor) -> Tensor:
         return unpoisoned(t, other.stride())
@@ -320,10 +319,11 @@ def test_elements_may_share_memory(name):
 def test_kernels_are_given_settled_strides_alone():
     # What asks PyTorch for strides: PyTorch's own rule for layouts, the key of a call, a promise about gradients, and
     # the views of a traced tensor.
-    allowed = {"strides.py", "masked_conv/layout.py", "masked_conv/ready.py", "conv_bn_act/kernels.py"}
-    allowed |= {"sampler/tracer.py"}
-    folder = Path(ops.__file__).parent
-    asking = {str(path.relative_to(folder)) for path in folder.rglob("*.py") if ".stride(" in path.read_text()}
+    allowed = {"ops/core/strides.py", "ops/core/layout.py", "ops/core/prepared_call.py", "ops/conv_bn_act/dispatch.py"}
+    allowed |= {"sampling/trace/tracer.py"}
+    folder = Path(ops.__file__).parents[1]
+    files = [*(folder / "ops").rglob("*.py"), *(folder / "sampling").rglob("*.py")]
+    asking = {str(path.relative_to(folder)) for path in files if ".stride(" in path.read_text()}
     assert asking == allowed
 
 

@@ -7,12 +7,12 @@ single ones come in all mixtures.
 from __future__ import annotations
 
 import pytest
-from grids import needs_native
+from helpers.grids import needs_native
+from helpers.strided import HUGE, strided
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from strided import HUGE, strided
 
-from .test_strides import OPERATIONS, Call, assert_close
+from ops.test_strides import OPERATIONS, Call, assert_close
 
 pytestmark = [needs_native, pytest.mark.usefixtures("one_thread")]
 

@@ -3,10 +3,9 @@
 import itertools
 
 import pytest
+from helpers.wavefront_walks import OTHER_TAPS, SIZES, WALKS
 
 from genkernels.ops.wavefront_lstm.geometry import Geometry
-
-from .wavefront_walks import OTHER_TAPS, SIZES, WALKS
 
 
 @pytest.mark.parametrize("walk", [*WALKS, *OTHER_TAPS], ids=str)

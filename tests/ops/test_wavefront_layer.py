@@ -5,7 +5,7 @@ import functools
 
 import pytest
 import torch
-from grids import (
+from helpers.grids import (
     DENSE,
     DTYPES,
     LAYOUTS,
@@ -18,19 +18,18 @@ from grids import (
     widened,
     with_rounding,
 )
+from helpers.implementations import refuse
+from helpers.memory import kept_bytes
+from helpers.wavefront_layers import BOTH_B, DIAGONAL_B, KINDS, ROW_B, LayerKind, layer_inputs
+from helpers.wavefront_walks import with_gradients
 from torch import Tensor
 
 from genkernels import backends
 from genkernels.ops import masked_conv2d, row_lstm, row_lstm_layer
 from genkernels.ops.masked_conv import reference as conv_reference
-from genkernels.ops.wavefront_layer import cpu
 from genkernels.ops.wavefront_lstm import reference as lstm_reference
 from genkernels.ops.wavefront_lstm.geometry import Geometry
-
-from .implementations import refuse
-from .memory import kept_bytes
-from .wavefront_layers import BOTH_B, DIAGONAL_B, KINDS, ROW_B, LayerKind, layer_inputs
-from .wavefront_walks import with_gradients
+from genkernels.ops.wavefront_lstm.layer import cpu
 
 ALL_DTYPES = [torch.float64, *DTYPES]
 

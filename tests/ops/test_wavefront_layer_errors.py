@@ -4,11 +4,10 @@ import re
 
 import pytest
 import torch
+from helpers.wavefront_layers import BOTH_B, ROW_B, layer_inputs
 from torch import Tensor
 
 from genkernels.ops import diagonal_bilstm_layer, row_lstm_layer
-
-from .wavefront_layers import BOTH_B, ROW_B, layer_inputs
 
 
 def call_row(**changes) -> Tensor:

@@ -2,14 +2,13 @@
 
 import pytest
 import torch
-from grids import DENSE, LAYOUTS, laid_out, needs_native, short
+from helpers.grids import DENSE, LAYOUTS, laid_out, needs_native, short
+from helpers.wavefront_layers import BOTH_B, DIAGONAL_B, ROW_A, ROW_B, layer_inputs
 from torch import func
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from genkernels import nn as gnn
-from genkernels.ops.wavefront_layer import schema
-
-from .wavefront_layers import BOTH_B, DIAGONAL_B, ROW_A, ROW_B, layer_inputs
+from genkernels.ops.wavefront_lstm.layer import schema
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

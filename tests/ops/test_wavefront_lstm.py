@@ -4,12 +4,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from grids import DTYPES, LAYOUTS, laid_out, nan_in_fresh_memory, short
-from torch import Tensor
-
-from genkernels.ops import diagonal_bilstm, diagonal_lstm
-
-from .wavefront_walks import (
+from helpers.grids import DTYPES, LAYOUTS, laid_out, nan_in_fresh_memory, short
+from helpers.wavefront_walks import (
     DIAGONAL,
     MIRRORED,
     OTHER_TAPS,
@@ -22,6 +18,9 @@ from .wavefront_walks import (
     plain_walk,
     with_gradients,
 )
+from torch import Tensor
+
+from genkernels.ops import diagonal_bilstm, diagonal_lstm
 
 ALL_DTYPES = (torch.float64, *DTYPES)
 

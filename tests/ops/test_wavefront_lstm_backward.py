@@ -4,14 +4,13 @@ import itertools
 
 import pytest
 import torch
-from grids import DTYPES, nan_in_fresh_memory, short
+from helpers.grids import DTYPES, nan_in_fresh_memory, short
+from helpers.memory import kept_bytes
+from helpers.wavefront_walks import ROW, WALKS, bilstm_inputs, inputs_for, with_gradients
 
 from genkernels import backends
 from genkernels.ops import diagonal_bilstm
 from genkernels.ops.wavefront_lstm import cpu
-
-from .memory import kept_bytes
-from .wavefront_walks import ROW, WALKS, bilstm_inputs, inputs_for, with_gradients
 
 ALL_DTYPES = (torch.float64, *DTYPES)
 

@@ -9,19 +9,13 @@ import itertools
 import json
 from collections.abc import Iterator, Sequence
 
-import cuda_emulated
 import pytest
 import torch
-from cuda_places import PLACES, Place, on_gpu
-from grids import assert_accurate, laid_out, nan_in_fresh_memory, pairwise, widened, with_rounding
-from strided import in_turn, strided
-from torch import Tensor
-
-from genkernels.ops import diagonal_bilstm, row_lstm
-from genkernels.ops.wavefront_lstm import cuda, op
-from genkernels.ops.wavefront_lstm.geometry import Geometry
-
-from .wavefront_walks import (
+from helpers import cuda_emulated
+from helpers.cuda_places import PLACES, Place, on_gpu
+from helpers.grids import assert_accurate, laid_out, nan_in_fresh_memory, pairwise, widened, with_rounding
+from helpers.strided import in_turn, strided
+from helpers.wavefront_walks import (
     DIAGONAL,
     MIRRORED,
     OTHER_TAPS,
@@ -34,20 +28,25 @@ from .wavefront_walks import (
     rounded_inputs,
     with_gradients,
 )
+from torch import Tensor
+
+from genkernels.ops import diagonal_bilstm, row_lstm
+from genkernels.ops.wavefront_lstm import functional, gpu
+from genkernels.ops.wavefront_lstm.geometry import Geometry
 
 H100 = (132, 232_448, 8)
 A100 = (108, 166_912, 1)
 
 
 def compute_float32(place: Place, *, exactly: bool) -> None:
-    place.patch.setattr(cuda, "float32_precision", lambda: "ieee" if exactly else "tf32")
+    place.patch.setattr(gpu, "float32_precision", lambda: "ieee" if exactly else "tf32")
 
 
 @pytest.fixture(params=PLACES)
 def place(request, monkeypatch) -> Iterator[Place]:
     if request.param == "emulated":
-        monkeypatch.setitem(op.KERNELS, "CPU", cuda)
-    one = Place(request.param, monkeypatch, cuda)
+        monkeypatch.setitem(functional.KERNELS, "CPU", gpu)
+    one = Place(request.param, monkeypatch, gpu)
     one.pretend((8, 100_000, 4))
     compute_float32(one, exactly=True)
     return one
@@ -263,7 +262,7 @@ def test_what_does_not_fit_says_how_many_bytes_it_needs_and_is_walked_in_plain_p
     expected = plain_walk(*inputs, ROW)
     place.pretend((8, 2000, 1))
     gates, *others = (t.to(place.tensors) for t in inputs)
-    reason = cuda.why_not(gates, [Geometry.of("row", (-1, 0, 1))])
+    reason = gpu.why_not(gates, [Geometry.of("row", (-1, 0, 1))])
     assert "fronts of 3 cells of 8 units need " in reason
     assert " bytes of shared memory, a block of this device has 2000" in reason
     if place.name == "gpu":
@@ -276,9 +275,9 @@ def test_what_does_not_fit_says_how_many_bytes_it_needs_and_is_walked_in_plain_p
 
 def test_fronts_and_tap_sets_beyond_the_kernel_s_tables_are_refused_in_words(place):
     gates = torch.empty(1, 4, 1, 1025, device=place.tensors)
-    assert "longer than the 1024" in cuda.why_not(gates, [Geometry.of("row", (0,))])
-    assert "at most 32 taps; got 33" in cuda.why_not(gates[..., :9], [Geometry.of("row", range(33))])
-    assert "no CUDA kernel for torch.float64" in cuda.why_not(gates.double(), [Geometry.of("row", (0,))])
+    assert "longer than the 1024" in gpu.why_not(gates, [Geometry.of("row", (0,))])
+    assert "at most 32 taps; got 33" in gpu.why_not(gates[..., :9], [Geometry.of("row", range(33))])
+    assert "no CUDA kernel for torch.float64" in gpu.why_not(gates.double(), [Geometry.of("row", (0,))])
 
 
 # --- a GPU's own ways ---
@@ -321,6 +320,6 @@ def test_the_kernels_run_on_the_caller_s_stream():
 @on_gpu
 @pytest.mark.slow
 def test_a_long_walk_of_the_paper_s_size_stays_within_the_bound(monkeypatch):
-    place = Place("gpu", monkeypatch, cuda)
+    place = Place("gpu", monkeypatch, gpu)
     for kind in KINDS:
         check(Case(kind, BOTH, 4, (32, 32), 128, limits=H100), place)

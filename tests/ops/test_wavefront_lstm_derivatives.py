@@ -5,12 +5,8 @@ import itertools
 import pytest
 import torch
 import torch.autograd.forward_ad as fwAD
-from grids import needs_native
-from torch import func
-
-from genkernels.ops import diagonal_bilstm
-
-from .wavefront_walks import (
+from helpers.grids import needs_native
+from helpers.wavefront_walks import (
     DIAGONAL,
     OTHER_TAPS,
     ROW,
@@ -20,6 +16,9 @@ from .wavefront_walks import (
     plain_bilstm,
     plain_walk,
 )
+from torch import func
+
+from genkernels.ops import diagonal_bilstm
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -7,7 +7,7 @@ import dataclasses
 
 import pytest
 import torch
-from grids import (
+from helpers.grids import (
     DIRECT,
     DTYPES,
     ISAS,
@@ -20,18 +20,10 @@ from grids import (
     short,
     with_rounding,
 )
+from helpers.wavefront_walks import OTHER_TAPS, WALKS, plain_bilstm, plain_walk, rounded_inputs, with_gradients
 from torch import Tensor
 
 from genkernels.ops import diagonal_bilstm
-
-from .wavefront_walks import (
-    OTHER_TAPS,
-    WALKS,
-    plain_bilstm,
-    plain_walk,
-    rounded_inputs,
-    with_gradients,
-)
 
 WAYS = {str(walk): walk for walk in (*WALKS, *OTHER_TAPS)}
 BOTH = "both"

@@ -2,13 +2,12 @@
 
 import pytest
 import torch
-from grids import DENSE, DTYPES, LAYOUTS, SLICED, laid_out, needs_native, short
+from helpers.grids import DENSE, DTYPES, LAYOUTS, SLICED, laid_out, needs_native, short
+from helpers.wavefront_walks import DIAGONAL, MIRRORED, ROW, bilstm_inputs, inputs_for
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from genkernels.ops import diagonal_bilstm, row_lstm
-
-from .wavefront_walks import DIAGONAL, MIRRORED, ROW, bilstm_inputs, inputs_for
 
 op = torch.ops.genkernels.wavefront_lstm.default
 backward_op = torch.ops.genkernels.wavefront_lstm_backward.default

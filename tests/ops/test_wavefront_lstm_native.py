@@ -4,14 +4,22 @@ from functools import partial
 
 import pytest
 import torch
-from grids import DENSE, DTYPES, laid_out, needs_native, short
+from helpers.grids import DENSE, DTYPES, laid_out, needs_native, short
+from helpers.implementations import check_undisturbed, refuse
+from helpers.wavefront_walks import (
+    DIAGONAL,
+    OTHER_TAPS,
+    ROW,
+    WALKS,
+    bilstm_inputs,
+    inputs_for,
+    plain_walk,
+    with_gradients,
+)
 
 from genkernels import backends
 from genkernels.ops import diagonal_bilstm
 from genkernels.ops.wavefront_lstm import cpu, reference
-
-from .implementations import check_undisturbed, refuse
-from .wavefront_walks import DIAGONAL, OTHER_TAPS, ROW, WALKS, bilstm_inputs, inputs_for, plain_walk, with_gradients
 
 ALL_DTYPES = (torch.float64, *DTYPES)
 

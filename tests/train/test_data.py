@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from genkernels.train.data import DEBIAN_FASHION_MNIST, dequantise, open_dataset, quantise
+from genkernels.train.data.idx import read_idx
+from genkernels.train.data.sources import DEBIAN_FASHION_MNIST, dequantise, open_dataset, quantise
 from genkernels.train.errors import DataError
-from genkernels.train.idx import read_idx
 
 Image = pytest.importorskip("PIL.Image", reason="the folder data set needs pillow")
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from genkernels.train.data import open_dataset
+from genkernels.train.data.sources import open_dataset
 from genkernels.train.errors import DataError
 
 Image = pytest.importorskip("PIL.Image", reason="the folder data set needs pillow")

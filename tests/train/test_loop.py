@@ -9,9 +9,9 @@ import torch
 
 from genkernels.models import PixelCNN
 from genkernels.train import Limits, resume_run, start_run
+from genkernels.train.atomic_write import write_atomically
 from genkernels.train.checkpoint import load_model, read_checkpoint, save_checkpoint
 from genkernels.train.errors import CheckpointError, GenkernelsError, TrainingError
-from genkernels.train.files import write_atomically
 from genkernels.train.loop import Settings, Trainer
 
 SMALL = {"hidden_channels": 4, "num_layers": 1}

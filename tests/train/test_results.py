@@ -6,7 +6,7 @@ import time
 
 import pytest
 import torch
-from fresh_process import run_fresh
+from helpers.fresh_process import run_fresh
 
 from genkernels.models import PixelCNN
 from genkernels.train.compare import compare_with_plain, interleaved_medians, largest_difference

@@ -1,4 +1,4 @@
-// The surface of common.h, and the CUDA names that kernels use, on the emulator.
+// The surface of core/common.h, and the CUDA names that kernels use, on the emulator.
 #pragma once
 
 #include <cmath>
@@ -22,7 +22,7 @@
 #define gridDim (gk::emulator::grid_size)
 #define __syncthreads() gk::emulator::sync_block(__LINE__)
 
-#include "cuda/memory.h"
+#include "cuda/core/memory.h"
 
 struct alignas(16) uint4 { uint32_t x, y, z, w; };
 

@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "cuda/common.h"
+#include "cuda/core/common.h"
 
 namespace gk::emulator {
 

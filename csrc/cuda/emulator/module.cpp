@@ -1,7 +1,7 @@
 // The Python module of the tests: the same kernels and bindings as genkernels._C, and kernels with planted faults.
 #include <pybind11/pybind11.h>
 
-#include "cuda/bindings.h"
+#include "bindings/cuda.h"
 
 namespace gk::emulator {
 

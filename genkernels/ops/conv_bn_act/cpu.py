@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from ... import backends
+from ..core.layout import empty_grad_input, output_format
+from ..core.strides import channels_adjoin, strides_of
 from ..masked_conv.cpu import _STORAGE, readable, why_not  # noqa: F401 - why_not is for kernels.py
-from ..masked_conv.layout import empty_grad_input, output_format
-from ..strides import channels_adjoin, strides_of
 from .geometry import ACTIVATIONS, Geometry, empty_output
 
 _NOTHING = (0, (0, 0, 0, 0))

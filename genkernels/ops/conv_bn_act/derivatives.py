@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..autograd import DifferentiableOp
-from ..second import sum_of_tangents, through_gradient
+from ..core.differentiable_op import DifferentiableOp
+from ..core.second_derivatives import sum_of_tangents, through_gradient
 from . import reference
 from .geometry import accumulator, empty_output, geometry_of
 from .schema import conv_act_backward_op, conv_act_op, conv_bn_act_backward_op, conv_bn_act_op, library

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from ... import backends
 from ..conv_bn_act.geometry import ACTIVATIONS
+from ..core.strides import channels_adjoin
 from ..masked_conv.cpu import _STORAGE
-from ..strides import channels_adjoin
 
 
 def _address(values: Tensor | None) -> int:

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..autograd import DifferentiableOp
-from ..second import sum_of_tangents, through_gradient
+from ..core.differentiable_op import DifferentiableOp
+from ..core.second_derivatives import sum_of_tangents, through_gradient
 from . import reference
 from .schema import instance_norm_act_backward_op, instance_norm_act_op, library
 

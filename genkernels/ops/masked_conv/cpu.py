@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ... import backends
-from ..strides import channels_adjoin, strides_of
-from .layout import empty_gradients, empty_output
+from ..core.layout import empty_gradients, empty_output
+from ..core.strides import channels_adjoin, strides_of
 from .mask import MaskSpec
 
 _STORAGE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}

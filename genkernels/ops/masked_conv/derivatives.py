@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..autograd import DifferentiableOp
-from .layout import empty_output
+from ..core.differentiable_op import DifferentiableOp
+from ..core.layout import empty_output
 from .schema import backward_op, forward_op, library
 
 _Tensors = tuple[Tensor | None, ...]

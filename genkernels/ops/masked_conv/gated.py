@@ -20,14 +20,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..autograd import DifferentiableOp, is_recorded
-from ..tile_conv import gpu
+from ...triton_conv import availability
+from ..core.differentiable_op import DifferentiableOp, is_recorded
+from ..core.layout import output_format
 from . import reference, schema
 from .derivatives import backward as conv_backward
 from .derivatives import bare_sum
-from .layout import output_format
+from .functional import cast_for, check_dilation, check_like, check_options, check_tensors, masked_conv2d
 from .mask import MaskSpec
-from .op import cast_for, check_dilation, check_like, check_options, check_tensors, masked_conv2d
 from .schema import gate_backward_op
 
 
@@ -147,10 +147,10 @@ def _gated(
     y, features = _empty(x, weight, keep)
     spread = (dilation[0], dilation[1])
     if _runs_triton(x):
-        from . import triton_kernels  # here, since it imports Triton
+        from . import gpu  # here, since it imports Triton
 
         kept = features if keep else None
-        triton_kernels.gated(x, weight, bias, addend, spec, spread, y, kept)
+        gpu.gated(x, weight, bias, addend, spec, spread, y, kept)
         return y, features
     made = _features(x, weight, bias, addend, spec, spread)
     return y.copy_(gate(made)), features.copy_(made) if keep else features
@@ -181,15 +181,15 @@ def _formula(
 def _gate_backward(grad_output: Tensor, features: Tensor, sums: bool) -> tuple[Tensor, Tensor]:
     total = features.new_empty(features.shape[1] if sums else 0)
     if _runs_triton(features) and features.numel() > 0:
-        from . import triton_kernels
+        from . import gpu
 
-        return triton_kernels.gate_backward(grad_output, features, total if sums else None), total
+        return gpu.gate_backward(grad_output, features, total if sums else None), total
     g = torch.empty_like(features, memory_format=torch.channels_last).copy_(_through_gate(grad_output, features))
     return g, total.copy_(g.sum((0, 2, 3))) if sums else total
 
 
 def _runs_triton(x: Tensor) -> bool:
-    return x.is_cuda and gpu.why_not(x) is None
+    return x.is_cuda and availability.why_not(x) is None
 
 
 def _empty(x: Tensor, weight: Tensor, keep: bool) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .op import DIAGONAL_TAPS, ROW_TAPS
+from .functional import DIAGONAL_TAPS, ROW_TAPS
 
 GATES = "ifgo"
 # What each kernel index of the Conv1d stands for; the diagonal's is padded on top, so index 0 is the row above.

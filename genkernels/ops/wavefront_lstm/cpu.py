@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from ... import backends
+from ..core.strides import strides_of
 from ..masked_conv.cpu import _STORAGE, _weight_strides, readable
 from ..masked_conv.cpu import why_not as _why_no_kernel
 from ..masked_conv.mask import MaskSpec
-from ..strides import strides_of
 from .geometry import Geometry
 from .schema import empty_grads, empty_hidden, empty_saved
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ..recurrence import RecurrenceOps
 from . import reference
 from .geometry import Geometry
+from .recurrence import RecurrenceOps
 from .schema import backward_ops, empty_hidden, forward_ops, library
 
 

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..masked_conv.layout import input_format
+from ..core.layout import input_format
 
 
 def _walks(count: int, tensors: str) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ...models import DCGAN
 from ...models.dcgan import discriminator_loss, generator_loss
-from ..data import as_picture
+from ..data.sources import as_picture
 from ..metrics import Measure
 from .base import OPTIMIZERS, Objective, Progress, descend, refuse
 

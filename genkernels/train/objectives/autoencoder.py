@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...models import Autoencoder
-from ..data import as_picture
+from ..data.sources import as_picture
 from ..errors import GenkernelsError
 from ..metrics import Measure, mean_over
 from .base import Objective, Progress, descend, refuse

@@ -15,7 +15,7 @@ from ..errors import GenkernelsError
 from ..metrics import Measure
 
 if TYPE_CHECKING:
-    from ..data import Dataset
+    from ..data.sources import Dataset
     from ..loop import Settings
 
 Progress = Callable[[int, int], None]  # called as progress(done, total)

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from ...models import AutoregressiveModel
-from ..data import dequantise
+from ..data.sources import dequantise
 from ..errors import GenkernelsError
 from ..metrics import Measure, evaluate
 from .base import Objective, Progress, descend, refuse
 
 if TYPE_CHECKING:
-    from ..data import Dataset
+    from ..data.sources import Dataset
 
 
 class LikelihoodObjective(Objective[AutoregressiveModel]):

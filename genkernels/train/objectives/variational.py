@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from ...models import VAE
-from ..data import as_picture, dequantise
+from ..data.sources import as_picture, dequantise
 from ..metrics import Measure, mean_over
 from .base import Objective, Progress, descend, refuse
 
 if TYPE_CHECKING:
-    from ..data import Dataset
+    from ..data.sources import Dataset
 
 LATENT_GRID_SIDE = 15
 

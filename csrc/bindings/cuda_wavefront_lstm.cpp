@@ -1,0 +1,138 @@
+// Names, checks of sizes and errors of the CUDA kernels, as csrc/bindings/ has them for the CPU: addresses of device
+// memory, the device's number, and a stream as an address. A launch that fails raises RuntimeError with its name.
+#include "bindings/cuda.h"
+
+#include <pybind11/stl.h>
+
+#include <array>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "cuda/core/device.h"
+#include "cuda/wavefront_lstm/wavefront_lstm.h"
+
+namespace py = pybind11;
+
+namespace gk::cuda {
+
+namespace {
+
+using NoGil = py::call_guard<py::gil_scoped_release>;
+using Address = std::uintptr_t;
+using Strides3 = std::array<int64_t, 3>;  // of [N, H, W]; channels are next to each other
+using Sizes = std::array<int64_t, 4>;     // N, h, H, W
+using Limits = std::tuple<int, int64_t, int>;
+using WalkForward = std::tuple<bool, Address, Strides3, Address, Strides3, Address, Address, Address, Address>;
+using WalkBackward =
+    std::tuple<bool, Address, Strides3, Address, Address, Address, Address, Address, Address, Address>;
+
+template <typename T>
+void check(bool ok, const char* name, const char* expected, const T& got) {
+  if (!ok) throw py::value_error(std::string(name) + ": expected " + expected + ", got " + std::to_string(got));
+}
+
+void* pointer(Address address) { return reinterpret_cast<void*>(address); }
+
+Pixels pixels(Address data, const Strides3& s) { return {pointer(data), s[0], s[1], s[2]}; }
+
+WavefrontShape shape_of(int storage, bool exact, const Sizes& sizes, size_t walks, bool diagonal,
+                        const std::vector<int>& taps) {
+  check(storage >= 0 && storage <= 2, "storage", "0 (float32), 1 (bfloat16) or 2 (float16)", storage);
+  for (int64_t size : sizes) check(size >= 1 && size <= (1 << 24), "sizes", "1 to 2^24", size);
+  check(walks >= 1 && walks <= MAX_WALKS, "walks", "one or two", walks);
+  check(!taps.empty() && taps.size() <= MAX_TAPS, "taps", "1 to 32", taps.size());
+  WavefrontShape shape = {static_cast<Storage>(storage), exact,
+                          static_cast<int>(sizes[0]),    static_cast<int>(sizes[1]),
+                          static_cast<int>(sizes[2]),    static_cast<int>(sizes[3]),
+                          static_cast<int>(walks),       diagonal,
+                          static_cast<int>(taps.size()), {}};
+  for (size_t i = 0; i < taps.size(); ++i) {
+    check(!diagonal || taps[i] <= 0, "taps", "at most 0 on a diagonal", taps[i]);
+    shape.taps[i] = taps[i];
+  }
+  return shape;
+}
+
+py::dict describe(const WavefrontPlan& plan) {
+  py::dict d;
+  d["cluster"] = plan.cluster;
+  d["images"] = plan.images;
+  d["slices"] = plan.slices;
+  d["steps"] = plan.steps;
+  d["resident"] = plan.resident;
+  d["shared_bytes"] = plan.shared_bytes;
+  d["packed_bytes"] = plan.packed_bytes;
+  return d;
+}
+
+// How walks of one shape are divided on one kind of device: made once, used by every call.
+class CudaWavefrontPlan {
+ public:
+  CudaWavefrontPlan(int storage, bool exact, const Sizes& sizes, size_t walks, bool diagonal,
+                    const std::vector<int>& taps, const Limits& limits)
+      : shape_(shape_of(storage, exact, sizes, walks, diagonal, taps)),
+        plans_(plan_wavefront(shape_, {std::get<0>(limits), std::get<1>(limits), std::get<2>(limits)})) {}
+
+  bool fits() const { return plans_.fits; }
+  int64_t needed_bytes() const { return plans_.needed_bytes; }
+  py::dict forward_division() const { return describe(plans_.forward); }
+  py::dict backward_division() const { return describe(plans_.backward); }
+
+  void forward(int device, Address stream, const std::vector<WalkForward>& walks, Address saved) const {
+    std::vector<WavefrontWalkForward> args;
+    for (const auto& [mirrored, gates, gates_strides, hidden, hidden_strides, weight, h0, c0, packed] : walks) {
+      args.push_back({mirrored, pixels(gates, gates_strides), pixels(hidden, hidden_strides), pointer(weight),
+                      pointer(h0), pointer(c0), pointer(packed)});
+    }
+    check_walks(args);
+    check_launch("cudaSetDevice", select_device(device));
+    check_launch("wavefront_lstm_forward", wavefront_lstm_forward(shape_, plans_.forward, args.data(),
+                                                                  static_cast<float*>(pointer(saved)), pointer(stream)));
+  }
+
+  void backward(int device, Address stream, const std::vector<WalkBackward>& walks, Address saved) const {
+    check(saved != 0, "saved", "an address", saved);
+    std::vector<WavefrontWalkBackward> args;
+    for (const auto& [mirrored, grad_hidden, strides, weight, h0, c0, packed, grad_gates, gathered, grad_c0] : walks) {
+      args.push_back({mirrored, pixels(grad_hidden, strides), pointer(weight), pointer(h0), pointer(c0),
+                      pointer(packed), pointer(grad_gates), pointer(gathered), static_cast<float*>(pointer(grad_c0))});
+    }
+    check_walks(args);
+    check_launch("cudaSetDevice", select_device(device));
+    check_launch("wavefront_lstm_backward",
+                 wavefront_lstm_backward(shape_, plans_.backward, args.data(), static_cast<const float*>(pointer(saved)),
+                                         pointer(stream)));
+  }
+
+ private:
+  template <class Walk>
+  void check_walks(const std::vector<Walk>& walks) const {
+    if (!plans_.fits) throw py::value_error("the plan does not fit this device: ask `fits` first");
+    check(static_cast<int>(walks.size()) == shape_.walks, "walks", "as many as planned", walks.size());
+    for (const Walk& walk : walks) check(shape_.diagonal || !walk.mirrored, "mirrored", "false on rows", walk.mirrored);
+  }
+
+  WavefrontShape shape_;
+  WavefrontPlans plans_;
+};
+
+}  // namespace
+
+void bind_kernels(py::module_& m) {
+  py::class_<CudaWavefrontPlan>(m, "CudaWavefrontPlan")
+      .def(py::init<int, bool, const Sizes&, size_t, bool, const std::vector<int>&, const Limits&>(),
+           py::arg("storage"), py::arg("exact"), py::arg("sizes"), py::arg("walks"), py::arg("diagonal"),
+           py::arg("taps"), py::arg("limits"))
+      .def("fits", &CudaWavefrontPlan::fits)
+      .def("needed_bytes", &CudaWavefrontPlan::needed_bytes)
+      .def("forward_division", &CudaWavefrontPlan::forward_division)
+      .def("backward_division", &CudaWavefrontPlan::backward_division)
+      .def("forward", &CudaWavefrontPlan::forward, py::arg("device"), py::arg("stream"), py::arg("walks"),
+           py::arg("saved"), NoGil())
+      .def("backward", &CudaWavefrontPlan::backward, py::arg("device"), py::arg("stream"), py::arg("walks"),
+           py::arg("saved"), NoGil());
+  bind_sampler_plan(m);
+}
+
+}  // namespace gk::cuda

@@ -1,0 +1,76 @@
+// The functions of a sampling program on vectors (UNARY and BINARY in genkernels/sampling/program/instructions.py), and loads and
+// stores of a part of a vector.
+#pragma once
+
+#include <cmath>
+
+#include "cpu/sampler/sampler.h"
+#include "cpu/core/vector_math.h"
+
+namespace gk::GK_ISA {
+
+GK_INLINE void store_part(float* p, Vec v, int64_t count) {
+  float lanes[VL];
+  store(lanes, v);
+  for (int64_t i = 0; i < count; ++i) p[i] = lanes[i];
+}
+
+GK_INLINE void store_up_to(float* p, Vec v, int64_t count) {
+  if (count >= VL)
+    store(p, v);
+  else
+    store_part(p, v, count);
+}
+
+// For functions that models use seldom: lane by lane, with the C library's accuracy and range.
+template <class Scalar>
+GK_INLINE Vec by_lanes(Vec v, const Scalar& scalar) {
+  float lanes[VL];
+  store(lanes, v);
+  for (int i = 0; i < VL; ++i) lanes[i] = scalar(lanes[i]);
+  return load(lanes);
+}
+
+// p: the function's parameters.
+inline Vec unary(SamplerFunction function, const float* p, Vec x) {
+  switch (function) {
+    case SamplerFunction::relu: return x < Vec{} ? Vec{} : x;  // NaN stays NaN
+    case SamplerFunction::tanh: return tanh(x);
+    case SamplerFunction::sigmoid: return sigmoid(x);
+    case SamplerFunction::exp: return by_lanes(x, [](float v) { return expf(v); });
+    case SamplerFunction::silu: return x * sigmoid(x);
+    case SamplerFunction::gelu:
+      return by_lanes(x, [](float v) { return 0.5f * v * (1.0f + erff(v * 0.70710678f)); });
+    case SamplerFunction::gelu_tanh:
+      return 0.5f * x * (1.0f + tanh(0.79788456f * (x + 0.044715f * x * x * x)));
+    case SamplerFunction::elu: {
+      const ExpParts e = exp_parts(x * p[2]);
+      const Vec below = (e.scale * e.rest + (e.scale - 1.0f)) * (p[0] * p[1]);
+      return x > Vec{} ? x * p[1] : below;
+    }
+    case SamplerFunction::leaky_relu: return x > Vec{} ? x : x * p[0];
+    case SamplerFunction::softplus: {
+      const float beta = p[0], threshold = p[1];
+      return by_lanes(x, [&](float v) { return v * beta > threshold ? v : log1pf(expf(v * beta)) / beta; });
+    }
+    case SamplerFunction::clamp: {
+      const Vec low = broadcast(p[0]), high = broadcast(p[1]);
+      x = x < low ? low : x;
+      return x > high ? high : x;
+    }
+    case SamplerFunction::scale: return x * p[0] + p[1];
+    default: return x;
+  }
+}
+
+inline Vec binary(SamplerFunction function, Vec a, Vec b) {
+  switch (function) {
+    case SamplerFunction::add: return a + b;
+    case SamplerFunction::sub: return a - b;
+    case SamplerFunction::mul: return a * b;
+    case SamplerFunction::div: return a / b;
+    default: return tanh(a) * sigmoid(b);
+  }
+}
+
+}  // namespace gk::GK_ISA

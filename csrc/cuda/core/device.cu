@@ -1,0 +1,10 @@
+// Which device this thread's launches go to.
+#include "cuda/core/device.h"
+
+#include "cuda/core/common.h"
+
+namespace gk::cuda {
+
+const char* select_device(int device) { return use_device(device); }
+
+}  // namespace gk::cuda

@@ -1,0 +1,202 @@
+// What a block that draws images has at hand: its program in shared memory, and where every value lies.
+#pragma once
+
+#include "cuda/core/common.h"
+#include "cuda/sampler/sampler.h"
+#include "sampler_records.h"
+
+namespace gk::cuda {
+
+constexpr int QUAD = 4;
+constexpr int ROW_TILE = 32;      // rows of a product in the row phase that a block multiplies at once
+constexpr int ROW_CHUNK = 64;     // reductions, likewise
+constexpr int ROW_STRIDE = ROW_CHUNK + QUAD;  // floats: eight rows at a time are read from all banks
+
+struct SamplerRegions {
+  Region weights;  // of the pixel phase, the first `resident` floats
+  Region operands;  // of the product at hand
+  Region tables;   // instructions, runs, phases
+  Region places;   // a quad each: where it stands in this row at column 0, column_stride, external, span
+  int64_t bytes;
+};
+
+__host__ __device__ inline int phase_ints(const SamplerShape& s) { return round_up(2 * (s.colours + 2), QUAD); }
+__host__ __device__ inline int table_ints(const SamplerShape& s) {
+  return s.instructions * static_cast<int>(sizeof(WalkInstruction) / sizeof(int)) +
+         s.runs * static_cast<int>(sizeof(WalkRun) / sizeof(int)) + phase_ints(s);
+}
+
+__host__ __device__ inline SamplerRegions regions_of(const SamplerShape& s, const SamplerDivision& d) {
+  const int pixel = d.images * s.most_columns, row = ROW_TILE * ROW_STRIDE;
+  SharedLayout layout;
+  SamplerRegions r;
+  r.weights = layout.take<float>(d.resident);
+  r.operands = layout.take<float>(pixel > row ? pixel : row);
+  r.tables = layout.take<int>(table_ints(s));
+  r.places = layout.take<int>(static_cast<int64_t>(s.places) * QUAD);
+  r.bytes = layout.bytes();
+  return r;
+}
+
+// A record of 16-byte parts.
+template <class Record>
+__device__ __forceinline__ Record fetch(const Shared<int>& memory, int first) {
+  constexpr int PARTS = sizeof(Record) / 16;
+  Quad<int> parts[PARTS];
+#pragma unroll
+  for (int i = 0; i < PARTS; ++i) parts[i] = memory.get<Quad<int>>(first + QUAD * i);
+  Record record;
+  memcpy(&record, parts, sizeof(Record));
+  return record;
+}
+
+struct Standing {
+  int position, column_stride, external, span;
+  __device__ int first() const { return span >> 6; }  // reduction of a segment
+  __device__ int length() const { return span & 63; }
+};
+
+class SamplerBlock {
+ public:
+  __device__ SamplerBlock(const SamplerWalkCall& call, const SamplerRegions& regions)
+      : call(call),
+        shape(call.shape),
+        threads(static_cast<int>(blockDim.x)),
+        warps(threads / WARP),
+        thread(static_cast<int>(threadIdx.x)),
+        warp(thread / WARP),
+        lane(thread % WARP),
+        first_image(static_cast<int>(blockIdx.x) * call.division.images),
+        images(call.images - first_image < call.division.images ? call.images - first_image : call.division.images),
+        weights(regions.weights),
+        operands(regions.operands),
+        tables_(regions.tables),
+        places_(regions.places),
+        memory_(call.memory + static_cast<int64_t>(first_image) * shape.image_floats) {}
+
+  // To be called by the whole block; __syncthreads before the first use.
+  __device__ __forceinline__ void load() const {
+    const auto* const from = reinterpret_cast<const Quad<float>*>(call.weights);
+    for (int i = thread; i < call.division.resident / QUAD; i += threads) weights.put(QUAD * i, from[i]);
+    for (int i = thread; i < table_ints(shape); i += threads) tables_.put(i, call.tables[i]);
+    for (int i = thread; i < shape.places; i += threads) {
+      const WalkPlace place = static_place(i);
+      places_.put(QUAD * i, Quad<int>{{0, place.column_stride, place.external, place.span}});
+    }
+  }
+  // Likewise, for every row.
+  __device__ __forceinline__ void start_row(int y) const {
+    for (int i = thread; i < shape.places; i += threads) {
+      const WalkPlace place = static_place(i);
+      int slot = (y + place.dy) % place.rows;
+      if (slot < 0) slot += place.rows;
+      places_.put(QUAD * i, place.base + slot * place.row_stride);
+    }
+  }
+
+  __device__ __forceinline__ WalkInstruction instruction(int k) const {
+    return fetch<WalkInstruction>(tables_, k * static_cast<int>(sizeof(WalkInstruction) / sizeof(int)));
+  }
+  // Instructions [x, y) of a phase: the row's, then those of the steps.
+  __device__ __forceinline__ Pair<int> phase(int number) const {
+    return tables_.get<Pair<int>>(table_ints(shape) - phase_ints(shape) + 2 * number);
+  }
+  __device__ __forceinline__ Standing place(int k) const { return fetch<Standing>(places_, QUAD * k); }
+
+  // Where an image has a place: what is written never lies in a map.
+  __device__ __forceinline__ float* own(const Standing& p, int image, int x) const {
+    return memory_ + static_cast<int64_t>(image) * shape.image_floats + p.position + x * p.column_stride;
+  }
+  __device__ __forceinline__ const float* at(const Standing& p, int image, int x) const {
+    if (p.external < 0) return own(p, image, x);
+    const SamplerMap& map = call.maps[p.external];
+    return map.data + (first_image + image) * map.image_stride + p.position + x * p.column_stride;
+  }
+
+  // The channels that row n of an instruction means, in the value that it writes and in its operands.
+  struct Channels {
+    int value, operand[SAMPLER_OPERANDS];
+  };
+  __device__ __forceinline__ Channels channels(const WalkInstruction& in, int n) const {
+    constexpr int RUN = sizeof(WalkRun) / sizeof(int);
+    int at = shape.instructions * static_cast<int>(sizeof(WalkInstruction) / sizeof(int)) + in.runs * RUN;
+    Quad<int> run = tables_.get<Quad<int>>(at);
+    while (n >= run.v[0] + run.v[1]) run = tables_.get<Quad<int>>(at += RUN);
+    const int further = n - run.v[0];
+    Channels found = {run.v[2] + further, {run.v[3] + further, 0, 0, 0}};
+    if (in.operands > 1) {
+      const Quad<int> others = tables_.get<Quad<int>>(at + QUAD);
+#pragma unroll
+      for (int i = 0; i < SAMPLER_OPERANDS - 1; ++i) found.operand[i + 1] = others.v[i] + further;
+    }
+    return found;
+  }
+
+  // What is added to row n of an affine instruction besides the product: terms, and the sum that is there already.
+  __device__ __forceinline__ float extra(const WalkInstruction& in, const Channels& channels, int image, int x,
+                                         const float* target) const {
+    float sum = 0.0f;
+#pragma unroll
+    for (int i = 0; i < SAMPLER_OPERANDS; ++i) {
+      if (i < in.operands) sum += at(place(in.places + 1 + i), image, x)[channels.operand[i]];
+    }
+    return in.accumulate ? sum + *target : sum;
+  }
+
+  const SamplerWalkCall& call;
+  const SamplerShape& shape;
+  const int threads, warps, thread, warp, lane;
+  const int first_image, images;  // of this block
+  const Shared<float> weights, operands;
+
+ private:
+  __device__ __forceinline__ WalkPlace static_place(int k) const {
+    return reinterpret_cast<const WalkPlace*>(call.tables + table_ints(shape))[k];
+  }
+
+  const Shared<int> tables_, places_;
+  float* const memory_;
+};
+
+// --- functions (UNARY and BINARY in genkernels/sampling/program/instructions.py) ---
+
+// Those that models use seldom, out of the way. p: the function's parameters.
+GK_NOINLINE inline __device__ float seldom_function(SamplerFunction function, const float* p, float x) {
+  switch (function) {
+    case SamplerFunction::tanh: return MathFloat32::tanh(x);
+    case SamplerFunction::sigmoid: return MathFloat32::sigmoid(x);
+    case SamplerFunction::exp: return expf(x);
+    case SamplerFunction::silu: return x * MathFloat32::sigmoid(x);
+    case SamplerFunction::gelu: return 0.5f * x * (1.0f + erff(x * 0.70710678f));
+    case SamplerFunction::gelu_tanh:
+      return 0.5f * x * (1.0f + MathFloat32::tanh(0.79788456f * (x + 0.044715f * x * x * x)));
+    case SamplerFunction::elu: return x > 0.0f ? x * p[1] : expm1f(x * p[2]) * (p[0] * p[1]);
+    case SamplerFunction::leaky_relu: return x > 0.0f ? x : x * p[0];
+    case SamplerFunction::softplus: return x * p[0] > p[1] ? x : log1pf(expf(x * p[0])) / p[0];
+    case SamplerFunction::clamp: {
+      const float above = x < p[0] ? p[0] : x;
+      return above > p[1] ? p[1] : above;
+    }
+    case SamplerFunction::scale: return x * p[0] + p[1];
+    default: return x;
+  }
+}
+
+__device__ __forceinline__ float unary(const SamplerBlock& b, const WalkInstruction& in, float x) {
+  const auto function = static_cast<SamplerFunction>(in.function);
+  if (function == SamplerFunction::copy) return x;
+  if (function == SamplerFunction::relu) return x < 0.0f ? 0.0f : x;  // NaN stays NaN
+  return seldom_function(function, b.call.floats + in.parameters, x);
+}
+
+__device__ __forceinline__ float binary(SamplerFunction function, float a, float b) {
+  switch (function) {
+    case SamplerFunction::add: return a + b;
+    case SamplerFunction::sub: return a - b;
+    case SamplerFunction::mul: return a * b;
+    case SamplerFunction::div: return a / b;
+    default: return MathFloat32::tanh(a) * MathFloat32::sigmoid(b);
+  }
+}
+
+}  // namespace gk::cuda

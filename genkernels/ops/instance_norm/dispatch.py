@@ -1,0 +1,93 @@
+"""The kernels of the operators by device, registered; layouts are settled here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..conv_bn_act.geometry import accumulator, as_dtype, per_channel
+from ..conv_bn_act.heuristics import why_no_kernel
+from ..core.layout import empty_grad_input, input_format
+from . import cpu, reference, schema
+from .derivatives import instance_norm_act, instance_norm_act_backward
+
+
+def _backend(x: Tensor) -> ModuleType:
+    if why_no_kernel(x) is not None:
+        return reference
+    if x.is_cpu:
+        return cpu
+    from . import gpu  # here, since it imports Triton
+
+    return gpu
+
+
+def _forward(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, activation: str, negative_slope: float, eps: float
+) -> tuple[Tensor, Tensor]:
+    if x.numel() == 0:
+        return _forward_fake(x)
+    memory_format = input_format(x)
+    y, statistics = _backend(x).forward(
+        x.contiguous(memory_format=memory_format),
+        per_channel(weight, x),
+        per_channel(bias, x),
+        activation,
+        negative_slope,
+        eps,
+    )
+    return y.contiguous(memory_format=memory_format), statistics
+
+
+def _backward(
+    grad_output: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, statistics: Tensor,
+    activation: str, negative_slope: float, eps: float, needs: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    memory_format = input_format(x)
+    if x.numel() == 0:
+        grad_x, sums = torch.zeros_like(x, memory_format=memory_format), statistics.new_zeros(statistics.shape)
+    else:
+        grad_x, sums = _backend(x).backward(
+            grad_output.contiguous(memory_format=memory_format), x.contiguous(memory_format=memory_format),
+            per_channel(weight, x), per_channel(bias, x), statistics, activation, negative_slope, needs[0],
+        )  # fmt: skip
+
+    def of(values: Tensor | None, each: Tensor, need: bool) -> Tensor:
+        return as_dtype(each.sum(0), values.dtype) if need and values is not None else x.new_empty(0)
+
+    return (
+        grad_x.contiguous(memory_format=memory_format) if needs[0] else x.new_empty(0),
+        of(weight, sums[0], needs[1]),
+        of(bias, sums[1], needs[2]),
+    )
+
+
+instance_norm_act.use_directly(_forward, tensors=3)
+instance_norm_act.use_formula(reference.forward)
+instance_norm_act_backward.use_directly(_backward, tensors=5)
+schema.library.impl("instance_norm_act", _forward, "CompositeExplicitAutograd")
+schema.library.impl("instance_norm_act_backward", _backward, "CompositeExplicitAutograd")
+
+
+# --- shapes --------------------------------------------------------------------------------------------------------
+
+
+@torch.library.register_fake("genkernels::instance_norm_act", lib=schema.library)
+def _forward_fake(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return empty_grad_input(x), x.new_empty((2, x.shape[0], x.shape[1]), dtype=accumulator(x.dtype))
+
+
+@torch.library.register_fake("genkernels::instance_norm_act_backward", lib=schema.library)
+def _backward_fake(
+    grad_output: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, statistics: Tensor, *options: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    needs = options[-1]
+
+    def of(values: Tensor | None, need: bool) -> Tensor:
+        return torch.empty_like(values) if need and values is not None else x.new_empty(0)
+
+    return empty_grad_input(x) if needs[0] else x.new_empty(0), of(weight, needs[1]), of(bias, needs[2])

@@ -1,0 +1,233 @@
+"""Runs a sampling program in plain PyTorch: works in every dtype and on every device, and is the oracle.
+
+Every value is kept for the whole image, with a margin that holds what it reads as outside; a row instruction is one
+matrix product over the columns of the row and the images, a step's one over the images.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..program.instructions import (
+    Affine,
+    Cell,
+    Draw,
+    Function,
+    Instruction,
+    Pointwise,
+    Program,
+    Read,
+    Scan,
+    Spans,
+    span_indices,
+)
+from .draw import draw, has_level
+from .run_arguments import Walk
+
+
+@dataclass(eq=False)
+class _Map:
+    """A value in memory: [N, top + height, left + grid_width + right, channels], or a vector [N, channels]."""
+
+    data: Tensor
+    top: int
+    left: int
+
+    def at(self, y: int, columns: slice, channels: slice | Tensor) -> Tensor:
+        """[N, columns, channels]"""
+        if self.data.dim() == 2:
+            return self.data[:, None, channels]
+        moved = slice(columns.start + self.left, columns.stop + self.left)
+        return self.data[:, y + self.top, moved, channels]
+
+
+def run(program: Program, walk: Walk) -> None:
+    """Draws the open sub-pixels of ``walk.images`` in place."""
+    Execution(program, walk).run()
+
+
+class Execution:
+    """A walk on its way, row by row."""
+
+    def __init__(self, program: Program, walk: Walk) -> None:
+        self.program, self.walk = program, walk
+        self.images = walk.images.shape[0]
+        self.maps = [self._map(k) for k in range(len(program.values))]
+        self.channels: dict[Spans, slice | Tensor] = {}
+        # Known levels are put in when their turn comes, so that nothing can look ahead.
+        self.known = program.table[walk.images.long()]
+        self.undrawable = torch.full((self.images,), -1, device=program.table.device)  # a sub-pixel of each image
+
+    def _map(self, k: int) -> _Map:
+        value, program = self.program.values[k], self.program
+        if value.constant is not None and value.constant.dim() == 2:
+            return _Map(value.constant.expand(self.images, -1), 0, 0)
+        left = max(0, value.columns_left - value.columns[0])
+        right = max(0, value.columns[1] + value.columns_right - program.grid_width)
+        top = value.rows_back
+        shape = (self.images, top + program.height, left + program.grid_width + right, value.channels)
+        data = program.table.new_zeros(shape)
+        if value.outside is not None:
+            data[:] = value.outside
+        if value.constant is not None:
+            inner = data[:, top:, left : left + program.grid_width]
+            inner.copy_(value.constant.permute(0, 2, 3, 1).expand_as(inner))
+        return _Map(data, top, left)
+
+    def run(self) -> None:
+        for y in range(self.walk.last[0] + 1):
+            self.row(y)
+            wrong = self.undrawable[self.undrawable >= 0]  # once for a row: on a GPU asking means waiting
+            if len(wrong):
+                raise self.walk.no_level(int(wrong[0]))
+            self.walk.row_done(y)
+
+    def row(self, y: int) -> None:
+        program, (last_row, last_column, last_colour) = self.program, self.walk.last
+        for instruction in program.row:
+            self._in_row(instruction, y)
+        width = last_column + 1 if y == last_row else program.grid_width
+        for x in range(width):
+            for step, instructions in enumerate(program.steps):
+                if (y, x, step) > (last_row, last_column, last_colour):
+                    break
+                for instruction in instructions:
+                    self._at_pixel(instruction, y, x)
+
+    def _in_row(self, instruction: Instruction, y: int) -> None:
+        if isinstance(instruction, Scan):
+            value = self.program.values[instruction.body[-1].value]
+            for x in reversed(range(*value.columns)):
+                for part in instruction.body:
+                    self._apply(part, y, slice(x, x + 1))
+        else:
+            self._apply(instruction, y, slice(*self.program.values[instruction.value].columns))
+
+    def _at_pixel(self, instruction: Instruction, y: int, x: int) -> None:
+        if isinstance(instruction, Draw):
+            if x < self.program.width:
+                self._draw(instruction, y, x)
+            return
+        assert not isinstance(instruction, Scan)
+        start, stop = self.program.values[instruction.value].columns
+        if start <= x < stop:
+            self._apply(instruction, y, slice(x, x + 1))
+
+    def _apply(self, instruction: Instruction, y: int, columns: slice) -> None:
+        assert isinstance(instruction, (Affine, Pointwise, Cell))
+        if y < self.program.values[instruction.value].first_row:
+            return
+        if isinstance(instruction, Affine):
+            self._affine(instruction, y, columns)
+        elif isinstance(instruction, Pointwise):
+            operands = [self._read(read, y, columns) for read in instruction.operands]
+            result = evaluate(instruction.function, *operands)
+            self._write(instruction.value, y, columns, instruction.channels, result)
+        else:
+            self._cell(instruction, y, columns)
+
+    def _chosen(self, spans: Spans) -> slice | Tensor:
+        if len(spans) == 1:
+            return slice(*spans[0])
+        if spans not in self.channels:
+            self.channels[spans] = torch.tensor(span_indices(spans), device=self.program.table.device)
+        return self.channels[spans]
+
+    def _read(self, read: Read, y: int, columns: slice) -> Tensor:
+        moved = slice(columns.start + read.dx, columns.stop + read.dx)
+        return self.maps[read.value].at(y + read.dy, moved, self._chosen(read.channels))
+
+    def _write(self, value: int, y: int, columns: slice, channels: Spans, result: Tensor) -> None:
+        where = self.maps[value]
+        moved = slice(columns.start + where.left, columns.stop + where.left)
+        where.data[:, y + where.top, moved, self._chosen(channels)] = result
+
+    def _affine(self, instruction: Affine, y: int, columns: slice) -> None:
+        own = Read(instruction.value, 0, 0, instruction.channels)
+        width = columns.stop - columns.start
+        parts = [self._read(read, y, columns).expand(self.images, width, -1) for read in instruction.taps]
+        if parts:
+            result = F.linear(torch.cat(parts, 2), instruction.weight, instruction.bias)
+        else:
+            result = self.program.table.new_zeros(self.images, width, instruction.weight.shape[0])
+            if instruction.bias is not None:
+                result = result + instruction.bias
+        for read in instruction.terms + ((own,) if instruction.accumulate else ()):
+            result = result + self._read(read, y, columns)
+        if instruction.activation is not None:
+            result = evaluate(instruction.activation, result)
+        self._write(instruction.value, y, columns, instruction.channels, result)
+
+    def _cell(self, cell: Cell, y: int, columns: slice) -> None:
+        units = self.program.values[cell.value].channels
+        blocks = [tuple((a + k * units, b + k * units) for a, b in cell.channels) for k in range(4)]
+        i, f, g, o = (self._read(Read(cell.gates, 0, 0, block), y, columns) for block in blocks)
+        memory = f.sigmoid() * self._read(cell.previous, y, columns) + i.sigmoid() * g.tanh()
+        hidden = o.sigmoid() * memory.tanh()
+        self._write(cell.memory, y, columns, cell.channels, memory)
+        for value in {cell.value, cell.state}:
+            self._write(value, y, columns, cell.channels, hidden)
+
+    def _draw(self, instruction: Draw, y: int, x: int) -> None:
+        walk, colour, levels = self.walk, instruction.colour, self.program.levels
+        spans = ((colour * levels, (colour + 1) * levels),)
+        logits = self._read(Read(instruction.value, 0, 0, spans), y, slice(x, x + 1))[:, 0]
+        if walk.logits is not None:
+            walk.logits[:, :, colour, y, x] = logits
+        free = walk.free[:, colour, y, x]
+        shown = self.known[:, colour, y, x]
+        if free.is_cuda or bool(free.any()):  # on a GPU asking would mean waiting
+            drawn = draw(logits, walk.uniforms[:, colour, y, x], walk.temperature, walk.top_k)
+            here = walk.images[:, colour, y, x]
+            self._note_undrawable(free & ~has_level(logits), colour, y, x)
+            here.copy_(torch.where(free, drawn.to(here.dtype), here))
+            shown = torch.where(free, self.program.table[drawn], shown)
+        image = self.maps[0]
+        image.data[:, y + image.top, x + image.left, colour] = shown
+
+    def _note_undrawable(self, wrong: Tensor, colour: int, y: int, x: int) -> None:
+        _, colours, height, width = self.walk.images.shape
+        own = (colour * height + y) * width + x
+        numbers = torch.arange(self.images, device=wrong.device) * (colours * height * width) + own
+        self.undrawable = torch.where(wrong & (self.undrawable < 0), numbers, self.undrawable)
+
+
+_UNARY: dict[str, Any] = {"relu": torch.relu, "tanh": torch.tanh, "sigmoid": torch.sigmoid, "exp": torch.exp}
+_BINARY: dict[str, Any] = {"add": torch.add, "sub": torch.sub, "mul": torch.mul, "div": torch.div}
+
+
+def evaluate(function: Function, a: Tensor, b: Tensor | None = None) -> Tensor:
+    """A function of the tables in program.py."""
+    name, p = function.name, function.parameters
+    if b is not None:
+        if name == "gate":
+            return a.tanh() * b.sigmoid()
+        return _BINARY[name](a, b)
+    if name == "copy":
+        return a
+    if name == "silu":
+        return F.silu(a)
+    if name in ("gelu", "gelu_tanh"):
+        return F.gelu(a, approximate="tanh" if name == "gelu_tanh" else "none")
+    if name == "elu":
+        return torch.ops.aten.elu(a, *p)
+    if name == "leaky_relu":
+        return F.leaky_relu(a, p[0])
+    if name == "softplus":
+        return F.softplus(a, *p)
+    if name == "clamp":
+        return a.clamp(*p)
+    if name == "scale":
+        return a * p[0] + p[1]
+    return _UNARY[name](a)
+
+
+def bytes_per_image(program: Program) -> int:
+    """What an image of the batch takes in memory, margins left out."""
+    channels = sum(value.channels for value in program.values)
+    return channels * program.height * program.grid_width * program.table.element_size()

@@ -1,0 +1,116 @@
+"""Who can run a program: the native executors where they fit, else PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..program.instructions import Program
+from ..request import Progress, Request
+from . import cpu, cuda, pytorch
+from .run_arguments import Walk
+
+MEMORY = 1 << 30  # bytes that a batch may take at least; larger ones are drawn in parts
+
+
+@dataclass(frozen=True)
+class Executor:
+    """A way to run programs.
+
+    Attributes:
+        name: "torch", "cpu" or "cuda".
+        refuses: why it cannot run a program, or None.
+        run: draws the open sub-pixels of a walk.
+        bytes_per_image: the memory that an image of the batch takes.
+        spare_memory: bytes that may be taken where that is more than MEMORY.
+    """
+
+    name: str
+    refuses: Callable[[Program], str | None]
+    run: Callable[[Program, Walk], None]
+    bytes_per_image: Callable[[Program], int]
+    spare_memory: Callable[[Program], int] = lambda program: 0
+
+
+EXECUTORS: list[Executor] = [
+    Executor("cpu", cpu.why_not, cpu.run, cpu.bytes_per_image),
+    Executor("cuda", cuda.why_not, cuda.run, cuda.bytes_per_image, cuda.spare_memory),
+    Executor("torch", lambda program: None, pytorch.run, pytorch.bytes_per_image),
+]
+"""The first that does not refuse is taken: the native ones, then PyTorch."""
+
+
+def choose(program: Program, backend: str | None = None) -> Executor:
+    """The executor for a program.
+
+    Args:
+        backend: its name, or None for the quickest that can run it.
+
+    Raises:
+        ValueError: there is none of this name, or it refuses; with the reason.
+    """
+    for executor in EXECUTORS:
+        if backend in (None, executor.name):
+            reason = executor.refuses(program)
+            if reason is None:
+                return executor
+            if backend is not None:
+                raise ValueError(f"backend: {backend!r} cannot run this program: {reason}")
+    raise ValueError(f"backend: expected one of {[e.name for e in EXECUTORS]}; got {backend!r}")
+
+
+def execute(program: Program, request: Request, progress: Progress | None = None, backend: str | None = None) -> Tensor:
+    """Draws what is open in ``request.images``, in place, in parts that fit into memory, and returns them.
+
+    ``progress(done, total)`` is called after each row, in sub-pixels that were open.
+    """
+    executor = choose(program, backend)
+    memory = max(MEMORY, executor.spare_memory(program))
+    size = max(1, memory // max(1, executor.bytes_per_image(program)))
+    parts = [slice(start, start + size) for start in range(0, request.images.shape[0], size)]
+    opened = [request.free[part].any(0).sum((0, 2)).tolist() for part in parts]  # by part and row
+    total, before = sum(map(sum, opened)), 0
+    for part, rows in zip(parts, opened, strict=True):
+        if sum(rows):
+
+            def row_done(y: int, before: int = before, rows: list[int] = rows) -> None:
+                if progress is not None and rows[y]:
+                    progress(before + sum(rows[: y + 1]), total)
+
+            stop = min(part.stop, request.images.shape[0])
+            with torch.autocast(request.images.device.type, enabled=False):  # a program has one dtype
+                executor.run(program.for_images(part.start, stop), walk_of(request, part, row_done))
+        before += sum(rows)
+    return request.images
+
+
+def walk_of(request: Request, part: slice, row_done: Callable[[int], None]) -> Walk:
+    free = request.free[part]
+    row, column, colour = free.any(0).permute(1, 2, 0).nonzero()[-1].tolist()
+    return Walk(
+        request.images[part], free, request.uniforms[part], request.temperature, request.top_k,
+        (row, column, colour), row_done, part.start,
+    )  # fmt: skip
+
+
+def teacher_forced(program: Program, images: Tensor, backend: str = "torch") -> Tensor:
+    """The logits of every sub-pixel as the program computes them on its way through given images.
+
+    Args:
+        images: uint8 [n, C, H, W].
+
+    Returns:
+        [n, levels, C, H, W]; a forward pass of the model gives the same.
+    """
+    n, colours, height, width = images.shape
+    logits = program.table.new_zeros(n, program.levels, colours, height, width)
+    free = torch.zeros_like(images, dtype=torch.bool)
+    walk = Walk(
+        images.clone(), free, torch.zeros(images.shape), 1.0, None, (height - 1, width - 1, colours - 1),
+        lambda y: None, logits=logits,
+    )  # fmt: skip
+    choose(program, backend).run(program.for_images(0, n), walk)
+    return logits

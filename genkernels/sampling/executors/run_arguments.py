@@ -1,0 +1,43 @@
+"""What an executor is given besides the program: the images, what is open in them, and how to draw it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from .draw import no_level
+
+
+@dataclass(eq=False)
+class Walk:
+    """One pass over a batch of images.
+
+    Attributes:
+        images: uint8 [n, C, H, W], the known levels in place; what is drawn is written here.
+        free: bool [n, C, H, W], true where a level is to be drawn.
+        uniforms: floating-point [n, C, H, W] in [0, 1).
+        temperature: above 0.
+        top_k: None, or at least 1; see :func:`genkernels.sampling.executors.draw.draw`.
+        last: (row, column, colour) of the last sub-pixel that is open in any image: nothing beyond it is computed.
+        row_done: to be called with y after each row.
+        first: the number of the first image, where the walk has a part of a batch.
+        logits: None, or [n, levels, C, H, W] to write the logits of every visited sub-pixel to.
+    """
+
+    images: Tensor
+    free: Tensor
+    uniforms: Tensor
+    temperature: float
+    top_k: int | None
+    last: tuple[int, int, int]
+    row_done: Callable[[int], None]
+    first: int = 0
+    logits: Tensor | None = None
+
+    def no_level(self, sub_pixel: int) -> ValueError:
+        """The error for logits from which no level can be drawn, at an element of ``images``, counted through."""
+        image, channel, row, column = (int(k) for k in np.unravel_index(sub_pixel, self.images.shape))
+        return no_level(self.first + image, channel, row, column)

@@ -1,0 +1,89 @@
+"""Sampling from a model, whichever way it can be done."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Lock
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from .compile import Predict, compile_program
+from .executors.registry import execute
+from .full_forward import full_forward_sample
+from .request import Progress, Request
+from .trace.graph import NotTraceable
+
+FULL_FORWARD = "full_forward"
+
+_lock = Lock()
+_in_evaluation: WeakKeyDictionary[nn.Module, tuple[int, bool]] = WeakKeyDictionary()
+"""Modules that samplers have put into ``eval()``: by how many, and the mode they were in before."""
+
+
+@contextmanager
+def in_evaluation(model: nn.Module) -> Iterator[None]:
+    """The model in ``eval()``, every module left in the mode it was in; threads that do so together leave it last."""
+    modules = list(model.modules())
+    with _lock:
+        for module in modules:
+            count, mode = _in_evaluation.get(module, (0, module.training))
+            _in_evaluation[module] = (count + 1, mode)
+        model.eval()
+    try:
+        yield
+    finally:
+        with _lock:
+            for module in modules:
+                count, mode = _in_evaluation.pop(module)
+                if count > 1:
+                    _in_evaluation[module] = (count - 1, mode)
+                else:
+                    module.training = mode
+
+
+@torch.no_grad()
+def sample(
+    model: nn.Module,
+    predict: Predict,
+    table: Tensor,
+    request: Request,
+    *,
+    condition: Any = None,
+    progress: Progress | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """Draws what is open in ``request.images``, in place, and returns them.
+
+    The model's program draws them in the time of about one forward pass. A model that cannot be traced is sampled by
+    full forward passes, with a warning that names the reason; with an explicit ``backend`` that is an error.
+
+    Args:
+        model, predict, table, condition: see :func:`genkernels.sampling.compile_program`.
+        request: what is to be drawn.
+        progress: called as ``progress(done, total)``, in sub-pixels, after each row at least; where one CUDA launch
+            draws everything, as soon as it is under way.
+        backend: "torch", "cpu", ...: the executor; "full_forward": without a program; None: the quickest.
+    """
+    if not bool(request.free.any()):
+        return request.images
+    with in_evaluation(model):
+        if backend != FULL_FORWARD:
+            try:
+                shape = request.images.shape
+                program = compile_program(model, predict, (shape[0], shape[1], shape[2], shape[3]), table, condition)
+            except NotTraceable as reason:
+                if backend is not None:
+                    raise
+                warnings.warn(
+                    f"sampling {type(model).__name__} with a full forward pass for each sub-pixel, which is slow: "
+                    f"{reason}",
+                    stacklevel=4,
+                )
+            else:
+                return execute(program, request, progress, backend)
+        return full_forward_sample(lambda images: predict(table[images.long()], condition), request, progress)

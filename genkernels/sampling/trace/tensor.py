@@ -1,0 +1,114 @@
+"""The tensor that a model is traced with: without storage, it knows what its elements are, and who shares them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten
+
+from .graph import NotTraceable
+from .view import Plane
+
+if TYPE_CHECKING:
+    from .tracer import Tracer
+
+
+class Traced(Tensor):
+    """A tensor without storage that knows the nodes it is made of, as a plane, an index, or both.
+
+    Attributes:
+        memory: the tensors that share their elements, in the order in which they were made: the first has memory of its
+            own, each other is a view of an earlier one. Where one is changed in place, all are.
+        viewed: what makes the index of a view, from its base's.
+    """
+
+    tracer: Tracer
+    _plane: Plane | None
+    _index: Tensor | None
+    memory: list[Traced]
+    viewed: Callable[[], Tensor] | None
+
+    @staticmethod
+    def __new__(
+        cls, tracer: Tracer, shape: Any, plane: Plane | None = None, index: Tensor | None = None, strides: Any = None
+    ) -> Traced:
+        self = Tensor._make_wrapper_subclass(cls, shape, strides=strides, dtype=tracer.dtype, device=tracer.device)
+        self.tracer, self._plane, self._index, self.memory, self.viewed = tracer, plane, index, [self], None
+        return self
+
+    def views(self, base: Traced, viewed: Callable[[], Tensor]) -> None:
+        """From now on this is a view of ``base``."""
+        self.memory, self.viewed = base.memory, viewed
+        self.memory.append(self)
+
+    def crosses(self, other: Traced) -> bool:
+        """Whether some elements of both are the same in memory, at different places of the two."""
+        if other is self or other.memory is not self.memory:
+            return False
+        kept = [tensor._index for tensor in self.memory]
+        first, *views = self.memory
+        first._index = torch.arange(first.as_index().numel()).view(first.as_index().shape)
+        for view in views:
+            assert view.viewed is not None
+            view._index = view.viewed()
+        own, others = self.as_index(), other.as_index()
+        for tensor, index in zip(self.memory, kept, strict=True):
+            tensor._index = index
+        return not torch.equal(own, others) and bool(torch.isin(own, others).any())
+
+    def change(self, changed: Traced) -> None:
+        """Takes the elements of another tensor of this shape; so do those that share them."""
+        if len(self.memory) == 1:
+            self._plane, self._index = changed._plane, changed._index
+            return
+        # The indices of views are views of one index, so that PyTorch changes them all.
+        first, *views = self.memory
+        first._index = first.as_index().clone()
+        for view in views:
+            assert view.viewed is not None
+            view._index = view.viewed()
+        self.as_index().copy_(changed.as_index())
+        for tensor in self.memory:
+            tensor._plane = None
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
+        flat, _ = tree_flatten((args, kwargs or {}))
+        return next(a for a in flat if isinstance(a, Traced)).tracer.run(func, args, kwargs or {})
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
+        return f"Traced({list(self.shape)})"
+
+    def as_plane(self) -> Plane:
+        """As channels: dimensions between the batch and the last two count as one; [N, C, W] is an image of one row."""
+        if self._plane is None:
+            assert self._index is not None
+            index = self._index.unsqueeze(2) if self._index.dim() == 3 else self._index
+            if len(index) > 1:
+                raise NotTraceable(
+                    f"layer {self.tracer.name()!r}: the first dimension is that of the images and of something else, "
+                    "which linear layers and functions of [N * H * W, C] may have alone"
+                )
+            self._plane = self.tracer.numbering.plane(index, self.tracer.name())
+        return self._plane
+
+    def ends_in_channels(self) -> bool:
+        """Whether the last dimension is not that of columns: [N, H, W, C] and its like."""
+        if self._plane is None and self.dim() > 2:
+            try:
+                self.as_plane()
+            except NotTraceable:
+                return True
+        return self.dim() == 2
+
+    def as_index(self) -> Tensor:
+        """int64 [1, *shape[1:]], or [k, *shape[1:]] where images and k things of each are the first dimension."""
+        if self._index is None:
+            assert self._plane is not None
+            self._index = self.tracer.numbering.index(self._plane).reshape(1, *self.shape[1:])
+        return self._index

@@ -1,0 +1,378 @@
+"""Runs a model on a tensor that only records what is done with it.
+
+The image handed to the model is a tensor without storage. Every operator of PyTorch that meets it, whatever module,
+function or method it came from, ends in ``__torch_dispatch__``: there it becomes a node of the graph, or rearranges
+channels. Everything else, masks multiplied onto weights, embeddings of a condition, is computed as it is. So the
+model's Python code runs as usual, conditions and loops included, and a handful of operators is all there is to know.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_map
+
+from ..program.instructions import Function
+from .graph import Box, ConstantNode, Graph, ImageNode, Link, Node, NotTraceable, PointNode
+from .tensor import Traced
+from .view import Numbering, Piece, Plane
+
+Handler = Callable[..., Any]
+HANDLERS: dict[str, Handler] = {}
+"""By name of the operator without its overload ("aten::relu"): what makes nodes of it; see operators.py."""
+IN_PLACE: dict[str, Handler] = {}
+"""Operators that write into their first argument and have no handler without the underscore: what it becomes."""
+
+_REARRANGING = """
+    slice select narrow view _unsafe_view reshape permute transpose t unsqueeze squeeze expand cat stack split
+    split_with_sizes unbind chunk constant_pad_nd clone alias detach contiguous index index_select unflatten movedim
+    swapaxes repeat lift_fresh view_as flatten
+"""
+_SHAPE_ONLY = """
+    zeros_like ones_like full_like empty_like new_zeros new_ones new_full new_empty
+"""
+REARRANGING = {f"aten::{name}" for name in _REARRANGING.split()}
+SHAPE_ONLY = {f"aten::{name}" for name in _SHAPE_ONLY.split()}
+_CALL = nn.Module._call_impl.__code__
+_POINTWISE = """
+    relu tanh sigmoid exp silu gelu elu leaky_relu softplus hardtanh clamp clamp_min clamp_max neg add sub rsub mul div
+    reciprocal
+"""
+POINTWISE = {f"aten::{name}" for name in _POINTWISE.split()}
+FOLDING = {"aten::view", "aten::_unsafe_view", "aten::reshape", "aten::clone", "aten::detach", "aten::alias"}
+TAKE_SIZES = {"aten::view", "aten::_unsafe_view", "aten::reshape", "aten::expand"}
+
+
+class Tracer:
+    """One trace: the nodes so far, and where in the model it is."""
+
+    def __init__(
+        self, dtype: torch.dtype, device: torch.device, size: tuple[int, int], model: nn.Module | None
+    ) -> None:
+        self.dtype, self.device = dtype, device
+        self.nodes: list[Node] = []
+        self.numbering = Numbering()
+        self.operator = ""
+        self.size = size
+        self.names = {id(module): (name, module) for name, module in model.named_modules()} if model is not None else {}
+
+    def name(self) -> str:
+        """The innermost module by name, and the operator unless that module is little else."""
+        path, module = self._calling()
+        is_leaf = module is not None and not any(True for _ in module.children())
+        if path and (is_leaf or self.operator.startswith("genkernels::")):
+            return path
+        operator = self.operator.removeprefix("aten::")
+        return f"{path} ({operator})" if path else operator
+
+    def _calling(self) -> tuple[str, nn.Module | None]:
+        """The innermost module of the model that is being called, by name: read from this thread's stack, so that the
+        model needs no hooks, which calls of other threads would run into."""
+        frame = sys._getframe()
+        while frame.f_back is not None and frame.f_code is not trace.__code__:
+            if frame.f_code is _CALL and id(frame.f_locals.get("self")) in self.names:
+                return self.names[id(frame.f_locals["self"])]
+            frame = frame.f_back
+        return "", None
+
+    def add(self, node: Any) -> Any:
+        self.nodes.append(node)
+        return node
+
+    def result(self, node: Node, shape: Any) -> Traced:
+        """The tensor of this shape that a new node is; its last two dimensions are those of the node."""
+        return Traced(self, shape, plane=Plane.of(self.add(node)))
+
+    def run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """One operator with at least one traced argument."""
+        self.operator = func._schema.name
+        if kwargs.get("out") is not None:
+            raise NotTraceable(
+                f"layer {self.name()!r}: {func._schema.name} with out=, which the sampler does not follow"
+            )
+        if func._schema.name in SHAPE_ONLY:
+            like = torch.empty((), dtype=self.dtype, device=self.device)
+            plain = tree_map(lambda a: like.expand(a.shape) if isinstance(a, Traced) else a, (args, kwargs))
+            return func(*plain[0], **plain[1])
+        name = self.operator
+        if name in IN_PLACE or (name.endswith("_") and name[:-1] in HANDLERS):
+            return self._in_place(name, args, kwargs)
+        if name in HANDLERS:
+            return self._compute(name, args, kwargs)
+        if name == "aten::constant_pad_nd" and args[2:] and args[2] != 0:
+            x, pad, value = args
+            border = torch.constant_pad_nd(torch.zeros(1, *x.shape[1:], dtype=self.dtype), pad, value)
+            return torch.constant_pad_nd(x, pad) + border.to(self.device)
+        if name in REARRANGING:
+            planes = None if kwargs else self._quickly(name, *args)
+            if planes is None:
+                return self._rearrange(func, args, kwargs)
+            return planes
+        if name == "aten::_to_copy":
+            if kwargs.get("dtype") not in (None, self.dtype):
+                raise NotTraceable(f"layer {self.name()!r}: changes the dtype from {self.dtype} to {kwargs['dtype']}")
+            return Traced(self, args[0].shape, plane=args[0]._plane, index=args[0]._index)
+        raise NotTraceable(f"layer {self.name()!r}: the sampler does not know the operator {name}")
+
+    def _compute(self, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
+        """A handler's result; functions channel by channel see the channels where they expect them."""
+        tensors = [a for a in args if isinstance(a, Tensor) and a.dim()]
+        if name not in POINTWISE:
+            return HANDLERS[name](self, *args, **kwargs)
+        shape = torch.broadcast_shapes(*(a.shape for a in tensors))
+        of_images = all(a.dim() == 3 and a.memory[0].dim() > 3 for a in tensors if isinstance(a, Traced))
+        if of_images and tuple(shape[1:]) == self.size:  # one channel, y[:, 0], and not a signal
+            images = [_one_channel(a, shape) for a in args]
+            self.operator = name
+            return HANDLERS[name](self, *images, **kwargs).squeeze(1)
+        if not any(isinstance(a, Traced) and a.ends_in_channels() for a in tensors):
+            return HANDLERS[name](self, *args, **kwargs)
+
+        def channels_first(a: Any) -> Any:
+            if not isinstance(a, Tensor) or a.dim() == 0:
+                return a
+            if isinstance(a, Traced):
+                return self.channels_first(a if a.shape == shape else a.expand(shape))
+            full = a.reshape((1,) * (max(4, len(shape)) - a.dim()) + tuple(a.shape))
+            return full.movedim(-1, 1)
+
+        if len(shape) == 2 and any(not isinstance(a, Traced) and a.shape[:-1].numel() > 1 for a in tensors):
+            raise NotTraceable(f"layer {self.name()!r}: {name} of a tensor for each pixel of the batch's images")
+        moved = [channels_first(a) for a in args]
+        self.operator = name
+        return HANDLERS[name](self, *moved, **kwargs).movedim(1, -1).reshape(shape)
+
+    def channels_first(self, x: Any) -> Any:
+        """[N, H, W, C], [N, W, C] or [N * H * W, C] as [N, C, H, W]."""
+        if x.dim() == 2:
+            height, width = self.size
+            pixels = x.as_index().shape[0]
+            if pixels != height * width:
+                raise NotTraceable(f"layer {self.name()!r}: {pixels} rows for an image of {height} x {width} pixels")
+            return x.view(-1, height, width, x.shape[1]).movedim(-1, 1)
+        return (x.unsqueeze(1) if x.dim() == 3 else x).movedim(-1, 1)
+
+    def _in_place(self, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
+        target = args[0]
+        if not isinstance(target, Traced):
+            raise NotTraceable(
+                f"layer {self.name()!r}: {name} writes what depends on the image into a tensor made without it; put "
+                "the result together with torch.cat or torch.stack"
+            )
+        if any(isinstance(a, Traced) and target.crosses(a) for a in args):
+            raise NotTraceable(
+                f"layer {self.name()!r}: {name} reads other elements of the memory that it writes, so that the result "
+                "is left to chance; clone() what it reads"
+            )
+        if name in IN_PLACE:
+            result = IN_PLACE[name](self, *args, **kwargs)
+        else:
+            self.operator = name[:-1]  # handlers of several operators ask which it is
+            result = self._compute(self.operator, args, kwargs)
+        if result.shape != target.shape:
+            result = result.expand(target.shape)
+        target.change(result)
+        return target
+
+    def _quickly(self, name: str, x: Any, *args: Any) -> Any:
+        """What is common, without indices, which are slow where images are large; None for all else."""
+        if not isinstance(x, Traced) or x.dim() != 4:
+            return None
+        batch, channels, height, width = x.shape
+        sizes = (batch, channels, height, width)
+        results: list[Plane] = []
+        if name == "aten::split" and len(args) == 2 and args[1] in (1, -3):
+            starts = range(0, channels, args[0])
+            results = [x.as_plane().taken(start, min(start + args[0], channels)) for start in starts]
+        elif name == "aten::constant_pad_nd" and len(args[0]) <= 4 and args[1:] in ((), (0,)):
+            results = [x.as_plane().padded(*args[0])]
+        elif name == "aten::slice" and len(args) == 3:
+            dim = args[0] % 4
+            start, stop, _ = slice(*args[1:]).indices(sizes[dim])
+            if dim == 1:
+                results = [x.as_plane().taken(start, stop)]
+            elif dim > 1:
+                crop = (-start, stop - sizes[dim])
+                results = [x.as_plane().padded(*(crop if dim == 3 else (0, 0, *crop)))]
+        if not results or any(min(p.channels, p.height, p.width) < 1 for p in results):
+            return None
+        if name == "aten::constant_pad_nd":
+            (p,) = results
+            return Traced(self, (batch, p.channels, p.height, p.width), plane=p)
+        made = [Traced(self, (batch, p.channels, p.height, p.width), plane=p, strides=x.stride()) for p in results]
+        for k, traced in enumerate(made):
+            if name == "aten::split":
+                traced.views(x, lambda k=k: x.as_index().split(args[0], 1)[k])  # type: ignore[misc]
+            else:
+                traced.views(x, lambda: x.as_index()[(slice(None),) * dim + (slice(*args[1:]),)])
+        return made if name == "aten::split" else made[0]
+
+    def _rearrange(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Carries the operator out on the indices; the true shapes come from PyTorch's meta device."""
+        shapes = func(*tree_map(_meta, args), **tree_map(_meta, kwargs))
+        sources = [a for a in tree_flatten((args, kwargs))[0] if isinstance(a, Traced)]
+        folded = sources[0].as_index().shape[0]
+        batch = sources[0].shape[0] // folded
+
+        def as_index(a: Any) -> Any:
+            if isinstance(a, Traced):
+                return a.as_index()
+            if isinstance(a, Tensor) and a.dtype.is_floating_point:
+                return self.constant(a).as_index()
+            return a.cpu() if isinstance(a, Tensor) else a
+
+        several = not isinstance(shapes, Tensor)
+        moves = NotTraceable(
+            f"layer {self.name()!r}: {self.operator} mixes the images of a batch, or moves them from the first "
+            "dimension"
+        )
+        folds = self.operator in FOLDING  # rows stay in order, so those of an image stay together
+        if any(not shape.dim() or shape.shape[0] % batch for shape in (shapes if several else [shapes])):
+            raise moves
+        if not folds and (folded > 1 or any(s.shape[0] != batch for s in (shapes if several else [shapes]))):
+            raise moves
+        if self.operator in TAKE_SIZES and args[1][0] > 0:
+            args = (args[0], [args[1][0] // batch, *args[1][1:]], *args[2:])
+
+        def carry_out() -> Any:
+            return func(*tree_map(as_index, args), **tree_map(as_index, kwargs))
+
+        def wrap(index: Tensor, shape: Tensor, viewed: Callable[[], Tensor]) -> Traced:
+            if index.shape != (shape.shape[0] // batch, *shape.shape[1:]):
+                raise moves
+            result = Traced(self, shape.shape, index=index, strides=shape.stride())
+            if index.untyped_storage().data_ptr() == sources[0].as_index().untyped_storage().data_ptr():
+                result.views(sources[0], viewed)
+            return result
+
+        try:
+            indices = carry_out()
+        except RuntimeError as error:  # what the whole batch can do, and an image of it alone cannot
+            raise moves from error
+        if not several:
+            return wrap(indices, shapes, carry_out)
+        return [
+            wrap(index, shape, lambda k=k: carry_out()[k])  # type: ignore[misc]
+            for k, (index, shape) in enumerate(zip(indices, shapes, strict=True))
+        ]
+
+    # --- for the handlers ---
+
+    def constant(self, tensor: Tensor) -> Traced:
+        """A map [n, C, H, W] (or [n, C, W]) that does not depend on the image."""
+        tensor = tensor.detach().to(self.device, self.dtype)
+        if not bool(tensor.any()):
+            index = torch.zeros(1, *tensor.shape[1:], dtype=torch.int64)
+            return Traced(self, tensor.shape, index=index)
+        image = tensor.unsqueeze(2) if tensor.dim() == 3 else tensor
+        flat = image.reshape(image.shape[0], -1, *image.shape[-2:])
+        if bool((flat == flat[:1]).all()):
+            flat = flat[:1]
+        node = ConstantNode("constant", flat.shape[1], Box(0, flat.shape[2], 0, flat.shape[3]), flat)
+        return self.result(node, tensor.shape)
+
+    def vector(self, values: Tensor) -> Node:
+        """Numbers [n or 1, C] that are the same at every pixel."""
+        if values.shape[0] > 1 and bool((values == values[:1]).all()):
+            values = values[:1]
+        tensor = values.detach().to(self.device, self.dtype)
+        return self.add(ConstantNode("constant", values.shape[1], Box(0, 1, 0, 1), tensor))
+
+    def clean(self, plane: Plane, reach: Box) -> list[Piece]:
+        """The pieces of a plane, read within ``reach``: where a cropped one would show what was cropped, a copy."""
+        pieces = []
+        for piece in plane.pieces:
+            seen = piece.node.extent.moved(-piece.dy, -piece.dx) & reach
+            if not piece.window.holds(seen):
+                link = Link(piece.node, piece.dy, piece.dx, piece.channels, list(range(len(piece.channels))))
+                copy = PointNode(f"{self.name()} (crop)", len(piece.channels), piece.window, Function("copy"), [[link]])
+                piece = Piece(self.add(copy), 0, 0, list(range(copy.channels)), piece.places, piece.window)
+            pieces.append(piece)
+        return pieces
+
+    def operand(self, plane: Plane) -> list[Link]:
+        """The links with which a pointwise operation reads a whole plane, zeros included."""
+        links = [piece.link() for piece in self.clean(plane, plane.box)]
+        covered = {place for link in links for place in link.rows}
+        empty = [place for place in range(plane.channels) if place not in covered]
+        if empty:
+            zero = self.vector(torch.zeros(1, len(empty)))
+            links.append(Link(zero, 0, 0, list(range(len(empty))), empty))
+        return links
+
+
+class _NoRandomNumbers(TorchDispatchMode):
+    """Refuses operators that draw random numbers, in this thread."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            raise NotTraceable("the model draws random numbers of its own, which a program would draw once for all")
+        return func(*args, **(kwargs or {}))
+
+
+def _one_channel(a: Any, shape: torch.Size) -> Any:
+    """What broadcasts to [N, H, W] as what broadcasts to [N, 1, H, W]; numbers as they are."""
+    if not isinstance(a, Tensor) or a.dim() == 0:
+        return a
+    if isinstance(a, Traced):
+        return (a if a.shape == shape else a.expand(shape)).unsqueeze(1)
+    return a.reshape((1,) * (3 - a.dim()) + tuple(a.shape)).unsqueeze(1)
+
+
+def _meta(a: Any) -> Any:
+    if not isinstance(a, Tensor):
+        return a
+    return torch.empty_strided(a.shape, a.stride(), dtype=a.dtype, device="meta")
+
+
+def trace(
+    function: Callable[[Tensor], Tensor],
+    model: nn.Module | None,
+    shape: tuple[int, int, int, int],
+    levels: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Graph:
+    """The graph of ``function``, from an image [N, C, H, W] to logits [N, levels, C, H, W] (or, if C is 1, without C).
+
+    Raises:
+        NotTraceable: with the name of the layer and the reason.
+    """
+    from . import operators  # noqa: F401  (fills HANDLERS)
+
+    batch, colours, height, width = shape
+    tracer = Tracer(dtype, device, (height, width), model)
+    image = tracer.add(ImageNode("image", colours, Box(0, height, 0, width)))
+    for name, module in model.named_modules() if model is not None else ():
+        if isinstance(module, torch.jit.ScriptModule):
+            layer = f"layer {name!r}" if name else "the model"
+            raise NotTraceable(
+                f"{layer} is TorchScript, which cannot be followed; take the Python model it was made of"
+            )
+    try:
+        with torch.no_grad(), _NoRandomNumbers():
+            logits = function(Traced(tracer, shape, plane=Plane.of(image)))
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:  # most often a tensor in the model that fits a batch of another size alone
+        reason = str(error).strip().split("\n")[0]
+        raise NotTraceable(
+            f"the model cannot be run on a batch of {batch} images of {height} x {width}: {tracer.operator} says "
+            f"{reason}"
+        ) from error
+    tracer.operator = "logits"
+    expected = [[batch, levels, colours, height, width]] + ([[batch, levels, height, width]] if colours == 1 else [])
+    if not isinstance(logits, Traced):
+        raise NotTraceable(f"logits: expected a tensor computed from the image; got {type(logits).__name__}")
+    if list(logits.shape) not in expected:
+        forms = " or ".join("[N, " + ", ".join(map(str, form[1:])) + "]" for form in expected)
+        raise NotTraceable(f"logits: expected {forms}; got [N, {', '.join(map(str, logits.shape[1:]))}]")
+    index = logits.as_index().reshape(1, levels, colours, height, width).transpose(1, 2)
+    plane = tracer.numbering.plane(index, "logits")
+    head = PointNode("logits", colours * levels, plane.box, Function("copy"), [tracer.operand(plane)])
+    return Graph([*tracer.nodes, head], image, head, height, width, colours, levels)

@@ -1,0 +1,181 @@
+"""Data sets by name: real images from standard files, as uint8 tensors.
+
+A specification is one of these words, with a path where it takes one:
+
+    digits               the 1,797 handwritten 8 x 8 digits that scikit-learn carries (17 grey levels)
+    mnist:PATH           the four IDX files, gzipped or not
+    fashion-mnist[:PATH] the same format; without a path, where Debian's package dataset-fashion-mnist puts it
+    cifar10:PATH         the binary version: data_batch_1.bin .. data_batch_5.bin and test_batch.bin
+    folder:PATH          any images, in PATH/train and PATH/test (or val) or all together
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import DataError, MissingPackageError
+from .folder import read_folder
+from .idx import read_idx
+
+SPECS = ("digits", "mnist:PATH", "fashion-mnist[:PATH]", "cifar10:PATH", "folder:PATH")
+
+DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images of one size, split in two.
+
+    Attributes:
+        name: the first word of the specification.
+        train, test: uint8 [N, C, H, W], 0 .. 255.
+        train_labels, test_labels: int64 [N], or None where the files hold none.
+        levels: how many of the 256 values occur: what :func:`quantise` reduces to without loss.
+    """
+
+    name: str
+    train: Tensor
+    test: Tensor
+    train_labels: Tensor | None = None
+    test_labels: Tensor | None = None
+    levels: int = 256
+
+
+def open_dataset(spec: str, size: tuple[int, int] | None = None, *, skip_broken: bool = False) -> Dataset:
+    """Open a data set, "NAME" or "NAME:PATH" (see the top of this module).
+
+    Args:
+        spec: which.
+        size: height and width to which the images of a folder are resized; None where they have one size.
+        skip_broken: leave out files of a folder that cannot be read.
+
+    Raises:
+        DataError: an unknown name, or a missing or damaged file; the message is one sentence.
+        MissingPackageError: scikit-learn (digits) or pillow (folder) is not installed.
+    """
+    name, _, path = spec.partition(":")
+    place = Path(path).expanduser() if path else None
+    if size is not None and name != "folder":
+        raise DataError(f"size: only the images of folder:PATH are resized; got {spec!r}")
+    if name == "digits":
+        if place is not None:
+            raise DataError(f"digits: takes no path; got {path!r}")
+        return _digits()
+    if name == "fashion-mnist":
+        return _mnist(name, place or DEBIAN_FASHION_MNIST)
+    if name not in ("mnist", "cifar10", "folder"):
+        guess = f"; did you mean folder:{spec} or mnist:{spec}?" if Path(spec).expanduser().exists() else ""
+        raise DataError(f"unknown data set {spec!r}; expected one of: {', '.join(SPECS)}{guess}")
+    if place is None:
+        raise DataError(f"{name}: expected a path, as in {name}:PATH")
+    if not place.is_dir():
+        raise DataError(f"{name}: there is no folder {place}")
+    if name == "mnist":
+        return _mnist(name, place)
+    return _cifar10(place) if name == "cifar10" else Dataset(name, *read_folder(place, size, skip_broken=skip_broken))
+
+
+def quantise(images: Tensor, levels: int) -> Tensor:
+    """uint8 0 .. 255 to uint8 levels 0 .. levels - 1, in equal bins: ``floor(value * levels / 256)``.
+
+    2 levels are the usual binarisation: above 127 is 1. Any shape; ``levels`` 2 to 256.
+    """
+    if levels == 256:
+        return images
+    table = torch.arange(256) * levels // 256
+    return table.to(torch.uint8)[images.int()]
+
+
+def dequantise(images: Tensor, levels: int) -> Tensor:
+    """Levels 0 .. levels - 1 to uint8 0 .. 255, for pictures. Any shape."""
+    return (images.float() * (255 / (levels - 1))).round().to(torch.uint8)
+
+
+def as_picture(images: Tensor) -> Tensor:
+    """Real numbers 0 .. 1, on any device, to uint8 0 .. 255 on the CPU. Any shape; what lies outside is clipped."""
+    return (images.cpu().float() * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+def _digits() -> Dataset:
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise MissingPackageError("scikit-learn", "the data set 'digits'") from error
+    source = load_digits()
+    images = torch.from_numpy(source.images)[:, None]  # float64 [1797, 1, 8, 8], 0 .. 16
+    images = (images * (255 / 16)).round().to(torch.uint8)
+    labels = torch.from_numpy(source.target).long()
+    held_out = torch.arange(len(images)) % 6 == 5
+    return Dataset("digits", images[~held_out], images[held_out], labels[~held_out], labels[held_out], levels=17)
+
+
+def _mnist(name: str, folder: Path) -> Dataset:
+    train, train_labels = _idx_split(name, folder, "train")
+    test, test_labels = _idx_split(name, folder, "t10k")
+    if train.shape[1:] != test.shape[1:]:
+        raise DataError(f"{folder}: the training images are {_size(train)}, the test images {_size(test)}")
+    return Dataset(name, train, test, train_labels, test_labels)
+
+
+def _idx_split(name: str, folder: Path, split: str) -> tuple[Tensor, Tensor]:
+    image_file = _find(name, folder, f"{split}-images", "idx3-ubyte")
+    label_file = _find(name, folder, f"{split}-labels", "idx1-ubyte")
+    images, labels = read_idx(image_file, 3)[:, None], read_idx(label_file, 1).long()
+    if len(images) != len(labels):
+        raise DataError(f"{image_file} holds {len(images)} images, but {label_file} {len(labels)} labels")
+    return images, labels
+
+
+def _find(name: str, folder: Path, stem: str, kind: str) -> Path:
+    """The file under one of the names and places that are in use (torchvision: MNIST/raw)."""
+    for place in (folder, folder / "MNIST" / "raw", folder / "FashionMNIST" / "raw"):
+        for file in (f"{stem}-{kind}", f"{stem}.{kind}"):
+            for suffix in ("", ".gz"):
+                if (place / (file + suffix)).is_file():
+                    return place / (file + suffix)
+    hint = f"; install the package dataset-fashion-mnist or give {name}:PATH" if folder == DEBIAN_FASHION_MNIST else ""
+    raise DataError(f"{name}: there is no {stem}-{kind} (nor {stem}-{kind}.gz) in {folder}{hint}")
+
+
+_CIFAR_RECORD = 1 + 3 * 32 * 32
+
+
+def _cifar10(folder: Path) -> Dataset:
+    for inner in ("cifar-10-batches-bin", "cifar-10-batches-py"):
+        if (folder / inner).is_dir():
+            folder = folder / inner
+            break
+    train = [_cifar_file(folder / f"data_batch_{i}.bin") for i in range(1, 6)]
+    test, test_labels = _cifar_file(folder / "test_batch.bin")
+    return Dataset(
+        "cifar10",
+        torch.cat([images for images, _ in train]),
+        test,
+        torch.cat([labels for _, labels in train]),
+        test_labels,
+    )
+
+
+def _cifar_file(path: Path) -> tuple[Tensor, Tensor]:
+    if not path.is_file():
+        pickled = path.with_suffix("").exists()
+        hint = " (this is the Python version of CIFAR-10; the binary version is needed)" if pickled else ""
+        raise DataError(f"cifar10: there is no {path.name} in {path.parent}{hint}")
+    content = path.read_bytes()
+    if not content or len(content) % _CIFAR_RECORD:
+        raise DataError(f"{path}: expected whole records of {_CIFAR_RECORD} bytes; got {len(content)} bytes")
+    records = torch.frombuffer(bytearray(content), dtype=torch.uint8).view(-1, _CIFAR_RECORD)
+    labels = records[:, 0].long()
+    if labels.max() > 9:
+        raise DataError(f"{path}: expected labels 0 .. 9; got {int(labels.max())}")
+    return records[:, 1:].reshape(-1, 3, 32, 32), labels
+
+
+def _size(images: Tensor | Sequence[int]) -> str:
+    shape = images.shape if isinstance(images, Tensor) else images
+    return f"{shape[-2]} x {shape[-1]}"

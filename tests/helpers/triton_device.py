@@ -1,0 +1,66 @@
+"""Where the tests of the Triton kernels run: on a GPU, or, in a process of their own, in Triton's interpreter.
+
+A file of such tests says ``pytestmark = triton_tests``. ``test_interpreted.py`` runs these files again with
+``TRITON_INTERPRET=1``, which must be set before Triton is imported, on CPU tensors: the very same kernels, statement by
+statement in NumPy, about a thousand times slower than a CPU kernel. Shapes are small for that reason, and the
+interpreter's look at every sum and product of integers for overflow, nearly half of its time, is left to the tests that
+are about it: ``overflow_is_an_error``.
+"""
+
+import contextlib
+import dataclasses
+import importlib.util
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from genkernels.ops.conv_bn_act import dispatch as conv_bn_act_kernels
+from genkernels.ops.instance_norm import dispatch as instance_norm_kernels
+from genkernels.ops.masked_conv import cpu as masked_conv_cpu
+from genkernels.ops.masked_conv import functional as masked_conv_op
+from genkernels.ops.masked_conv import gated as masked_conv_gated
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = "cpu" if INTERPRETED else "cuda"
+_RUNS = importlib.util.find_spec("triton") is not None and (INTERPRETED or torch.cuda.is_available())
+
+
+@contextlib.contextmanager
+def overflow_is_an_error() -> Iterator[None]:
+    """Lets the interpreter raise where an integer overflows; a GPU does not tell."""
+    if INTERPRETED:
+        _check_overflow(True)
+    try:
+        yield
+    finally:
+        if INTERPRETED:
+            _check_overflow(False)
+
+
+triton_tests = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not _RUNS, reason="no GPU with Triton here; test_interpreted.py runs this file without"),
+]
+
+if INTERPRETED:
+    from triton.runtime.interpreter import interpreter_builder
+
+    def _check_overflow(on: bool) -> None:
+        interpreter_builder.options = dataclasses.replace(interpreter_builder.options, sanitize_overflow=on, debug=on)
+
+    _check_overflow(False)
+
+    # CPU tensors take the way of GPU tensors.
+    from genkernels.ops.conv_bn_act import gpu as conv_bn_act_triton
+    from genkernels.ops.instance_norm import gpu as instance_norm_triton
+    from genkernels.ops.masked_conv import gpu as masked_conv_triton
+
+    masked_conv_op.worth_keeping = lambda x, weight, bias: False  # no short way past them to the CPU kernel
+    masked_conv_cpu.why_not = lambda x: None
+    masked_conv_cpu.forward = masked_conv_triton.forward
+    masked_conv_cpu.backward = masked_conv_triton.backward
+    masked_conv_gated._is_fused = masked_conv_gated._runs_triton = lambda x: True
+    conv_bn_act_kernels._backend = lambda x: conv_bn_act_triton
+    instance_norm_kernels._backend = lambda x: instance_norm_triton
