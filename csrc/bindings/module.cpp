@@ -9,6 +9,7 @@
 #include "build_config.h"
 #include "cpu/core/isa.h"
 #include "cpu/core/peak.h"
+#include "cpu/core/selection.h"
 #if GK_WITH_CUDA
 #include "bindings/cuda.h"
 #include "cuda/core/build_info.h"
@@ -36,6 +37,8 @@ void bind_machine(py::module_& m) {
   m.def("compiled_isas", &compiled_isas);
   m.def("detected_isa", [] { return isa_name(detected_isa()); });
   m.def("active_isa", [] { return isa_name(active_isa()); });
+  m.def("force_implementation", &force_implementation, py::arg("name").none(true));
+  m.def("last_implementation", &last_implementation);
   m.def("openmp_max_threads", &omp_get_max_threads);
   m.def(
       "openmp_team_size",

@@ -7,6 +7,7 @@
 // border are left out and not multiplied with zeros.
 #pragma once
 
+#include "cpu/core/parallel.h"
 #include "cpu/conv_bn_act/conv_bn_act.h"
 #include "cpu/core/simd.h"
 
@@ -74,11 +75,10 @@ inline int64_t make_runs(const Axis& a, int64_t begin, int64_t end, Run* runs) {
   return count;
 }
 
-// Threads that the work keeps busy: below some 100,000 multiply-adds waking one costs more than it brings.
 inline int useful_threads(const ConvShape& s, int threads) {
   const int64_t work =
       s.batch * s.small_h * s.small_w * s.small_channels * s.large_channels * s.kernel_h * s.kernel_w;
-  return static_cast<int>(max64(1, min64(threads, work / 100000)));
+  return useful_threads(work, PRODUCTS_PER_THREAD, threads);
 }
 
 }  // namespace gk::GK_ISA

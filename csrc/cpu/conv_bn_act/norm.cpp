@@ -5,6 +5,7 @@
 // over so many of these, channels_last) and continue in double. A channel (planar) or a fixed stretch of pixels (channels_last) belongs to one thread, so the
 // result does not depend on how many there are.
 // Bound: memory; each tensor is read or written once.
+#include "cpu/core/parallel.h"
 #include <omp.h>
 
 #include "cpu/core/activation.h"
@@ -17,9 +18,9 @@ namespace {
 constexpr int64_t SUM_RUN = 16;
 constexpr int64_t STRETCH = 256;  // pixels, a multiple of SUM_RUN
 
-int useful_threads(const NormPass& args) {
+int threads_of(const NormPass& args) {
   const int64_t work = args.batch * args.channels * args.pixels;
-  return static_cast<int>(max64(1, min64(args.threads, work / 32768)));
+  return useful_threads(work, VALUES_PER_THREAD, args.threads);
 }
 
 GK_INLINE NormBlock norm_of_some(const NormCoefficients& n, int64_t c, int64_t count) {
@@ -40,14 +41,14 @@ void normalise(const NormPass& args) {
     store_some(y + at, activate(u, curve), count);
   };
   if (!args.channels_last) {
-#pragma omp parallel for num_threads(useful_threads(args))
+#pragma omp parallel for num_threads(threads_of(args))
     for (int64_t plane = 0; plane < args.batch * C; ++plane) {
       const NormBlock n = norm_of_channel(args.norm, plane % C);
       for (int64_t p = 0; p < P; p += IO) move(plane * P + p, P - p, n);
     }
     return;
   }
-#pragma omp parallel for num_threads(useful_threads(args))
+#pragma omp parallel for num_threads(threads_of(args))
   for (int64_t first = 0; first < args.batch * P; first += STRETCH)
     for (int64_t c = 0; c < C; c += IO) {
       const NormBlock n = norm_of_some(args.norm, c, C - c);
@@ -59,7 +60,7 @@ template <class T, bool NORM>
 void sum_planar_as(const NormPass& args) {
   const int64_t C = args.channels, P = args.pixels;
   const Curve curve = curve_of(args.activation);
-#pragma omp parallel for num_threads(useful_threads(args))
+#pragma omp parallel for num_threads(threads_of(args))
   for (int64_t c = 0; c < C; ++c) {
     NormBlock n{};
     if (NORM) n = norm_of_channel(args.norm, c);
@@ -91,7 +92,7 @@ void sum_channels_last_as(const NormPass& args, float* partial) {
   const int64_t C = args.channels, P = args.batch * args.pixels, stretches = ceil_div(P, STRETCH);
   const Curve curve = curve_of(args.activation);
   const T *const grad = static_cast<const T*>(args.grad), *const other = static_cast<const T*>(args.other);
-#pragma omp parallel for num_threads(useful_threads(args))
+#pragma omp parallel for num_threads(threads_of(args))
   for (int64_t s = 0; s < stretches; ++s)
     for (int64_t c = 0; c < C; c += IO) {
       NormBlock n{};

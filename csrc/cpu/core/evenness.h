@@ -11,6 +11,7 @@
 // All of it is read off the exponents: a few integer operations for each number, in a pass over L2.
 #pragma once
 
+#include "cpu/core/implementation.h"
 #include "cpu/core/simd.h"
 
 namespace gk::GK_ISA {
@@ -74,8 +75,6 @@ inline bool are_even(const float* numbers, int64_t floats, int64_t count) {
 }
 
 // What became of a call in such a form.
-enum class Outcome { done, no_memory, uneven };
-
 // Whether one of the tensors that a call reads is uneven: asked by all threads, and once for all.
 class Evenness {
  public:

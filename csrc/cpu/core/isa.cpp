@@ -1,4 +1,4 @@
-// Detection of the instruction set. The one file of csrc/cpu that is compiled once only, without extra flags.
+// Detection of the instruction set. Compiled once only, without extra flags.
 #include "cpu/core/isa.h"
 
 #include <cstdlib>

@@ -14,6 +14,8 @@
 #include "cpu/core/image_io.h"
 #include "cpu/instance_norm/instance_norm.h"
 
+#include "cpu/core/parallel.h"
+
 namespace gk::GK_ISA {
 namespace {
 
@@ -22,8 +24,8 @@ constexpr int SIDE = 4;               // sums side by side, for the latency of a
 constexpr int64_t GROUP_MAX = 256;    // channels of a unit
 constexpr int64_t GROUP_LEAST = 16;   // a cache line of float32
 
-int useful_threads(const InstanceNormShape& s, int threads) {
-  return static_cast<int>(max64(1, min64(threads, s.batch * s.channels * s.pixels / 16384)));
+int threads_of(const InstanceNormShape& s, int threads) {
+  return useful_threads(s.batch * s.channels * s.pixels, VALUES_PER_THREAD / 2, threads);
 }
 
 // Channels of a unit of channels_last images: as many as leave every thread two units.
@@ -86,7 +88,7 @@ GK_INLINE NormBlock of_plane(float mean, float rstd, float gamma, float beta, do
 template <class T>
 void forward_planes(const InstanceNormForward& args) {
   const auto [batch, C, P, last, storage] = args.shape;
-#pragma omp parallel for num_threads(useful_threads(args.shape, args.threads))
+#pragma omp parallel for num_threads(threads_of(args.shape, args.threads))
   for (int64_t plane = 0; plane < batch * C; ++plane) {
     const Curve curve = curve_of(args.activation);  // here, for a register of its own
     const T* const x = static_cast<const T*>(args.x) + plane * P;
@@ -112,7 +114,7 @@ template <class T>
 void backward_planes(const InstanceNormBackward& args) {
   const auto [batch, C, P, last, storage] = args.shape;
   const int64_t planes = batch * C;
-#pragma omp parallel for num_threads(useful_threads(args.shape, args.threads))
+#pragma omp parallel for num_threads(threads_of(args.shape, args.threads))
   for (int64_t plane = 0; plane < planes; ++plane) {
     const Curve curve = curve_of(args.activation);
     const T* const grad = static_cast<const T*>(args.grad) + plane * P;
@@ -161,7 +163,7 @@ struct Group {
 // Calls work(image, first channel, channels) for each unit.
 template <class Work>
 void for_groups(const InstanceNormShape& s, int threads, const Work& work) {
-  const int useful = useful_threads(s, threads);
+  const int useful = threads_of(s, threads);
   const int64_t size = group_size(s, useful), groups = ceil_div(s.channels, size);
 #pragma omp parallel for num_threads(useful)
   for (int64_t unit = 0; unit < s.batch * groups; ++unit) {

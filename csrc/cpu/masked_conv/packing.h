@@ -2,6 +2,7 @@
 // unit with them.
 #pragma once
 
+#include "cpu/core/parallel.h"
 #include <omp.h>
 
 #include "cpu/core/gemm_tile.h"
@@ -68,10 +69,9 @@ inline Tiling make_tiling(const MaskedConv& c, int64_t floats_per_pixel, int thr
   return t;
 }
 
-// Threads that the work keeps busy: below some 100,000 multiply-adds waking one costs more than it brings.
 inline int useful_threads(const MaskedConv& c, int threads) {
   const int64_t work = c.batch * c.height * c.width * c.in_channels * c.out_channels * (c.full_taps() + 1);
-  return static_cast<int>(max64(1, min64(threads, work / 100000)));
+  return useful_threads(work, PRODUCTS_PER_THREAD, threads);
 }
 
 // --- weights, packed into panels of columns ---

@@ -8,6 +8,7 @@
 // inside the image exactly where front s - 1 has such a position. A unit is one image of one walk.
 #pragma once
 
+#include "cpu/core/parallel.h"
 #include <omp.h>
 
 #include "cpu/core/gemm_tile.h"
@@ -58,10 +59,9 @@ struct Share {
   }
 };
 
-// Threads that the work keeps busy: below some 100,000 multiply-adds waking one costs more than it brings.
 inline int useful_threads(const WavefrontLSTM& l, int64_t walks, int threads) {
   const int64_t work = walks * l.batch * l.height * l.width * 4 * l.hidden * reductions_of(l);
-  return static_cast<int>(max64(1, min64(threads, work / 100000)));
+  return useful_threads(work, PRODUCTS_PER_THREAD, threads);
 }
 
 constexpr int64_t UNITS_MAX = 64;   // of one group
