@@ -2,10 +2,10 @@
 
 from .compile import compile_program
 from .executors.registry import EXECUTORS, Executor, execute, teacher_forced
-from .sampler import FastSampler, Proof, fast_sampler
 from .full_forward import full_forward_sample
 from .program.instructions import Program
 from .sample import sample
+from .sampler import FastSampler, Proof, fast_sampler
 from .trace.graph import NotTraceable
 from .trace.tensor import Traced
 

@@ -9,7 +9,7 @@ from ... import backends
 
 
 def last() -> str:
-    """The name of the implementation that this thread's last native call took; see csrc/cpu/<operation>/dispatch.cpp."""
+    """The implementation that this thread's last native call took: a name from csrc/cpu/<operation>/dispatch.cpp."""
     return backends.require_native().last_implementation()
 
 
