@@ -20,6 +20,7 @@ from .. import ops
 from ..nn.conv_bn_act import norm_options
 from ..nn.instance_norm_act import normalise
 from ..ops.conv_bn_act.heuristics import has_instance_norm, is_settled, is_tiny, prefers_torch
+from ..ops.core.torch_internals import global_module_hooks_exist
 from .swap import Swapped, is_hooked, original_class
 
 MOST_SHAPES = 256  # of tiny inputs that a Sequential keeps in mind
@@ -193,7 +194,7 @@ def is_for_kernel(layers: Sequence[Any], conv: Any, norm: Any, activation: str |
         )
         and x.shape[0] > 0
         and not any(map(is_hooked, layers))
-        and not nn.modules.module._has_any_global_hook()
+        and not global_module_hooks_exist()
     )
 
 

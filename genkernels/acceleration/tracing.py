@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.graph import Graph
 
+from ..ops.core.torch_internals import saved_tensors_hooks
 from .swap import original_forward
 
 Path = tuple[str, ...]
@@ -142,7 +143,7 @@ class _Tracer(fx.Tracer):
 
 def _seen_outside() -> tuple[Any, ...]:
     autocast = [(torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in _AUTOCAST]
-    hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)  # checkpointing
+    hooks = saved_tensors_hooks()  # checkpointing
     return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), *autocast, hooks
 
 

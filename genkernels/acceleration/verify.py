@@ -18,10 +18,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map
 
 from ..ops.conv_bn_act.heuristics import always_kernel
+from ..ops.core.torch_internals import TorchDispatchMode, tree_flatten, tree_map
 
 Swapper = Callable[[nn.Module], None]
 

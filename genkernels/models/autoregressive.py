@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import sampling
+from ..ops.core.torch_internals import vmap_is_active
 from ..sampling.predictor import Predictor
 from ..sampling.request import as_size, check_levels, check_request, check_whole, unwrapped
 from .base import GenerativeModel
@@ -47,8 +48,7 @@ def log_likelihood(logits: Tensor, images: Tensor) -> Tensor:
 
 def channels_last(x: Tensor) -> Tensor:
     """x in channels_last; as it is under ``torch.func.vmap``, which knows no such layout."""
-    transforms = [] if torch.compiler.is_compiling() else torch._C._functorch.get_interpreter_stack() or []
-    if any(level.key() == torch._C._functorch.TransformType.Vmap for level in transforms):
+    if not torch.compiler.is_compiling() and vmap_is_active():
         return x
     return x.contiguous(memory_format=torch.channels_last)
 

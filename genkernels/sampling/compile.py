@@ -10,8 +10,8 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten
 
+from ..ops.core.torch_internals import tree_flatten
 from .program.instructions import Program
 from .scheduling.fold import fold
 from .scheduling.lower import lower

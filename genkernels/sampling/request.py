@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..ops.core.torch_internals import is_wrapped, unwrapped_once
+
 Progress = Callable[[int, int], None]
 
 
@@ -93,8 +95,8 @@ def _uniforms(shape: tuple[int, ...], uniforms: Tensor | None, generator: torch.
 
 def unwrapped(x: Tensor) -> Tensor:
     """x with all its values, for a look at them: under ``torch.func.vmap`` those of all samples."""
-    while torch._C._functorch.is_functorch_wrapped_tensor(x):
-        x = torch._C._functorch.get_unwrapped(x)
+    while is_wrapped(x):
+        x = unwrapped_once(x)
     return x
 
 

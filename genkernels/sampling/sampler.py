@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from ..arguments import check_model
+from ..ops.core.torch_internals import tree_map
 from .compile import compile_program
 from .executors.draw import has_level, no_level
 from .executors.registry import teacher_forced

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...triton_conv import availability
 from ..core.layout import empty_grad_input, input_format, output_format
+from ..core.torch_internals import AUTOCAST_KEYS, DispatchKey, excluding
 from . import cpu, distributed, reference, schema
 from .derivatives import conv_act, conv_bn_act
 from .geometry import accumulator, empty_output, geometry_of, per_channel
@@ -194,7 +195,7 @@ def _conv_bn_act_backward_fake(
 # --- autocast: images and weight as for a convolution; per-channel values stay, as for a batch norm ----------------
 
 
-def _register_autocast(device_type: str, key: torch._C.DispatchKey) -> None:
+def _register_autocast(device_type: str, key: DispatchKey) -> None:
     def cast(tensor: Tensor) -> Tensor:
         # float64 stays, as it does for PyTorch's own convolutions
         return tensor if tensor.dtype == torch.float64 else tensor.to(torch.get_autocast_dtype(device_type))
@@ -205,11 +206,11 @@ def _register_autocast(device_type: str, key: torch._C.DispatchKey) -> None:
             x, weight = cast(x), cast(weight)
             if weight.dtype != x.dtype:
                 raise TypeError(f"weight: expected the dtype of x, {x.dtype}; got {weight.dtype}")
-            with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(key)):
+            with excluding(key):
                 return op(x, weight, *rest)
 
         schema.library.impl(name, kernel, key.name)
 
 
-_register_autocast("cpu", torch._C.DispatchKey.AutocastCPU)
-_register_autocast("cuda", torch._C.DispatchKey.AutocastCUDA)
+_register_autocast("cpu", AUTOCAST_KEYS["cpu"])
+_register_autocast("cuda", AUTOCAST_KEYS["cuda"])

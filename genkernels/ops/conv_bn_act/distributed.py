@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
+
+from ..core.torch_internals import process_group
 
 NO_VARIANCE = "x: expected more than one value per channel when training; batch norm has no variance"
 
@@ -29,10 +29,6 @@ def group_name(sync: object) -> str:
     return name if torch.distributed.get_world_size(group) > 1 else ""  # type: ignore[arg-type]
 
 
-def _resolve(name: Any) -> torch.distributed.ProcessGroup:
-    return torch._C._distributed_c10d._resolve_process_group(name)
-
-
 def combine_statistics(mean: Tensor, deviations: Tensor, count: int, group: str) -> Tensor:
     """[3, C]: mean, biased variance and count of the joined batch, from each process' own (Chan et al. 1983).
 
@@ -42,8 +38,8 @@ def combine_statistics(mean: Tensor, deviations: Tensor, count: int, group: str)
     counts = torch.full_like(mean, count)
     if group:
         own = torch.stack([mean, deviations, counts])
-        parts = [torch.empty_like(own) for _ in range(torch.distributed.get_world_size(_resolve(group)))]
-        torch.distributed.all_gather(parts, own, group=_resolve(group))
+        parts = [torch.empty_like(own) for _ in range(torch.distributed.get_world_size(process_group(group)))]
+        torch.distributed.all_gather(parts, own, group=process_group(group))
         means, squares, numbers = torch.stack(parts, 1)
         counts = numbers.sum(0)
         # Only where no process has more than one value do all of them have one: nobody else waits for a GPU here.
@@ -61,5 +57,5 @@ def add_over_processes(sums: Tensor, group: str) -> Tensor:
     if not group:
         return sums
     total = sums.clone()
-    torch.distributed.all_reduce(total, group=_resolve(group))
+    torch.distributed.all_reduce(total, group=process_group(group))
     return total

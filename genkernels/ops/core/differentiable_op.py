@@ -19,18 +19,22 @@ import torch
 from torch import Tensor
 
 from .dispatch_bypass import are_plain, is_open
-
-_below_autograd = torch._C._after_autograd_keyset
-
-
-def _forward_mode_is_on() -> bool:
-    return torch.autograd.forward_ad._current_level >= 0
+from .torch_internals import (
+    any_requires_grad,
+    apply_of,
+    below_autograd,
+    below_autograd_keys,
+    dispatch_modes,
+    forward_mode_is_on,
+    jvp_levels,
+    name_of,
+    transforms_are_active,
+)
 
 
 def _refuse_nested_forward_mode(name: str) -> None:
     """PyTorch drops the outer tangent of any autograd.Function there and returns a wrong number without a word."""
-    stack = torch._C._functorch.get_interpreter_stack() or []
-    if sum(level.key() == torch._C._functorch.TransformType.Jvp for level in stack) > 1:
+    if jvp_levels() > 1:
         raise NotImplementedError(
             f"{name}: forward mode inside forward mode is not supported; take one of the two derivatives in reverse "
             "(torch.func.hessian does)"
@@ -44,7 +48,7 @@ def is_recorded(*inputs: Any) -> bool:
     """
     if torch.jit.is_tracing():
         return True
-    if not torch.compiler.is_compiling() and (torch._C._are_functorch_transforms_active() or _forward_mode_is_on()):
+    if not torch.compiler.is_compiling() and (transforms_are_active() or forward_mode_is_on()):
         return True
     return torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in inputs)
 
@@ -74,13 +78,13 @@ class DifferentiableOp:
         foldable: bool,
     ) -> None:
         map_samples = self._map
-        name = op._schema.name.removeprefix("genkernels::")
+        name = name_of(op).removeprefix("genkernels::")
 
         class Eager(torch.autograd.Function):
             @staticmethod
             def forward(ctx: Any, keyset: Any, *inputs: Any) -> Any:
-                with torch._C._AutoDispatchBelowAutograd():
-                    output = op.redispatch(keyset & _below_autograd, *inputs)
+                with below_autograd():
+                    output = op.redispatch(keyset & below_autograd_keys, *inputs)
                 ctx.set_materialize_grads(False)
                 ctx.save_for_backward(*setup_context(ctx, inputs, output))
                 return output
@@ -105,7 +109,7 @@ class DifferentiableOp:
         class Transformed(torch.autograd.Function):
             @staticmethod
             def forward(*inputs: Any) -> Any:
-                with torch._C._AutoDispatchBelowAutograd():
+                with below_autograd():
                     return op(*inputs)
 
             @staticmethod
@@ -127,21 +131,22 @@ class DifferentiableOp:
             def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> Any:
                 return map_samples(info, in_dims, *inputs)
 
+        apply_eager = apply_of(Eager)
+
         def autograd_kernel(keyset: Any, *inputs: Any) -> Any:
-            if self._formula is not None and torch._C._len_torch_dispatch_stack() and torch.onnx.is_in_onnx_export():
+            if self._formula is not None and dispatch_modes() and torch.onnx.is_in_onnx_export():
                 return self._formula(*inputs)
-            if _forward_mode_is_on():
+            if forward_mode_is_on():
                 return Transformed.apply(*inputs)
-            if torch.is_grad_enabled() and torch._C._any_requires_grad(*inputs):
-                if torch._C._are_functorch_transforms_active():
+            if torch.is_grad_enabled() and any_requires_grad(*inputs):
+                if transforms_are_active():
                     raise NotImplementedError(
                         f"torch.ops.genkernels.{name} under a torch.func transform: call the function of "
                         "genkernels.ops instead, outside torch.compile"
                     )
-                # Not Eager.apply: on top of this it looks for transforms, which the line above has done.
-                return super(torch.autograd.Function, Eager).apply(keyset, *inputs)
-            with torch._C._AutoDispatchBelowAutograd():
-                return op.redispatch(keyset & _below_autograd, *inputs)
+                return apply_eager(keyset, *inputs)
+            with below_autograd():
+                return op.redispatch(keyset & below_autograd_keys, *inputs)
 
         library.impl(name, autograd_kernel, "Autograd", with_keyset=True)
         self._op = op
@@ -150,7 +155,7 @@ class DifferentiableOp:
         self._tensors = 0
         self._direct: Callable[..., Any] | None = None
         self._formula: Callable[..., Any] | None = None
-        self._apply_direct = super(torch.autograd.Function, Direct).apply  # without looking for transforms again
+        self._apply_direct = apply_of(Direct)
 
     def use_directly(self, kernel: Callable[..., Any], *, tensors: int) -> None:
         """Let calls that nobody looks on go to the CPU kernel; the first ``tensors`` inputs are tensors or None."""
@@ -166,14 +171,14 @@ class DifferentiableOp:
     def __call__(self, *inputs: Any) -> Any:
         if self._direct is not None and is_open(inputs[0]) and are_plain(*inputs[1 : self._tensors]):
             return self.call_directly(*inputs)
-        if not torch.compiler.is_compiling() and (torch._C._are_functorch_transforms_active() or _forward_mode_is_on()):
-            _refuse_nested_forward_mode(self._op._schema.name)
+        if not torch.compiler.is_compiling() and (transforms_are_active() or forward_mode_is_on()):
+            _refuse_nested_forward_mode(name_of(self._op))
             return self._transformed.apply(*inputs)
         return self._op(*inputs)
 
     def call_directly(self, *inputs: Any) -> Any:
         """On the CPU kernel; only after ``direct.is_open`` and ``direct.are_plain`` have said yes."""
-        if torch.is_grad_enabled() and torch._C._any_requires_grad(*inputs[: self._tensors]):
+        if torch.is_grad_enabled() and any_requires_grad(*inputs[: self._tensors]):
             return self._apply_direct(*inputs)
         assert self._direct is not None
         return self._direct(*inputs)

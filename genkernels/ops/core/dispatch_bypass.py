@@ -13,10 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .torch_internals import (
+    dispatch_modes,
+    forward_mode_is_on,
+    function_modes,
+    is_batched_backward,
+    is_wrapped,
+    profiler_is_on,
+    tracing_state,
+    transforms_are_active,
+)
+
 _PLAIN = frozenset({Tensor, nn.Parameter})
-_C: Any = torch._C
-_is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor  # some outlive their transform: func.vjp's
-_VMAP: Any = torch._C._parse_dispatch_key("VmapMode")
 
 
 def is_open(x: Any) -> bool:
@@ -28,18 +36,18 @@ def is_open(x: Any) -> bool:
         not torch.compiler.is_compiling()
         and type(x) in _PLAIN
         and x.is_cpu
-        and not _is_wrapped(x)
-        and not _C._len_torch_dispatch_stack()
-        and not _C._len_torch_function_stack()
-        and not _C._are_functorch_transforms_active()
-        and not _C._dispatch_tls_is_dispatch_key_included(_VMAP)  # autograd.grad(..., is_grads_batched=True)
-        and torch.autograd.forward_ad._current_level < 0
+        and not is_wrapped(x)
+        and not dispatch_modes()
+        and not function_modes()
+        and not transforms_are_active()
+        and not is_batched_backward()
+        and not forward_mode_is_on()
         and not torch.is_autocast_enabled("cpu")
-        and _C._get_tracing_state() is None
-        and not torch.autograd._profiler_enabled()
+        and tracing_state() is None
+        and not profiler_is_on()
     )
 
 
 def are_plain(*values: Any) -> bool:
     """Whether all are plain tensors (no subclass) or None."""
-    return all(value is None or (type(value) in _PLAIN and not _is_wrapped(value)) for value in values)
+    return all(value is None or (type(value) in _PLAIN and not is_wrapped(value)) for value in values)

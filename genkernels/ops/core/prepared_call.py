@@ -18,6 +18,7 @@ from ..masked_conv.mask import MaskSpec
 from .dispatch_bypass import is_open
 from .layout import output_format
 from .strides import strides_of
+from .torch_internals import apply_of
 
 Key = tuple[Any, ...]
 MOST_CALLS = 1024
@@ -112,8 +113,7 @@ class _Recorded(torch.autograd.Function):
         return (None, *(grad if need else None for grad, need in zip(grads, needs, strict=True)))
 
 
-# Not _Recorded.apply: on top of this it looks for transforms, of which there are none here.
-_apply = super(torch.autograd.Function, _Recorded).apply
+_apply = apply_of(_Recorded)
 
 
 def worth_keeping(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:

@@ -13,6 +13,7 @@ from ...triton_conv import availability
 from ..core.dispatch_bypass import are_plain, is_open
 from ..core.layout import empty_gradients, empty_output, input_format, output_format
 from ..core.prepared_call import MOST_CALLS, Key, Ready, key_of, worth_keeping
+from ..core.torch_internals import AUTOCAST_KEYS, DispatchKey, excluding
 from ..core.verbose import is_on, like, say
 from . import cpu, reference, schema
 from .derivatives import backward, forward
@@ -280,14 +281,14 @@ def cast_for(device_type: str, x: Tensor, **others: Tensor | None) -> list[Tenso
     return result
 
 
-def _register_autocast(device_type: str, key: torch._C.DispatchKey) -> None:
+def _register_autocast(device_type: str, key: DispatchKey) -> None:
     def forward_autocast(x: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
         tensors = cast_for(device_type, x, weight=weight, bias=bias)
-        with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(key)):
+        with excluding(key):
             return forward(*tensors, *options)
 
     schema.library.impl("masked_conv2d", forward_autocast, key.name)
 
 
-_register_autocast("cpu", torch._C.DispatchKey.AutocastCPU)
-_register_autocast("cuda", torch._C.DispatchKey.AutocastCUDA)
+_register_autocast("cpu", AUTOCAST_KEYS["cpu"])
+_register_autocast("cuda", AUTOCAST_KEYS["cuda"])

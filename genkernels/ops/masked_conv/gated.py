@@ -23,6 +23,7 @@ from torch import Tensor
 from ...triton_conv import availability
 from ..core.differentiable_op import DifferentiableOp, is_recorded
 from ..core.layout import output_format
+from ..core.torch_internals import AUTOCAST_KEYS, excluding
 from . import reference, schema
 from .derivatives import backward as conv_backward
 from .derivatives import bare_sum
@@ -282,7 +283,7 @@ forward.use_formula(_formula)
 
 def _autocast(x: Tensor, weight: Tensor, bias: Tensor | None, addend: Tensor | None, *options: Any) -> Any:
     tensors = cast_for("cuda", x, weight=weight, bias=bias, addend=addend)
-    with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCUDA)):
+    with excluding(AUTOCAST_KEYS["cuda"]):
         return forward(*tensors, *options)
 
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..core.torch_internals import AUTOCAST_KEYS, DispatchKey, excluding
 from ..core.verbose import is_on, like, say
 from . import cpu, gpu, reference, schema
 from .arguments import check_gates, check_state, check_together
@@ -298,10 +299,10 @@ def cast(value: Any, dtype: torch.dtype) -> Any:
     return value
 
 
-def _register_autocast(count: int, device_type: str, key: torch._C.DispatchKey) -> None:
+def _register_autocast(count: int, device_type: str, key: DispatchKey) -> None:
     def forward_autocast(*arguments: Any) -> tuple[Tensor, ...]:
         dtype = torch.get_autocast_dtype(device_type)
-        with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(key)):
+        with excluding(key):
             return walks[count].forward(*(cast(value, dtype) for value in arguments))
 
     schema.library.impl(schema.NAMES[count], forward_autocast, key.name)
@@ -325,8 +326,8 @@ def _register(count: int) -> None:
         schema.library.impl(f"{name}_backward", bound(_backward_native, key), key)
     torch.library.register_fake(f"genkernels::{name}", bound(_forward_fake), lib=schema.library)
     torch.library.register_fake(f"genkernels::{name}_backward", bound(_backward_fake), lib=schema.library)
-    _register_autocast(count, "cpu", torch._C.DispatchKey.AutocastCPU)
-    _register_autocast(count, "cuda", torch._C.DispatchKey.AutocastCUDA)
+    _register_autocast(count, "cpu", AUTOCAST_KEYS["cpu"])
+    _register_autocast(count, "cuda", AUTOCAST_KEYS["cuda"])
 
 
 for _count in schema.NAMES:

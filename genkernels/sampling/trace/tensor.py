@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten
 
+from ...ops.core.torch_internals import new_wrapper_tensor, no_torch_function, tree_flatten
 from .graph import NotTraceable
 from .view import Plane
 
@@ -35,7 +35,7 @@ class Traced(Tensor):
     def __new__(
         cls, tracer: Tracer, shape: Any, plane: Plane | None = None, index: Tensor | None = None, strides: Any = None
     ) -> Traced:
-        self = Tensor._make_wrapper_subclass(cls, shape, strides=strides, dtype=tracer.dtype, device=tracer.device)
+        self = new_wrapper_tensor(cls, shape, strides=strides, dtype=tracer.dtype, device=tracer.device)
         self.tracer, self._plane, self._index, self.memory, self.viewed = tracer, plane, index, [self], None
         return self
 
@@ -74,7 +74,7 @@ class Traced(Tensor):
         for tensor in self.memory:
             tensor._plane = None
 
-    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+    __torch_function__ = no_torch_function
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]

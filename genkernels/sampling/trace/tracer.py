@@ -14,9 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map
 
+from ...ops.core.torch_internals import TorchDispatchMode, module_call_code, name_of, tree_flatten, tree_map
 from ..program.instructions import Function
 from .graph import Box, ConstantNode, Graph, ImageNode, Link, Node, NotTraceable, PointNode
 from .tensor import Traced
@@ -38,7 +37,6 @@ _SHAPE_ONLY = """
 """
 REARRANGING = {f"aten::{name}" for name in _REARRANGING.split()}
 SHAPE_ONLY = {f"aten::{name}" for name in _SHAPE_ONLY.split()}
-_CALL = nn.Module._call_impl.__code__
 _POINTWISE = """
     relu tanh sigmoid exp silu gelu elu leaky_relu softplus hardtanh clamp clamp_min clamp_max neg add sub rsub mul div
     reciprocal
@@ -75,7 +73,7 @@ class Tracer:
         model needs no hooks, which calls of other threads would run into."""
         frame = sys._getframe()
         while frame.f_back is not None and frame.f_code is not trace.__code__:
-            if frame.f_code is _CALL and id(frame.f_locals.get("self")) in self.names:
+            if frame.f_code is module_call_code and id(frame.f_locals.get("self")) in self.names:
                 return self.names[id(frame.f_locals["self"])]
             frame = frame.f_back
         return "", None
@@ -90,12 +88,10 @@ class Tracer:
 
     def run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """One operator with at least one traced argument."""
-        self.operator = func._schema.name
+        self.operator = name_of(func)
         if kwargs.get("out") is not None:
-            raise NotTraceable(
-                f"layer {self.name()!r}: {func._schema.name} with out=, which the sampler does not follow"
-            )
-        if func._schema.name in SHAPE_ONLY:
+            raise NotTraceable(f"layer {self.name()!r}: {name_of(func)} with out=, which the sampler does not follow")
+        if name_of(func) in SHAPE_ONLY:
             like = torch.empty((), dtype=self.dtype, device=self.device)
             plain = tree_map(lambda a: like.expand(a.shape) if isinstance(a, Traced) else a, (args, kwargs))
             return func(*plain[0], **plain[1])

@@ -17,6 +17,7 @@ from math import ceil, gcd
 import torch
 from torch import Tensor
 
+from ...core.torch_internals import add_each
 from ...masked_conv import cpu as conv
 from ...masked_conv.mask import MaskSpec
 from .. import cpu as lstm
@@ -92,7 +93,7 @@ def backward(
         if parts is sums:
             parts = [torch.empty_like(total) for total in sums]
         else:
-            torch._foreach_add_(sums, parts)
+            add_each(sums, parts)
     for grad, total in zip(others, sums, strict=True):
         if total is not grad:
             grad.copy_(total)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...core.torch_internals import AUTOCAST_KEYS, DispatchKey, excluding
 from ...core.verbose import is_on
 from ...masked_conv.functional import check_options, check_tensors
 from .. import reference
@@ -264,14 +265,14 @@ def _register(count: int) -> None:
         schema.library.impl(f"{name}_backward", bound(backward), key)
     torch.library.register_fake(f"genkernels::{name}", bound(_forward_fake), lib=schema.library)
     torch.library.register_fake(f"genkernels::{name}_backward", bound(_backward_fake), lib=schema.library)
-    _register_autocast(count, "cpu", torch._C.DispatchKey.AutocastCPU)
-    _register_autocast(count, "cuda", torch._C.DispatchKey.AutocastCUDA)
+    _register_autocast(count, "cpu", AUTOCAST_KEYS["cpu"])
+    _register_autocast(count, "cuda", AUTOCAST_KEYS["cuda"])
 
 
-def _register_autocast(count: int, device_type: str, key: torch._C.DispatchKey) -> None:
+def _register_autocast(count: int, device_type: str, key: DispatchKey) -> None:
     def forward_autocast(*arguments: Any) -> tuple[Tensor, Tensor]:
         dtype = torch.get_autocast_dtype(device_type)
-        with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(key)):
+        with excluding(key):
             return layers[count].forward(*(cast(value, dtype) for value in arguments))
 
     schema.library.impl(schema.NAMES[count], forward_autocast, key.name)
