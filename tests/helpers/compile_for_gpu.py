@@ -52,7 +52,7 @@ def main() -> None:
 
     triton.runtime.jit.JITFunction.run = compile_only
     from genkernels.ops.conv_bn_act import gpu as conv_bn_act
-    from genkernels.ops.conv_bn_act.geometry import Geometry
+    from genkernels.ops.conv_bn_act.geometry import Activation, Geometry, GradientMeans, Norm
     from genkernels.ops.instance_norm import gpu as instance_norm
     from genkernels.ops.masked_conv import gpu as masked_conv
     from genkernels.ops.masked_conv.mask import MaskSpec
@@ -90,8 +90,8 @@ def main() -> None:
 
     block = Geometry(True, (2, 2), (1, 1), (0, 0))
     z = conv_bn_act.statistics(images(128, 512, 8, 8), images(512, 256, 4, 4), block)[0]
-    conv_bn_act.normalise(z, *torch.empty(4, 256), "relu", 0.0)
-    conv_bn_act.gradient_sums(z, z, *torch.empty(4, 256), "relu", 0.0)
+    conv_bn_act.normalise(z, Norm(*torch.empty(4, 256)), Activation("relu", 0.0))
+    conv_bn_act.gradient_sums(z, z, Norm(*torch.empty(4, 256)), Activation("relu", 0.0))
 
     for x in (images(16, 64, 64, 64), torch.empty(16, 64, 64, 64, dtype=dtype)):
         _, statistics = instance_norm.forward(x, *torch.empty(2, 64), "relu", 0.0, 1e-5)
@@ -105,9 +105,9 @@ def main() -> None:
         images(2, 3, 8, 8), images(32, 3, 3, 3), None, MaskSpec(32, 3, (3, 3), "A", 1, "blocks"), (1, 1), "none"
     )
     z = conv_bn_act.statistics(images(2, 32, 8, 8), images(32, 16, 4, 4), block)[0]
-    numbers = torch.empty(6, 16)
+    norm, means = Norm(*torch.empty(4, 16)), GradientMeans(*torch.empty(2, 16))
     conv_bn_act.backward_with_norm(
-        z, images(2, 32, 8, 8), images(32, 16, 4, 4), z, *numbers, block, "tanh", 0.0, (True, True)
+        z, images(2, 32, 8, 8), images(32, 16, 4, 4), z, norm, means, block, Activation("tanh", 0.0), (True, True)
     )
 
     label = "in small tiles, float32: "

@@ -9,7 +9,7 @@ from ... import backends
 from ..core.layout import empty_grad_input, output_format
 from ..core.strides import channels_adjoin, strides_of
 from ..masked_conv.cpu import _STORAGE, readable, why_not  # noqa: F401 - why_not is for kernels.py
-from .geometry import ACTIVATIONS, Geometry, empty_output
+from .geometry import ACTIVATIONS, Activation, Geometry, GradientMeans, Norm, empty_output
 
 _NOTHING = (0, (0, 0, 0, 0))
 
@@ -30,19 +30,16 @@ def _address(values: Tensor | None) -> int:
     return 0 if values is None else values.data_ptr()
 
 
-def _activation(name: str, negative_slope: float) -> tuple[int, float]:
-    return ACTIVATIONS.index(name), negative_slope
+def _code(activation: Activation) -> tuple[int, float]:
+    return ACTIVATIONS.index(activation.name), activation.negative_slope
 
 
-def _coefficients(
-    mean: Tensor, rstd: Tensor, bn_weight: Tensor | None, bn_bias: Tensor | None,
-    mean_g: Tensor | None = None, mean_g_zhat: Tensor | None = None,
-) -> Tensor:  # fmt: skip
+def _coefficients(norm: Norm, means: GradientMeans | None = None) -> Tensor:
     """[7, C], as ``_C`` takes them."""
-    zeros = torch.zeros_like(mean)
-    gamma = torch.ones_like(mean) if bn_weight is None else bn_weight
-    beta, first, second = (zeros if v is None else v for v in (bn_bias, mean_g, mean_g_zhat))
-    return torch.stack([mean, rstd, gamma, beta, gamma * rstd, first, second])
+    zeros = torch.zeros_like(norm.mean)
+    weight = torch.ones_like(norm.mean) if norm.weight is None else norm.weight
+    bias = zeros if norm.bias is None else norm.bias
+    return torch.stack([norm.mean, norm.rstd, weight, bias, weight * norm.rstd, *(means or (zeros, zeros))])
 
 
 def _plain(z: Tensor) -> tuple[int, int, int]:
@@ -63,7 +60,7 @@ def _check(done: bool) -> None:
 
 def _product(
     x: Tensor, weight: Tensor, scale: Tensor | None, shift: Tensor | None, geometry: Geometry,
-    activation: str, negative_slope: float, statistics: Tensor | None,
+    activation: Activation, statistics: Tensor | None,
 ) -> Tensor:  # fmt: skip
     y = empty_output(x, weight, geometry)
     if y.numel() == 0:
@@ -80,7 +77,7 @@ def _product(
             _strided(y),
             _address(scale),
             _address(shift),
-            _activation(activation, negative_slope),
+            _code(activation),
             _address(statistics),
         )
     )
@@ -89,23 +86,20 @@ def _product(
 
 def forward(
     x: Tensor, weight: Tensor, scale: Tensor | None, shift: Tensor | None,
-    geometry: Geometry, activation: str, negative_slope: float,
+    geometry: Geometry, activation: Activation,
 ) -> Tensor:  # fmt: skip
-    return _product(x, weight, scale, shift, geometry, activation, negative_slope, None)
+    return _product(x, weight, scale, shift, geometry, activation, None)
 
 
 def statistics(x: Tensor, weight: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor, Tensor]:
     moments = torch.empty(2, geometry.out_channels(weight))
-    z = _product(x, weight, None, None, geometry, "none", 0.0, moments)
+    z = _product(x, weight, None, None, geometry, Activation("none", 0.0), moments)
     return z, moments[0], moments[1]
 
 
-def normalise(
-    z: Tensor, mean: Tensor, rstd: Tensor, bn_weight: Tensor | None, bn_bias: Tensor | None,
-    activation: str, negative_slope: float,
-) -> Tensor:  # fmt: skip
+def normalise(z: Tensor, norm: Norm, activation: Activation) -> Tensor:
     y = torch.empty_like(z)
-    coefficients = _coefficients(mean, rstd, bn_weight, bn_bias)
+    coefficients = _coefficients(norm)
     backends.require_native().norm_forward(
         _STORAGE[z.dtype],
         torch.get_num_threads(),
@@ -113,21 +107,18 @@ def normalise(
         channels_adjoin(z),
         z.data_ptr(),
         coefficients.data_ptr(),
-        _activation(activation, negative_slope),
+        _code(activation),
         y.data_ptr(),
     )
     return y
 
 
-def gradient_sums(
-    grad_output: Tensor, z: Tensor, mean: Tensor, rstd: Tensor, bn_weight: Tensor | None, bn_bias: Tensor | None,
-    activation: str, negative_slope: float,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    return _sums(grad_output, z, _coefficients(mean, rstd, bn_weight, bn_bias), activation, negative_slope)
+def gradient_sums(grad_output: Tensor, z: Tensor, norm: Norm, activation: Activation) -> tuple[Tensor, Tensor]:
+    return _sums(grad_output, z, _coefficients(norm), activation)
 
 
 def _sums(
-    grad_output: Tensor, other: Tensor, coefficients: Tensor | None, activation: str, negative_slope: float
+    grad_output: Tensor, other: Tensor, coefficients: Tensor | None, activation: Activation
 ) -> tuple[Tensor, Tensor]:
     grad_output = _as_laid_out(grad_output, other)
     sums = torch.empty(2, other.shape[1])
@@ -140,7 +131,7 @@ def _sums(
             grad_output.data_ptr(),
             other.data_ptr(),
             _address(coefficients),
-            _activation(activation, negative_slope),
+            _code(activation),
             sums.data_ptr(),
         )
     )
@@ -148,17 +139,15 @@ def _sums(
 
 
 def backward_with_norm(
-    grad_output: Tensor, x: Tensor, weight: Tensor, z: Tensor, mean: Tensor, rstd: Tensor,
-    bn_weight: Tensor | None, bn_bias: Tensor | None, mean_g: Tensor, mean_g_zhat: Tensor,
-    geometry: Geometry, activation: str, negative_slope: float, needs: _Needs,
+    grad_output: Tensor, x: Tensor, weight: Tensor, z: Tensor, norm: Norm, means: GradientMeans,
+    geometry: Geometry, activation: Activation, needs: _Needs,
 ) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
-    coefficients = _coefficients(mean, rstd, bn_weight, bn_bias, mean_g, mean_g_zhat)
-    return _gradients(grad_output, z, coefficients, x, weight, geometry, activation, negative_slope, needs)
+    return _gradients(grad_output, z, _coefficients(norm, means), x, weight, geometry, activation, needs)
 
 
 def _gradients(
     grad_output: Tensor, other: Tensor, coefficients: Tensor | None, x: Tensor, weight: Tensor,
-    geometry: Geometry, activation: str, negative_slope: float, needs: _Needs,
+    geometry: Geometry, activation: Activation, needs: _Needs,
 ) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
     grad_output = _as_laid_out(grad_output, other)
     grad_x = empty_grad_input(x) if needs[0] else None
@@ -173,7 +162,7 @@ def _gradients(
             _strided(grad_output),
             other.data_ptr(),
             _address(coefficients),
-            _activation(activation, negative_slope),
+            _code(activation),
             _strided(x),
             _strided(weight),
             _NOTHING if grad_x is None else _strided(grad_x),
@@ -185,7 +174,7 @@ def _gradients(
 
 def backward(
     grad_output: Tensor, x: Tensor, weight: Tensor, output: Tensor | None,
-    geometry: Geometry, activation: str, negative_slope: float, needs: _Needs,
+    geometry: Geometry, activation: Activation, needs: _Needs,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
     if x.shape[0] == 0:
         return (
@@ -199,9 +188,7 @@ def backward(
     grad_output = other if output is None else _as_laid_out(grad_output, other)
     grad_x = grad_weight = grad_shift = None
     if needs[0] or needs[1]:
-        grad_x, grad_weight = _gradients(
-            grad_output, other, None, x, weight, geometry, activation, negative_slope, needs
-        )
+        grad_x, grad_weight = _gradients(grad_output, other, None, x, weight, geometry, activation, needs)
     if needs[2]:
-        grad_shift, _ = _sums(grad_output, other, None, activation, negative_slope)
+        grad_shift, _ = _sums(grad_output, other, None, activation)
     return grad_x, grad_weight, grad_shift

@@ -15,7 +15,7 @@ from ..core.layout import empty_grad_input, input_format, output_format
 from ..core.torch_internals import AUTOCAST_KEYS, DispatchKey, excluding
 from . import cpu, distributed, reference, schema
 from .derivatives import conv_act, conv_bn_act
-from .geometry import accumulator, empty_output, geometry_of, per_channel
+from .geometry import Activation, GradientMeans, Norm, accumulator, empty_output, geometry_of, per_channel
 
 
 def _backend(x: Tensor) -> ModuleType:
@@ -50,7 +50,8 @@ def _conv_act_by(
     activation: str, negative_slope: float,
 ) -> Tensor:  # fmt: skip
     geometry = geometry_of(transposed, stride, padding, output_padding)
-    y = backend.forward(x, weight, per_channel(scale, x), per_channel(shift, x), geometry, activation, negative_slope)
+    act = Activation(activation, negative_slope)
+    y = backend.forward(x, weight, per_channel(scale, x), per_channel(shift, x), geometry, act)
     return y.contiguous(memory_format=output_format(x, weight))
 
 
@@ -61,7 +62,7 @@ def _conv_act_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     geometry = geometry_of(transposed, stride, padding, output_padding)
     grad_x, grad_weight, grad_shift = _backend(x).backward(
-        grad_output, x, weight, output, geometry, activation, negative_slope, tuple(needs)
+        grad_output, x, weight, output, geometry, Activation(activation, negative_slope), tuple(needs)
     )
     empty = x.new_empty(0, dtype=accumulator(x.dtype))
     return _image(grad_x, x), _filled(grad_weight, weight), empty if grad_shift is None else grad_shift
@@ -91,9 +92,8 @@ def _conv_bn_act_by(
     if x.shape[0] == 0:
         return z.clone(), z, statistics
     rstd = (statistics[1] + eps).rsqrt()
-    y = backend.normalise(
-        z, statistics[0], rstd, per_channel(bn_weight, x), per_channel(bn_bias, x), activation, negative_slope
-    )
+    norm = Norm(mean=statistics[0], rstd=rstd, weight=per_channel(bn_weight, x), bias=per_channel(bn_bias, x))
+    y = backend.normalise(z, norm, Activation(activation, negative_slope))
     return y.contiguous(memory_format=memory_format), z, statistics
 
 
@@ -107,20 +107,20 @@ def _conv_bn_act_backward(
     backend = _backend(x)
     mean, variance, count = statistics
     rstd = (variance + eps).rsqrt()
-    gamma, beta = per_channel(bn_weight, x), per_channel(bn_bias, x)
+    norm = Norm(mean=mean, rstd=rstd, weight=per_channel(bn_weight, x), bias=per_channel(bn_bias, x))
+    act = Activation(activation, negative_slope)
     if x.shape[0] == 0:
         sums = mean.new_zeros(2, mean.shape[0])
     else:
-        sums = torch.stack(backend.gradient_sums(grad_output, z, mean, rstd, gamma, beta, activation, negative_slope))
-    mean_g, mean_g_zhat = distributed.add_over_processes(sums, group) / count.clamp(min=1)
+        sums = torch.stack(backend.gradient_sums(grad_output, z, norm, act))
+    means = GradientMeans(*(distributed.add_over_processes(sums, group) / count.clamp(min=1)))
     if x.shape[0] == 0:
         grad_x = torch.zeros_like(x) if needs[0] else None
         grad_weight = torch.zeros_like(weight) if needs[1] else None
     elif needs[0] or needs[1]:
         grad_x, grad_weight = backend.backward_with_norm(
-            grad_output, x, weight, z, mean, rstd, gamma, beta, mean_g, mean_g_zhat,
-            geometry, activation, negative_slope, tuple(needs[:2]),
-        )  # fmt: skip
+            grad_output, x, weight, z, norm, means, geometry, act, tuple(needs[:2])
+        )
     else:
         grad_x = grad_weight = None
 

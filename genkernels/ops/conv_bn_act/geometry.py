@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,6 +22,28 @@ from torch import Tensor
 from ..core.layout import output_format
 
 ACTIVATIONS = ("none", "relu", "leaky_relu", "tanh", "sigmoid")
+
+
+class Activation(NamedTuple):
+    name: str  # of ACTIVATIONS
+    negative_slope: float  # of "leaky_relu"
+
+
+class Norm(NamedTuple):
+    """A batch norm by given statistics, [out] each in the accumulator's dtype; weight and bias: or None (1 and 0)."""
+
+    mean: Tensor
+    rstd: Tensor
+    weight: Tensor | None
+    bias: Tensor | None
+
+
+class GradientMeans(NamedTuple):
+    """Means over the values of a channel, [out]: of g, the gradient before the activation, and of g * zhat."""
+
+    g: Tensor
+    g_zhat: Tensor
+
 
 Pair = tuple[int, int]
 

@@ -19,7 +19,7 @@ from ...triton_conv.norm import normalise_kernel, statistics_kernel
 from ...triton_conv.tap_geometry import Walk
 from ..core.layout import empty_grad_input
 from ..core.strides import channels_adjoin
-from .geometry import Geometry, empty_output
+from .geometry import Activation, Geometry, GradientMeans, Norm, empty_output
 
 _Needs = tuple[bool, ...]
 _TILE, _MOST_COLUMNS, _TILES = 2048, 64, 4  # elements and columns of a tile of the pass that makes y, and tiles
@@ -41,39 +41,39 @@ def _spreading(geometry: Geometry, kernel: tuple[int, ...]) -> Walk:
 
 def _product(
     x: Tensor, weight: Tensor, scale: Tensor | None, shift: Tensor | None, geometry: Geometry,
-    activation: str, negative_slope: float, stats: list[Tensor] | None,
+    activation: Activation, stats: list[Tensor] | None,
 ) -> Tensor:  # fmt: skip
     y = empty_output(x, weight, geometry)
     walk = _spreading if geometry.transposed else _gathering
     convolve(
         x, weight.transpose(0, 1) if geometry.transposed else weight, y, walk(geometry, weight.shape[2:]),
-        scale=scale, bias=shift, activation=activation, slope=negative_slope, stats=stats,
+        scale=scale, bias=shift, activation=activation.name, slope=activation.negative_slope, stats=stats,
     )  # fmt: skip
     return y
 
 
 def forward(
     x: Tensor, weight: Tensor, scale: Tensor | None, shift: Tensor | None,
-    geometry: Geometry, activation: str, negative_slope: float,
+    geometry: Geometry, activation: Activation,
 ) -> Tensor:  # fmt: skip
-    return _product(x, weight, scale, shift, geometry, activation, negative_slope, None)
+    return _product(x, weight, scale, shift, geometry, activation, None)
 
 
 def backward(
     grad_output: Tensor, x: Tensor, weight: Tensor, output: Tensor | None,
-    geometry: Geometry, activation: str, negative_slope: float, needs: _Needs,
+    geometry: Geometry, activation: Activation, needs: _Needs,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
     grad_shift = torch.empty(grad_output.shape[1], device=x.device) if needs[2] else None
     if x.numel() == 0:
         zeros = [torch.zeros_like(t) if need else None for t, need in zip((x, weight), needs, strict=False)]
         return zeros[0], zeros[1], None if grad_shift is None else grad_shift.zero_()
-    g = gradient(grad_output, output, activation, negative_slope, sums=grad_shift)
+    g = gradient(grad_output, output, *activation, sums=grad_shift)
     return (*_products_of_gradient(g, x, weight, geometry, needs), grad_shift)
 
 
 def statistics(x: Tensor, weight: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor, Tensor]:
     parts: list[Tensor] = []
-    z = _product(x, weight, None, None, geometry, "none", 0.0, parts)
+    z = _product(x, weight, None, None, geometry, Activation("none", 0.0), parts)
     channels = z.shape[1]
     result = torch.empty((2, channels), device=x.device)
     with on_device(x):
@@ -83,10 +83,7 @@ def statistics(x: Tensor, weight: Tensor, geometry: Geometry) -> tuple[Tensor, T
     return z, result[0], result[1]
 
 
-def normalise(
-    z: Tensor, mean: Tensor, rstd: Tensor, bn_weight: Tensor | None, bn_bias: Tensor | None,
-    activation: str, negative_slope: float,
-) -> Tensor:  # fmt: skip
+def normalise(z: Tensor, norm: Norm, activation: Activation) -> Tensor:
     y = torch.empty_like(z)
     innermost = channels_adjoin(z)
     length = z.shape[1] if innermost else z.shape[2] * z.shape[3]
@@ -94,41 +91,33 @@ def normalise(
     columns = min(triton.next_power_of_2(length), _MOST_COLUMNS)
     with on_device(z):
         normalise_kernel[(triton.cdiv(length, columns) * triton.cdiv(lines, _TILE // columns * _TILES),)](
-            z, y, mean.contiguous(), rstd.contiguous(), bn_weight, bn_bias,
-            lines, length, z.shape[1], negative_slope,
+            z, y, norm.mean.contiguous(), norm.rstd.contiguous(), norm.weight, norm.bias,
+            lines, length, z.shape[1], activation.negative_slope,
             CHANNELS_INNERMOST=innermost,
-            HAS_WEIGHT=bn_weight is not None, HAS_BIAS=bn_bias is not None, ACTIVATION=activation,
+            HAS_WEIGHT=norm.weight is not None, HAS_BIAS=norm.bias is not None, ACTIVATION=activation.name,
             INTERPRETED=INTERPRETED, LINES=_TILE // columns, COLUMNS=columns, TILES=_TILES,
         )  # fmt: skip
     return y
 
 
-def _coefficients(
-    mean: Tensor, rstd: Tensor, bn_weight: Tensor | None, bn_bias: Tensor | None, *means: Tensor
-) -> Tensor:  # fmt: skip
-    """mean, rstd, weight, bias and, for the gradient of z, mean_g and mean_g_zhat, as gradient_kernel takes them."""
-    weight = torch.ones_like(mean) if bn_weight is None else bn_weight
-    bias = torch.zeros_like(mean) if bn_bias is None else bn_bias
-    return torch.stack([mean, rstd, weight, bias, *means])
+def _coefficients(norm: Norm, *means: Tensor) -> Tensor:
+    """mean, rstd, weight, bias and, for the gradient of z, means of g and g * zhat, as gradient_kernel takes them."""
+    weight = torch.ones_like(norm.mean) if norm.weight is None else norm.weight
+    bias = torch.zeros_like(norm.mean) if norm.bias is None else norm.bias
+    return torch.stack([norm.mean, norm.rstd, weight, bias, *means])
 
 
-def gradient_sums(
-    grad_output: Tensor, z: Tensor, mean: Tensor, rstd: Tensor, bn_weight: Tensor | None, bn_bias: Tensor | None,
-    activation: str, negative_slope: float,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+def gradient_sums(grad_output: Tensor, z: Tensor, norm: Norm, activation: Activation) -> tuple[Tensor, Tensor]:
     sums = torch.empty((2, z.shape[1]), device=z.device)
-    norm = _coefficients(mean, rstd, bn_weight, bn_bias)
-    gradient(grad_output, z, activation, negative_slope, sums=sums, norm=norm, write=False)
+    gradient(grad_output, z, *activation, sums=sums, norm=_coefficients(norm), write=False)
     return sums[0], sums[1]
 
 
 def backward_with_norm(
-    grad_output: Tensor, x: Tensor, weight: Tensor, z: Tensor, mean: Tensor, rstd: Tensor,
-    bn_weight: Tensor | None, bn_bias: Tensor | None, mean_g: Tensor, mean_g_zhat: Tensor,
-    geometry: Geometry, activation: str, negative_slope: float, needs: _Needs,
+    grad_output: Tensor, x: Tensor, weight: Tensor, z: Tensor, norm: Norm, means: GradientMeans,
+    geometry: Geometry, activation: Activation, needs: _Needs,
 ) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
-    norm = _coefficients(mean, rstd, bn_weight, bn_bias, mean_g, mean_g_zhat)
-    g = gradient(grad_output, z, activation, negative_slope, norm=norm)
+    g = gradient(grad_output, z, *activation, norm=_coefficients(norm, *means))
     return _products_of_gradient(g, x, weight, geometry, needs)
 
 

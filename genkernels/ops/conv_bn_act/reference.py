@@ -1,6 +1,6 @@
 """Convolution + batch norm + activation in plain PyTorch: every dtype, every device, and the oracle.
 
-This file and cpu.py (and every other backend) hold the same six functions, which kernels.py calls:
+This file and cpu.py (and every other backend) hold the same six functions, which dispatch.py calls:
 
     forward            act(scale * conv + shift)
     backward           the gradients of that, for scale 1
@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .geometry import Geometry, accumulator
+from .geometry import Activation, Geometry, GradientMeans, Norm, accumulator
 
 _Needs = tuple[bool, ...]
 
@@ -58,24 +58,24 @@ def _channels(values: Tensor) -> Tensor:
 
 def forward(
     x: Tensor, weight: Tensor, scale: Tensor | None, shift: Tensor | None,
-    geometry: Geometry, activation: str, negative_slope: float,
+    geometry: Geometry, activation: Activation,
 ) -> Tensor:  # fmt: skip
     u = convolve(x, weight, geometry).to(accumulator(x.dtype))
     if scale is not None:
         u = u * _channels(scale)
     if shift is not None:
         u = u + _channels(shift)
-    return act(u, activation, negative_slope).to(x.dtype)
+    return act(u, *activation).to(x.dtype)
 
 
 def backward(
     grad_output: Tensor, x: Tensor, weight: Tensor, output: Tensor | None,
-    geometry: Geometry, activation: str, negative_slope: float, needs: _Needs,
+    geometry: Geometry, activation: Activation, needs: _Needs,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
     """Gradients of x, weight and shift; ``output`` is there unless the activation is "none"."""
     g = grad_output.to(accumulator(x.dtype))
     if output is not None:
-        g = g * slope_at(output.to(g.dtype), activation, negative_slope)
+        g = g * slope_at(output.to(g.dtype), *activation)
     grad_x, grad_weight = _convolution_backward(g.to(x.dtype), x, weight, geometry, needs)
     return grad_x, grad_weight, g.sum((0, 2, 3)) if needs[2] else None
 
@@ -88,54 +88,42 @@ def statistics(x: Tensor, weight: Tensor, geometry: Geometry) -> tuple[Tensor, T
     return z, mean, (values - _channels(mean)).square().sum((0, 2, 3))
 
 
-def _normalised(z: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
-    return (z.to(mean.dtype) - _channels(mean)) * _channels(rstd)
+def _normalised(z: Tensor, norm: Norm) -> Tensor:
+    return (z.to(norm.mean.dtype) - _channels(norm.mean)) * _channels(norm.rstd)
 
 
-def _activated(zhat: Tensor, bn_weight: Tensor | None, bn_bias: Tensor | None, activation: str, slope: float) -> Tensor:
-    u = zhat if bn_weight is None else zhat * _channels(bn_weight)
-    return act(u if bn_bias is None else u + _channels(bn_bias), activation, slope)
+def _activated(zhat: Tensor, norm: Norm, activation: Activation) -> Tensor:
+    u = zhat if norm.weight is None else zhat * _channels(norm.weight)
+    return act(u if norm.bias is None else u + _channels(norm.bias), *activation)
 
 
-def normalise(
-    z: Tensor, mean: Tensor, rstd: Tensor, bn_weight: Tensor | None, bn_bias: Tensor | None,
-    activation: str, negative_slope: float,
-) -> Tensor:  # fmt: skip
-    zhat = _normalised(z, mean, rstd)
-    return _activated(zhat, bn_weight, bn_bias, activation, negative_slope).to(z.dtype)
+def normalise(z: Tensor, norm: Norm, activation: Activation) -> Tensor:
+    return _activated(_normalised(z, norm), norm, activation).to(z.dtype)
 
 
-def _through_activation(
-    grad_output: Tensor, z: Tensor, mean: Tensor, rstd: Tensor, bn_weight: Tensor | None, bn_bias: Tensor | None,
-    activation: str, negative_slope: float,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+def _through_activation(grad_output: Tensor, z: Tensor, norm: Norm, activation: Activation) -> tuple[Tensor, Tensor]:
     """g and zhat."""
-    zhat = _normalised(z, mean, rstd)
-    g = grad_output.to(mean.dtype)
-    if activation != "none":
-        y = _activated(zhat, bn_weight, bn_bias, activation, negative_slope)
-        g = g * slope_at(y, activation, negative_slope)
+    zhat = _normalised(z, norm)
+    g = grad_output.to(norm.mean.dtype)
+    if activation.name != "none":
+        g = g * slope_at(_activated(zhat, norm, activation), *activation)
     return g, zhat
 
 
-def gradient_sums(
-    grad_output: Tensor, z: Tensor, mean: Tensor, rstd: Tensor, bn_weight: Tensor | None, bn_bias: Tensor | None,
-    activation: str, negative_slope: float,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+def gradient_sums(grad_output: Tensor, z: Tensor, norm: Norm, activation: Activation) -> tuple[Tensor, Tensor]:
     """The sums of g and of g * zhat over each channel: the gradients of bn_bias and bn_weight."""
-    g, zhat = _through_activation(grad_output, z, mean, rstd, bn_weight, bn_bias, activation, negative_slope)
+    g, zhat = _through_activation(grad_output, z, norm, activation)
     return g.sum((0, 2, 3)), (g * zhat).sum((0, 2, 3))
 
 
 def backward_with_norm(
-    grad_output: Tensor, x: Tensor, weight: Tensor, z: Tensor, mean: Tensor, rstd: Tensor,
-    bn_weight: Tensor | None, bn_bias: Tensor | None, mean_g: Tensor, mean_g_zhat: Tensor,
-    geometry: Geometry, activation: str, negative_slope: float, needs: _Needs,
+    grad_output: Tensor, x: Tensor, weight: Tensor, z: Tensor, norm: Norm, means: GradientMeans,
+    geometry: Geometry, activation: Activation, needs: _Needs,
 ) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
-    """Gradients of x and weight; mean_g and mean_g_zhat are the gradient sums over the number of values."""
-    g, zhat = _through_activation(grad_output, z, mean, rstd, bn_weight, bn_bias, activation, negative_slope)
-    factor = rstd if bn_weight is None else rstd * bn_weight
-    grad_z = _channels(factor) * (g - _channels(mean_g) - zhat * _channels(mean_g_zhat))
+    """Gradients of x and weight; ``means`` are the gradient sums over the number of values."""
+    g, zhat = _through_activation(grad_output, z, norm, activation)
+    factor = norm.rstd if norm.weight is None else norm.rstd * norm.weight
+    grad_z = _channels(factor) * (g - _channels(means.g) - zhat * _channels(means.g_zhat))
     return _convolution_backward(grad_z.to(x.dtype), x, weight, geometry, needs)
 
 
