@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from genkernels.ops import diagonal_bilstm_layer, diagonal_lstm_layer, row_lstm_layer
-from helpers.wavefront_walks import DIAGONAL, ROW, plain_bilstm, plain_walk
+from helpers.wavefront_directions import DIAGONAL, ROW, plain_bilstm, plain_walk
 
 FUNCTIONS = {"row": row_lstm_layer, "diagonal": diagonal_lstm_layer, "both": diagonal_bilstm_layer}
 KERNELS = {"row": (1, 3), "diagonal": (1, 1), "both": (3, 3)}

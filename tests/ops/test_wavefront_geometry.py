@@ -3,7 +3,7 @@
 import itertools
 
 import pytest
-from helpers.wavefront_walks import OTHER_TAPS, SIZES, WALKS
+from helpers.wavefront_directions import OTHER_TAPS, SIZES, WALKS
 
 from genkernels.ops.wavefront_lstm.geometry import Geometry
 

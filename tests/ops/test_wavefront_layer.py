@@ -20,16 +20,16 @@ from helpers.grids import (
 )
 from helpers.implementations import refuse
 from helpers.memory import kept_bytes
+from helpers.wavefront_directions import with_gradients
 from helpers.wavefront_layers import BOTH_B, DIAGONAL_B, KINDS, ROW_B, LayerKind, layer_inputs
-from helpers.wavefront_walks import with_gradients
 from torch import Tensor
 
 from genkernels import backends
 from genkernels.ops import masked_conv2d, row_lstm, row_lstm_layer
 from genkernels.ops.masked_conv import reference as conv_reference
+from genkernels.ops.wavefront_lstm import cpu_layer as cpu
 from genkernels.ops.wavefront_lstm import reference as lstm_reference
 from genkernels.ops.wavefront_lstm.geometry import Geometry
-from genkernels.ops.wavefront_lstm.layer import cpu
 
 ALL_DTYPES = [torch.float64, *DTYPES]
 

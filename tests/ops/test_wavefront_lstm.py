@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers.grids import DTYPES, LAYOUTS, laid_out, nan_in_fresh_memory, short
-from helpers.wavefront_walks import (
+from helpers.wavefront_directions import (
     DIAGONAL,
     MIRRORED,
     OTHER_TAPS,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers.grids import DTYPES, nan_in_fresh_memory, short
 from helpers.memory import kept_bytes
-from helpers.wavefront_walks import ROW, WALKS, bilstm_inputs, inputs_for, with_gradients
+from helpers.wavefront_directions import ROW, WALKS, bilstm_inputs, inputs_for, with_gradients
 
 from genkernels import backends
 from genkernels.ops import diagonal_bilstm

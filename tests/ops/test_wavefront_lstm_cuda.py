@@ -15,7 +15,7 @@ from helpers import cuda_emulated
 from helpers.cuda_places import PLACES, Place, on_gpu
 from helpers.grids import assert_accurate, laid_out, nan_in_fresh_memory, pairwise, widened, with_rounding
 from helpers.strided import in_turn, strided
-from helpers.wavefront_walks import (
+from helpers.wavefront_directions import (
     DIAGONAL,
     MIRRORED,
     OTHER_TAPS,

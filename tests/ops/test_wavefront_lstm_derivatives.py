@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.autograd.forward_ad as fwAD
 from helpers.grids import needs_native
-from helpers.wavefront_walks import (
+from helpers.wavefront_directions import (
     DIAGONAL,
     OTHER_TAPS,
     ROW,

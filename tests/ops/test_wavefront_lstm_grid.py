@@ -20,7 +20,7 @@ from helpers.grids import (
     short,
     with_rounding,
 )
-from helpers.wavefront_walks import OTHER_TAPS, WALKS, plain_bilstm, plain_walk, rounded_inputs, with_gradients
+from helpers.wavefront_directions import OTHER_TAPS, WALKS, plain_bilstm, plain_walk, rounded_inputs, with_gradients
 from torch import Tensor
 
 from genkernels.ops import diagonal_bilstm

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from helpers.grids import DENSE, DTYPES, LAYOUTS, SLICED, laid_out, needs_native, short
-from helpers.wavefront_walks import DIAGONAL, MIRRORED, ROW, bilstm_inputs, inputs_for
+from helpers.wavefront_directions import DIAGONAL, MIRRORED, ROW, bilstm_inputs, inputs_for
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 

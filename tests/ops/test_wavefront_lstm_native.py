@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers.grids import DENSE, DTYPES, laid_out, needs_native, short
 from helpers.implementations import check_undisturbed, refuse
-from helpers.wavefront_walks import (
+from helpers.wavefront_directions import (
     DIAGONAL,
     OTHER_TAPS,
     ROW,

@@ -14,7 +14,7 @@
 // the weight product).
 // Floor: 2 * 2 * taps * h * 4h operations a cell. Bound: the multiply-add units for h >= 32 or so; measured as in
 // wavefront_lstm/forward.cpp, 74 / 77 % of their peak on channels_last tensors, 69 / 75 % on NCHW.
-#include "cpu/wavefront_lstm/walk.h"
+#include "cpu/wavefront_lstm/forward_sweep.h"
 #include "cpu/wavefront_lstm/weight_gradient.h"
 
 namespace gk::GK_ISA {

@@ -18,7 +18,7 @@
 // rows (three and two). The products alone run at 90 %; the elementwise pass takes a sixth of the time at h = 64, a
 // share that grows as 1 / h below. In L1 it is bound by its 5 exp and 5 divisions a channel (52 cycles a vector, of
 // which the divisions are 30), and takes twice that for the cells that come from and go to L2 and L3.
-#include "cpu/wavefront_lstm/walk.h"
+#include "cpu/wavefront_lstm/forward_sweep.h"
 
 namespace gk::GK_ISA {
 

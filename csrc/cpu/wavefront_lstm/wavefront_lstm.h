@@ -1,5 +1,5 @@
 // The LSTM that walks an image front by front (Row LSTM, Diagonal BiLSTM): forward, and all gradients. One call takes
-// one walk, or several over images of one shape, side by side. See wavefront_lstm/plan.h for the arithmetic and
+// one walk, or several over images of one shape, side by side. See wavefront_lstm/steps.h for the arithmetic and
 // wavefront_lstm/forward.cpp for how it works.
 #pragma once
 

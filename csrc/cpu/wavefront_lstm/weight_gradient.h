@@ -5,7 +5,7 @@
 // in L2, a panel of the gates' gradient in L1. Bound: the multiply-add units (measured: 85 % of their peak on AVX2).
 #pragma once
 
-#include "cpu/wavefront_lstm/plan.h"
+#include "cpu/wavefront_lstm/steps.h"
 
 namespace gk::GK_ISA {
 

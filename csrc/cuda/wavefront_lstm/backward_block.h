@@ -1,7 +1,7 @@
 // What a block of the backward walk is given, and how it divides its shared memory.
 #pragma once
 
-#include "cuda/wavefront_lstm/walk.h"
+#include "cuda/wavefront_lstm/block.h"
 
 namespace gk::cuda {
 

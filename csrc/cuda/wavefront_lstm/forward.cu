@@ -20,7 +20,7 @@
 // Measured on one H100 at commit bff14a1: 18 µs a front, six times that count (1.14 ms; 9.6 µs for batch 16, h = 64,
 // 28 x 28), at 8 warps a multiprocessor. What the count leaves out is waiting: in the machine code each load of a gate
 // is followed at once by an instruction that needs it, so that the loads of a front do not overlap.
-#include "cuda/wavefront_lstm/walk.h"
+#include "cuda/wavefront_lstm/block.h"
 
 namespace gk::cuda {
 namespace {

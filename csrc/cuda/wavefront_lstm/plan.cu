@@ -4,7 +4,7 @@
 // the weights that a warp has read, few keep all multiprocessors busy. The model counts clocks of one multiprocessor
 // for a full front: tensor cores or shared memory, whichever is slower, then what comes from L2, then the barriers,
 // times the waves in which the clusters run. Its constants are data-sheet values: it orders divisions, no more.
-#include "cuda/wavefront_lstm/walk.h"
+#include "cuda/wavefront_lstm/block.h"
 
 namespace gk::cuda {
 

@@ -12,11 +12,12 @@ from torch import Tensor
 from ...core.torch_internals import AUTOCAST_KEYS, DispatchKey, excluding
 from ...core.verbose import is_on
 from ...masked_conv.functional import check_options, check_tensors
+from .. import cpu_layer as cpu
 from .. import reference
 from ..arguments import check_state, check_together
 from ..functional import DIAGONAL_TAPS, ROW_TAPS, cast, geometry_of, keeps, say_walk
 from ..geometry import Geometry
-from . import cpu, schema
+from . import schema
 from .derivatives import layers, moved_up
 
 _Parameters = tuple[Tensor, Tensor | None, Tensor, Tensor | None, Tensor | None]

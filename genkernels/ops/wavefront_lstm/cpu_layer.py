@@ -17,12 +17,12 @@ from math import ceil, gcd
 import torch
 from torch import Tensor
 
-from ...core.torch_internals import add_each
-from ...masked_conv import cpu as conv
-from ...masked_conv.mask import MaskSpec
-from .. import cpu as lstm
-from ..geometry import Geometry
-from .schema import by_walk, empty_grads, empty_hidden, empty_saved
+from ..core.torch_internals import add_each
+from ..masked_conv import cpu as conv
+from ..masked_conv.mask import MaskSpec
+from . import cpu as lstm
+from .geometry import Geometry
+from .layer.schema import by_walk, empty_grads, empty_hidden, empty_saved
 
 
 def why_not(x: Tensor) -> str | None:
@@ -30,7 +30,7 @@ def why_not(x: Tensor) -> str | None:
     return lstm.why_not(x, ())
 
 
-_ROWS = 32  # cells of a product that make good use of the weights, as in csrc/cpu/wavefront_lstm/plan.h
+_ROWS = 32  # cells of a product that make good use of the weights, as in csrc/cpu/wavefront_lstm/steps.h
 # Gates of a round, at least. Every round packs all weights, sets up its scratch and adds up the weights' gradients:
 # backward takes 1 to 3 % longer with rounds of 8 MB than with those of 16 MB. Forward has
 # rounds of 16-bit tensors alone.

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "cpu/core/vector_math.h"
-#include "cpu/wavefront_lstm/plan.h"
+#include "cpu/wavefront_lstm/steps.h"
 
 namespace gk::GK_ISA {
 

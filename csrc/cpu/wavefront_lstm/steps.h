@@ -15,7 +15,7 @@
 #include "cpu/core/image_io.h"
 #include "cpu/core/scratch.h"
 #include "cpu/wavefront_lstm/wavefront_lstm.h"
-#include "cpu/wavefront_lstm/barrier.h"
+#include "cpu/wavefront_lstm/threads.h"
 
 namespace gk::GK_ISA {
 
