@@ -4,7 +4,7 @@ import pytest
 import torch
 from helpers.every_layer import LAYERS, MODELS, layer_and_input, model_and_input
 
-from genkernels.ops.masked_conv import gated
+from genkernels.ops.masked_conv import dispatch
 
 EVERY = {
     **{f"layer: {name}": (layer_and_input, name) for name in LAYERS},
@@ -35,6 +35,6 @@ def test_a_traced_module_is_the_module(name, seeded):
 
 
 def test_a_traced_gate_in_one_pass_is_the_module(monkeypatch, seeded):
-    monkeypatch.setattr(gated, "_is_fused", lambda x: True)
+    monkeypatch.setattr(dispatch, "gate_is_fused", lambda x: True)
     module, x = layer_and_input("gated A")
     assert_traced_is_the_module(module, x)

@@ -9,7 +9,7 @@ from torch.export import Dim
 
 import genkernels
 from genkernels import nn
-from genkernels.ops.masked_conv import gated
+from genkernels.ops.masked_conv import dispatch
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime, which runs the file, is not installed")
 pytest.importorskip("onnxscript", reason="onnxscript, which torch.onnx.export needs, is not installed")
@@ -67,7 +67,7 @@ def test_a_program_that_was_exported_before_becomes_a_file_too(tmp_path, seeded)
 
 def test_the_one_pass_gate_of_a_gpu_becomes_a_file_too(tmp_path, monkeypatch, seeded):
     module, x = layer_and_input("gated A")
-    monkeypatch.setattr(gated, "_is_fused", lambda x: True)
+    monkeypatch.setattr(dispatch, "gate_is_fused", lambda x: True)
     exported = export(module.eval(), x)
     monkeypatch.undo()
     assert_file_computes_it(exported, module, x, tmp_path)

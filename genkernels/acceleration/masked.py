@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..ops.conv_bn_act.heuristics import always_takes_kernel
-from ..ops.core.dispatch_bypass import are_plain
+from ..ops.core.prepared_call import are_plain_tensors
 from ..ops.masked_conv.mask import MaskSpec, mask_tensor
 from .swap import Swapped, is_hooked, is_one_tensor
 
@@ -236,7 +236,7 @@ def _look_at_masks(module: Any, plan: Plan) -> None:
     other, elsewhere = False, []
     for path, value in plan.masks:
         mask = get(module, path)
-        if not are_plain(mask) or mask.is_meta:
+        if not are_plain_tensors(mask) or mask.is_meta:
             other = True
         elif mask.is_cpu:  # cheaper than the product that the layer itself would make
             other = other or not _same(mask, value)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..nn import MaskedConv2d
 from ..nn.gated_masked_conv import GATE_POWER
 from ..nn.init import init_live_taps
-from ..ops.masked_conv.gated import gate
+from ..ops.masked_conv.reference import gate
 from .autoregressive import AutoregressiveModel, channels_last, check_whole
 
 

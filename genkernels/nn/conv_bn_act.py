@@ -8,10 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops
-from ..ops.conv_bn_act.functional import check_activation
 from ..ops.conv_bn_act.heuristics import prefers_torch
-from ..ops.conv_bn_act.reference import act
-from ..ops.core.dispatch_bypass import is_open
+from ..ops.core.activation import act, check_activation
+from ..ops.core.prepared_call import nothing_watches
 
 _Size = int | tuple[int, int]
 
@@ -80,7 +79,7 @@ class _Block(nn.Module):
         """Whether PyTorch's own operators are quicker, and nothing about the call needs this library's checks."""
         shape, bn = x.shape, self.bn
         return (
-            is_open(x)
+            nothing_watches(x)
             and len(shape) == 4
             and x.dtype == weight.dtype
             and shape[1] == weight.shape[0 if transposed else 1]

@@ -7,8 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from .. import ops
-from ..ops.masked_conv.gated import live_weight
-from ..ops.masked_conv.mask import MaskSpec, mask_tensor
+from ..ops.masked_conv.mask import MaskSpec, live_weight, mask_tensor
 from .masked_conv import MaskedConv2d
 
 

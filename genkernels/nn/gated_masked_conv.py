@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops.masked_conv.functional import check_options
-from ..ops.masked_conv.gated import gate
+from ..ops.masked_conv.reference import gate
 from .gate_conv import GateConv2d
 from .init import init_live_taps
 from .masked_conv import MaskedConv2d

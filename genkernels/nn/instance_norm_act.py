@@ -8,12 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops
-from ..ops.conv_bn_act.functional import check_activation
 from ..ops.conv_bn_act.heuristics import OWN, prefers_torch_norm
-from ..ops.conv_bn_act.reference import act
+from ..ops.core.activation import act, check_activation
 from ..ops.core.layout import input_format
 from ..ops.core.verbose import is_on
-from ..ops.instance_norm.functional import tell
+from ..ops.instance_norm.dispatch import log_call
+from ..ops.instance_norm.schema import Options
 
 
 def normalise(x: Tensor, norm: nn.InstanceNorm2d, activation: str | None, negative_slope: float) -> Tensor:
@@ -21,7 +21,8 @@ def normalise(x: Tensor, norm: nn.InstanceNorm2d, activation: str | None, negati
     weight, bias = norm.weight, norm.bias  # once a call: a parametrization computes them each time they are read
     if prefers_torch_norm(x, weight):
         if is_on():
-            tell(OWN, f"{x.numel()} values, gradients", x, weight, bias, norm.eps, activation, negative_slope)
+            options = Options(activation or "none", negative_slope, norm.eps)
+            log_call((OWN, f"{x.numel()} values, gradients"), x, weight, bias, options)
         y = act(F.instance_norm(x, weight=weight, bias=bias, eps=norm.eps), activation or "none", negative_slope)
         return y.contiguous(memory_format=input_format(x))
     return ops.instance_norm_act(x, weight, bias, eps=norm.eps, activation=activation, negative_slope=negative_slope)

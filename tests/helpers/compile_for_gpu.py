@@ -52,7 +52,8 @@ def main() -> None:
 
     triton.runtime.jit.JITFunction.run = compile_only
     from genkernels.ops.conv_bn_act import gpu as conv_bn_act
-    from genkernels.ops.conv_bn_act.geometry import Activation, Geometry, GradientMeans, Norm
+    from genkernels.ops.conv_bn_act.geometry import Geometry, GradientMeans, Norm
+    from genkernels.ops.core.activation import Activation
     from genkernels.ops.instance_norm import gpu as instance_norm
     from genkernels.ops.masked_conv import gpu as masked_conv
     from genkernels.ops.masked_conv.mask import MaskSpec

@@ -18,9 +18,7 @@ import torch
 
 from genkernels.ops.conv_bn_act import dispatch as conv_bn_act_kernels
 from genkernels.ops.instance_norm import dispatch as instance_norm_kernels
-from genkernels.ops.masked_conv import cpu as masked_conv_cpu
-from genkernels.ops.masked_conv import functional as masked_conv_op
-from genkernels.ops.masked_conv import gated as masked_conv_gated
+from genkernels.ops.masked_conv import dispatch as masked_conv_kernels
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -57,10 +55,8 @@ if INTERPRETED:
     from genkernels.ops.instance_norm import gpu as instance_norm_triton
     from genkernels.ops.masked_conv import gpu as masked_conv_triton
 
-    masked_conv_op.worth_keeping = lambda x, weight, bias: False  # no short way past them to the CPU kernel
-    masked_conv_cpu.why_not = lambda x: None
-    masked_conv_cpu.forward = masked_conv_triton.forward
-    masked_conv_cpu.backward = masked_conv_triton.backward
-    masked_conv_gated._is_fused = masked_conv_gated._runs_triton = lambda x: True
+    masked_conv_kernels.keep_prepared = lambda *call: None  # for the CPU kernel
+    masked_conv_kernels.gate_is_fused = masked_conv_kernels._runs_triton = lambda x: True
+    masked_conv_kernels._backend = lambda x: masked_conv_triton
     conv_bn_act_kernels._backend = lambda x: conv_bn_act_triton
     instance_norm_kernels._backend = lambda x: instance_norm_triton

@@ -14,7 +14,7 @@ from torch import nn
 
 from genkernels.models import GatedPixelCNN, PixelCNN
 from genkernels.nn import MaskedConv2d
-from genkernels.ops.masked_conv.gated import gate
+from genkernels.ops.masked_conv.reference import gate
 from genkernels.train.data.sources import open_dataset, quantise
 
 CLASSES = 5

@@ -20,7 +20,7 @@ from helpers.triton_device import DEVICE, INTERPRETED, triton_tests
 from torch import Tensor
 
 from genkernels.ops import conv2d_bn_act, conv_transpose2d_bn_act
-from genkernels.ops.conv_bn_act.reference import act
+from genkernels.ops.core.activation import act
 
 pytestmark = triton_tests
 

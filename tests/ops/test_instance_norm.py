@@ -22,7 +22,7 @@ from torch import Tensor, func, nn
 from genkernels.nn import InstanceNormAct2d
 from genkernels.ops import instance_norm_act
 from genkernels.ops.conv_bn_act.heuristics import always_kernel
-from genkernels.ops.conv_bn_act.reference import act
+from genkernels.ops.core.activation import act
 
 ops = torch.ops.genkernels
 SLOPE = 0.2

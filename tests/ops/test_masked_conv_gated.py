@@ -10,14 +10,14 @@ from torch import Tensor
 from genkernels.models import GatedPixelCNN
 from genkernels.nn import GatedMaskedConv2d
 from genkernels.ops import masked_conv2d_gated
-from genkernels.ops.masked_conv import gated, schema
+from genkernels.ops.masked_conv import derivatives, dispatch, functional, schema
 from ops.test_masked_conv_gated_triton import live_taps, ours, plain
 
 
 @pytest.fixture
 def through_the_operator(monkeypatch):
     """CPU tensors go through the operator of the GPU, on its kernels in PyTorch."""
-    monkeypatch.setattr(gated, "_is_fused", lambda x: True)
+    monkeypatch.setattr(dispatch, "gate_is_fused", lambda x: True)
 
 
 def tensors(dtype: torch.dtype = torch.float64, layout: str = "contiguous") -> dict[str, Tensor]:
@@ -36,7 +36,7 @@ OPTIONS = {"mask_type": "B", "channel_groups": 2}
 def test_it_is_a_gate_behind_a_masked_convolution_and_so_are_its_gradients(
     mask_type, groups, without, fused, monkeypatch
 ):
-    monkeypatch.setattr(gated, "_is_fused", lambda x: fused)
+    monkeypatch.setattr(dispatch, "gate_is_fused", lambda x: fused)
     inputs = {name: t for name, t in tensors().items() if name not in without}
     grad_output = torch.randn(2, 5, 2, 4, dtype=torch.float64)
     got = ours(inputs, grad_output, mask_type=mask_type, channel_groups=groups)
@@ -48,7 +48,7 @@ def test_it_is_a_gate_behind_a_masked_convolution_and_so_are_its_gradients(
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("shape", [(10, 2, 4), (10, 1, 1), (1, 1), (10, 2, 1)])
 def test_an_addend_broadcasts_and_an_image_without_a_batch_is_a_batch_of_one(shape, fused, monkeypatch):
-    monkeypatch.setattr(gated, "_is_fused", lambda x: fused)
+    monkeypatch.setattr(dispatch, "gate_is_fused", lambda x: fused)
     x, weight, bias, _ = tensors().values()
     addend = torch.randn(shape, dtype=torch.float64)
     y = masked_conv2d_gated(x[1], weight, bias, addend, **OPTIONS)
@@ -113,8 +113,10 @@ def test_a_compiled_step_equals_the_eager_one(layout, through_the_operator):
 
 def test_what_backward_wants_is_kept_when_it_is_wanted_and_not_else(through_the_operator, monkeypatch):
     kept = []
-    forward = gated.forward
-    monkeypatch.setattr(gated, "forward", lambda *inputs: kept.append(forward(*inputs)[1].numel()) or forward(*inputs))
+    forward = derivatives.gated
+    monkeypatch.setattr(
+        functional, "gated", lambda *inputs: kept.append(forward(*inputs)[1].numel()) or forward(*inputs)
+    )
     inputs = tensors(torch.float32)
     masked_conv2d_gated(**inputs, **OPTIONS)
     masked_conv2d_gated(**inputs | {"bias": inputs["bias"].requires_grad_()}, **OPTIONS)
@@ -131,7 +133,7 @@ def test_the_layer_of_the_gated_pixelcnn_is_the_same_through_the_operator(condit
     inputs += [] if condition is None else [torch.randn(2, condition, dtype=torch.float64)]
     results = []
     for fused in (False, True):
-        monkeypatch.setattr(gated, "_is_fused", lambda x, fused=fused: fused)
+        monkeypatch.setattr(dispatch, "gate_is_fused", lambda x, fused=fused: fused)
         y = module(*inputs)
         wanted = [*inputs[:2], *module.parameters()]
         results.append([*y, *torch.autograd.grad(sum(t.square().sum() for t in y), wanted)])
@@ -145,10 +147,10 @@ def test_the_sampler_reads_a_model_that_goes_through_the_operator(monkeypatch):
     model = GatedPixelCNN(3, 7, 1, 4, num_classes=2, image_size=(3, 4))
     keywords = {"uniforms": torch.rand(2, 3, 3, 4), "condition": torch.tensor([0, 1])}
     expected = copy.deepcopy(model).sample(2, **keywords)
-    monkeypatch.setattr(gated, "_is_fused", lambda x: True)
+    monkeypatch.setattr(dispatch, "gate_is_fused", lambda x: True)
     calls = []
-    forward = gated.forward
-    monkeypatch.setattr(gated, "forward", lambda *inputs: calls.append(1) or forward(*inputs))
+    forward = derivatives.gated
+    monkeypatch.setattr(functional, "gated", lambda *inputs: calls.append(1) or forward(*inputs))
     assert model.sample(2, **keywords).equal(expected)
     assert calls
 

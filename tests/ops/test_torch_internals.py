@@ -207,6 +207,8 @@ def test_a_redispatch_with_below_autograd_keys_and_excluded_keys_goes_past_both(
     library.impl("probe", cast, internals.AUTOCAST_KEYS["cpu"].name)
     library.impl("probe", lambda x: seen.append("kernel") or x.clone(), "CPU")
     assert internals.name_of(op) == "genkernels_test_internals::probe"
+    assert internals.tensor_count(op) == 1
+    assert internals.tensor_count(torch.ops.aten.convolution.default) == 3
     with torch.autocast("cpu"):
         op(torch.ones(2, requires_grad=True))
     assert seen == ["autocast", "autograd", "kernel"]

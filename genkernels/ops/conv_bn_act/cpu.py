@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from ... import backends
+from ..core.activation import ACTIVATIONS, Activation
+from ..core.dtypes import STORAGE
 from ..core.layout import empty_grad_input, output_format
-from ..core.strides import channels_adjoin, strides_of
-from ..masked_conv.cpu import _STORAGE, readable, why_not  # noqa: F401 - why_not is for kernels.py
-from .geometry import ACTIVATIONS, Activation, Geometry, GradientMeans, Norm, empty_output
+from ..core.strides import channels_adjoin, readable, strides_of
+from .geometry import Geometry, GradientMeans, Norm, empty_output
 
 _NOTHING = (0, (0, 0, 0, 0))
 
@@ -68,7 +69,7 @@ def _product(
     x = readable(x)
     _check(
         backends.require_native().conv_forward(
-            _STORAGE[x.dtype],
+            STORAGE[x.dtype],
             torch.get_num_threads(),
             _sizes(x, weight, geometry),
             geometry.transposed,
@@ -101,7 +102,7 @@ def normalise(z: Tensor, norm: Norm, activation: Activation) -> Tensor:
     y = torch.empty_like(z)
     coefficients = _coefficients(norm)
     backends.require_native().norm_forward(
-        _STORAGE[z.dtype],
+        STORAGE[z.dtype],
         torch.get_num_threads(),
         _plain(z),
         channels_adjoin(z),
@@ -124,7 +125,7 @@ def _sums(
     sums = torch.empty(2, other.shape[1])
     _check(
         backends.require_native().norm_gradient_sums(
-            _STORAGE[other.dtype],
+            STORAGE[other.dtype],
             torch.get_num_threads(),
             _plain(other),
             channels_adjoin(other),
@@ -155,7 +156,7 @@ def _gradients(
     x = readable(x)
     _check(
         backends.require_native().conv_backward(
-            _STORAGE[x.dtype],
+            STORAGE[x.dtype],
             torch.get_num_threads(),
             _sizes(x, weight, geometry),
             geometry.transposed,

@@ -1,4 +1,6 @@
-"""The kernels of the operators by device: a backend's six functions (see reference.py) put together."""
+"""The kernels of the operators by device: a backend's six functions (see reference.py) put together.
+
+Registration, fake kernels and autocast stand at the end."""
 
 from __future__ import annotations
 
@@ -10,20 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...triton_conv import availability
+from ..core.activation import Activation
+from ..core.autocast import cast, register_autocast
+from ..core.device_choice import kernels_for
+from ..core.dtypes import accumulator, per_channel
 from ..core.layout import empty_grad_input, input_format, output_format
-from ..core.torch_internals import AUTOCAST_KEYS, DispatchKey, excluding
 from . import cpu, distributed, reference, schema
-from .derivatives import conv_act, conv_bn_act
-from .geometry import Activation, GradientMeans, Norm, accumulator, empty_output, geometry_of, per_channel
+from .derivatives import conv_act, conv_act_backward, conv_bn_act, conv_bn_act_backward
+from .geometry import GradientMeans, Norm, empty_output, geometry_of
 
 
 def _backend(x: Tensor) -> ModuleType:
-    if x.device.type == "cuda" and availability.why_not(x) is None:
-        from . import gpu  # here, since it imports Triton
-
-        return gpu
-    return cpu if x.device.type == "cpu" and cpu.why_not(x) is None else reference
+    return kernels_for(x, cpu, reference)
 
 
 def _filled(gradient: Tensor | None, like: Tensor) -> Tensor:
@@ -135,26 +135,13 @@ def _conv_bn_act_backward(
     )
 
 
-conv_act.use_formula(partial(_conv_act_by, reference))
-conv_bn_act.use_formula(partial(_conv_bn_act_by, reference))
-for _name, _kernel in (
-    ("conv_act", _conv_act),
-    ("conv_act_backward", _conv_act_backward),
-    ("conv_bn_act", _conv_bn_act),
-    ("conv_bn_act_backward", _conv_bn_act_backward),
-):
-    schema.library.impl(_name, _kernel, "CompositeExplicitAutograd")
+# --- fake kernels ---------------------------------------------------------------------------------------------------
 
 
-# --- shapes --------------------------------------------------------------------------------------------------------
-
-
-@torch.library.register_fake("genkernels::conv_act", lib=schema.library)
 def _conv_act_fake(x: Tensor, weight: Tensor, scale: Any, shift: Any, *options: Any) -> Tensor:
     return empty_output(x, weight, geometry_of(*options[:4]))
 
 
-@torch.library.register_fake("genkernels::conv_act_backward", lib=schema.library)
 def _conv_act_backward_fake(
     grad_output: Tensor, x: Tensor, weight: Tensor, output: Tensor | None, *options: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -166,7 +153,6 @@ def _conv_act_backward_fake(
     )
 
 
-@torch.library.register_fake("genkernels::conv_bn_act", lib=schema.library)
 def _conv_bn_act_fake(
     x: Tensor, weight: Tensor, bn_weight: Any, bn_bias: Any, *options: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -174,7 +160,6 @@ def _conv_bn_act_fake(
     return y, torch.empty_like(y), x.new_empty((3, y.shape[1]), dtype=accumulator(x.dtype))
 
 
-@torch.library.register_fake("genkernels::conv_bn_act_backward", lib=schema.library)
 def _conv_bn_act_backward_fake(
     grad_output: Tensor, x: Tensor, weight: Tensor, bn_weight: Tensor | None, bn_bias: Tensor | None,
     z: Tensor, statistics: Tensor, *options: Any,
@@ -192,25 +177,30 @@ def _conv_bn_act_backward_fake(
     )
 
 
-# --- autocast: images and weight as for a convolution; per-channel values stay, as for a batch norm ----------------
+# --- registration --------------------------------------------------------------------------------------------------
 
 
-def _register_autocast(device_type: str, key: DispatchKey) -> None:
-    def cast(tensor: Tensor) -> Tensor:
-        # float64 stays, as it does for PyTorch's own convolutions
-        return tensor if tensor.dtype == torch.float64 else tensor.to(torch.get_autocast_dtype(device_type))
-
-    for name, op in (("conv_act", conv_act), ("conv_bn_act", conv_bn_act)):
-
-        def kernel(x: Tensor, weight: Tensor, *rest: Any, op: Any = op) -> Any:
-            x, weight = cast(x), cast(weight)
-            if weight.dtype != x.dtype:
-                raise TypeError(f"weight: expected the dtype of x, {x.dtype}; got {weight.dtype}")
-            with excluding(key):
-                return op(x, weight, *rest)
-
-        schema.library.impl(name, kernel, key.name)
+def _autocast(dtype: torch.dtype, x: Tensor, weight: Tensor, *rest: Any) -> tuple[Any, ...]:
+    """Images and weight as for a convolution; per-channel values stay, as for a batch norm."""
+    x, weight = cast(x, dtype), cast(weight, dtype)
+    if weight.dtype != x.dtype:
+        raise TypeError(f"weight: expected the dtype of x, {x.dtype}; got {weight.dtype}")
+    return x, weight, *rest
 
 
-_register_autocast("cpu", AUTOCAST_KEYS["cpu"])
-_register_autocast("cuda", AUTOCAST_KEYS["cuda"])
+conv_act.use_kernel(_conv_act)
+conv_act.use_formula(partial(_conv_act_by, reference))
+conv_act_backward.use_kernel(_conv_act_backward)
+conv_bn_act.use_kernel(_conv_bn_act)
+conv_bn_act.use_formula(partial(_conv_bn_act_by, reference))
+conv_bn_act_backward.use_kernel(_conv_bn_act_backward)
+register_autocast(schema.library, schema.conv_act_op, conv_act, _autocast)
+register_autocast(schema.library, schema.conv_bn_act_op, conv_bn_act, _autocast)
+for _name, _kernel, _fake in (
+    ("conv_act", _conv_act, _conv_act_fake),
+    ("conv_act_backward", _conv_act_backward, _conv_act_backward_fake),
+    ("conv_bn_act", _conv_bn_act, _conv_bn_act_fake),
+    ("conv_bn_act_backward", _conv_bn_act_backward, _conv_bn_act_backward_fake),
+):
+    schema.library.impl(_name, _kernel, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"genkernels::{_name}", _fake, lib=schema.library)

@@ -8,10 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.activation import check_activation
+from ..core.autocast import autocast_is_on
+from ..core.dtypes import accumulator
 from . import dispatch  # noqa: F401 - registers the kernels
 from .derivatives import conv_act, conv_bn_act
 from .distributed import NO_VARIANCE, group_name
-from .geometry import ACTIVATIONS, Geometry, Pair, accumulator
+from .geometry import Geometry, Pair
+from .schema import NormOptions, Options
 
 _SHARED = """
     Args:
@@ -114,7 +118,7 @@ def _block(
     _check_norm(norm, batch_norm, training)
     batched = x if x.dim() == 4 else x.unsqueeze(0)
     _check_size(batched, weight, geometry)
-    options = (
+    options = Options(
         geometry.transposed, geometry.stride, geometry.padding, geometry.output_padding,
         activation or "none", float(negative_slope),
     )  # fmt: skip
@@ -132,7 +136,7 @@ def _block(
             raise ValueError(NO_VARIANCE)
         if bias is not None:  # normalising takes it away again, but its gradient is zero and not missing
             bn_bias = 0 * bias if bn_bias is None else bn_bias + 0 * bias
-        y, _, statistics = conv_bn_act(batched, weight, bn_weight, bn_bias, *options, eps, group)
+        y, _, statistics = conv_bn_act(batched, weight, bn_weight, bn_bias, *NormOptions(*options, eps, group))
         if values > 0 or group:
             update_running(running_mean, running_var, statistics, bias, momentum, may_be_empty=values == 0)
     return y if x.dim() == 4 else y.squeeze(0)
@@ -181,15 +185,6 @@ def _pair(name: str, value: int | Sequence[int], least: int) -> Pair:
     return pair[0], pair[1]
 
 
-def check_activation(activation: str | None, negative_slope: float) -> None:
-    """Raise a ValueError that names the argument that does not fit."""
-    if activation is not None and (activation == "none" or activation not in ACTIVATIONS):
-        expected = ", ".join(repr(name) for name in ACTIVATIONS[1:])
-        raise ValueError(f"activation: expected None, {expected}; got {activation!r}")
-    if not negative_slope >= 0:
-        raise ValueError(f"negative_slope: expected at least 0; got {negative_slope!r}")
-
-
 def _check_tensors(
     x: Tensor, weight: Tensor, bias: Tensor | None, norm: dict[str, Tensor | None], geometry: Geometry
 ) -> None:
@@ -208,7 +203,7 @@ def _check_tensors(
         )
     if not x.dtype.is_floating_point:
         raise TypeError(f"x: expected a floating-point dtype; got {x.dtype}")
-    autocast = torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type)
+    autocast = autocast_is_on(x.device.type)
     named: list[tuple[str, Any]] = [("weight", weight), ("bias", bias), *norm.items()]
     for name, tensor in named:
         if tensor is None:

@@ -1,4 +1,4 @@
-"""The sizes of a convolution or transposed convolution, and the activations.
+"""The sizes of a convolution or transposed convolution, and what a batch norm hands to the kernels.
 
 A convolution maps a *large* image to a *small* one, a transposed convolution a small one to a large one; both are
 described by the same relation
@@ -20,13 +20,6 @@ import torch
 from torch import Tensor
 
 from ..core.layout import output_format
-
-ACTIVATIONS = ("none", "relu", "leaky_relu", "tanh", "sigmoid")
-
-
-class Activation(NamedTuple):
-    name: str  # of ACTIVATIONS
-    negative_slope: float  # of "leaky_relu"
 
 
 class Norm(NamedTuple):
@@ -100,17 +93,3 @@ def empty_output(x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
     """The result of a forward pass, [N, out, H', W'], not yet written: in the layout of x."""
     shape = geometry.output_shape(x, weight)
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=output_format(x, weight))
-
-
-def accumulator(dtype: torch.dtype) -> torch.dtype:
-    """What sums and statistics are kept in: float64 for float64, else float32."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def per_channel(values: Tensor | None, x: Tensor) -> Tensor | None:
-    """One number per channel, as the backends take it."""
-    return None if values is None else as_dtype(values, accumulator(x.dtype)).contiguous()
-
-
-def as_dtype(values: Tensor, dtype: torch.dtype) -> Tensor:
-    return values if values.dtype == dtype else values.to(dtype)  # asking costs 6 us less than Tensor.to

@@ -17,9 +17,10 @@ from torch import Tensor
 from ...triton_conv.launch import INTERPRETED, convolve, gradient, on_device, weight_gradient
 from ...triton_conv.norm import normalise_kernel, statistics_kernel
 from ...triton_conv.tap_geometry import Walk
+from ..core.activation import Activation
 from ..core.layout import empty_grad_input
 from ..core.strides import channels_adjoin
-from .geometry import Activation, Geometry, GradientMeans, Norm, empty_output
+from .geometry import Geometry, GradientMeans, Norm, empty_output
 
 _Needs = tuple[bool, ...]
 _TILE, _MOST_COLUMNS, _TILES = 2048, 64, 4  # elements and columns of a tile of the pass that makes y, and tiles

@@ -25,11 +25,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...triton_conv import availability
-from ..core.dispatch_bypass import is_open
+from ..core.device_choice import why_no_kernel
 from ..core.layout import is_channels_last
-from ..core.verbose import is_on, like, say
-from . import cpu
+from ..core.prepared_call import nothing_watches
+from ..core.verbose import is_on, like, log_choice
 
 # Multiply-adds from which a kernel wins, and a kernel that does much around its products.
 LEAST, LEAST_OF_MANY_STEPS = 12_000_000, 24_000_000
@@ -75,7 +74,7 @@ def prefers_torch(
         layout = "channels_last" if is_channels_last(x) else "contiguous"
         size = f"{_multiply_adds(x, conv) / 1e6:.3g} million multiply-adds, {taps} taps, {layout}, {gradients}"
         line = _line(x, weight, bias, conv, norm, activation, negative_slope)
-        say("conv_bn_act", OWN if own else kernel, why_no_kernel(x) or size, line)
+        log_choice("conv_bn_act", OWN if own else kernel, why_no_kernel(x) or size, line)
     return own
 
 
@@ -107,7 +106,7 @@ def _serves_any_size() -> bool:
 
 def is_settled(x: Any) -> bool:
     """Whether the choice for an input on the CPU hangs on its size alone where that is tiny."""
-    return is_open(x) and not always_takes_kernel() and not is_on()
+    return nothing_watches(x) and not always_takes_kernel() and not is_on()
 
 
 def is_tiny(x: Tensor, conv: Any) -> bool:
@@ -157,13 +156,6 @@ def _kernel_wins(x: Tensor, weight: Tensor, conv: Any) -> bool:
     if fewest >= 128 or (conv.transposed and strided):
         return True
     return inputs < 16 and strided and trains
-
-
-def why_no_kernel(x: Tensor) -> str | None:
-    """The reason why neither the CPU's kernels nor the GPU's take x, or None."""
-    if not (x.is_cpu or x.is_cuda):
-        return f"no kernel for {x.device.type}"
-    return cpu.why_not(x) if x.is_cpu else availability.why_not(x)
 
 
 def _line(

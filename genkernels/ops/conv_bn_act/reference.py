@@ -20,7 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .geometry import Activation, Geometry, GradientMeans, Norm, accumulator
+from ..core.activation import Activation, act, slope_at
+from ..core.dtypes import accumulator
+from .geometry import Geometry, GradientMeans, Norm
 
 _Needs = tuple[bool, ...]
 
@@ -32,24 +34,6 @@ def convolve(x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
     if geometry.transposed:
         return F.conv_transpose2d(x, weight, None, geometry.stride, geometry.padding, geometry.output_padding)
     return F.conv2d(x, weight, None, geometry.stride, geometry.padding)
-
-
-def act(u: Tensor, activation: str, negative_slope: float) -> Tensor:
-    if activation == "relu":
-        return u.relu()
-    if activation == "leaky_relu":
-        return F.leaky_relu(u, negative_slope)
-    return {"none": lambda: u, "tanh": u.tanh, "sigmoid": u.sigmoid}[activation]()
-
-
-def slope_at(y: Tensor, activation: str, negative_slope: float) -> Tensor:
-    """The derivative of the activation where its result is y."""
-    if activation == "tanh":
-        return 1 - y * y
-    if activation == "sigmoid":
-        return y * (1 - y)
-    below = {"relu": 0.0, "leaky_relu": negative_slope}[activation]
-    return torch.where(y > 0, y.new_ones(()), y.new_full((), below))
 
 
 def _channels(values: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The operators' signatures; kernels and derivatives are registered by kernels.py and derivatives.py.
+"""The operators' signatures; kernels and derivatives are registered by dispatch.py and derivatives.py.
 
     genkernels::conv_act              y = act(scale * conv(x, weight) + shift)
     genkernels::conv_act_backward     grad_y, x, weight, y -> grad_x, grad_weight, grad_shift, for scale 1
@@ -17,7 +17,13 @@ others come back empty. ``group`` is the name of the process group over which st
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
+
+from ..core.activation import Activation
+from .geometry import Geometry, geometry_of
 
 _CONV = "bool transposed, int[2] stride, int[2] padding, int[2] output_padding"
 _ACT = "str activation, float negative_slope"
@@ -40,3 +46,41 @@ conv_act_op = torch.ops.genkernels.conv_act.default
 conv_act_backward_op = torch.ops.genkernels.conv_act_backward.default
 conv_bn_act_op = torch.ops.genkernels.conv_bn_act.default
 conv_bn_act_backward_op = torch.ops.genkernels.conv_bn_act_backward.default
+
+
+class Options(NamedTuple):
+    """What conv_act and its backward pass take beside tensors, in the order of their signatures."""
+
+    transposed: bool
+    stride: Sequence[int]
+    padding: Sequence[int]
+    output_padding: Sequence[int]
+    activation: str
+    negative_slope: float
+
+    def geometry(self) -> Geometry:
+        return geometry_of(*self[:4])
+
+    def act(self) -> Activation:
+        return Activation(self.activation, self.negative_slope)
+
+    def linear(self) -> Options:
+        """Without the activation."""
+        return Options(*self[:4], "none", 0.0)
+
+
+class NormOptions(NamedTuple):
+    """The same of conv_bn_act and its backward pass."""
+
+    transposed: bool
+    stride: Sequence[int]
+    padding: Sequence[int]
+    output_padding: Sequence[int]
+    activation: str
+    negative_slope: float
+    eps: float
+    group: str
+
+    def block(self) -> Options:
+        """Convolution and activation."""
+        return Options(*self[:6])

@@ -1,24 +1,31 @@
-"""Makes an operator differentiable in every way that PyTorch knows: backward, forward mode, ``torch.func``.
+"""An operator that is differentiable in every way that PyTorch knows: backward, forward mode, ``torch.func``.
 
 ``torch.library.register_autograd`` gives backward alone: under nested ``torch.func`` transforms and in forward mode
-its operators raise or, worse, silently return zero. Here each operator has
+its operators raise or, worse, silently return zero. Here a call goes one of two ways, with the same derivatives:
 
-* a kernel of the Autograd key, which ``torch.compile`` and everything that intercepts operators sees,
-* an ``autograd.Function`` with a jvp and a vmap rule, which is taken while a transform or forward mode is active, and
-* the CPU kernel itself, with the same backward, where nobody looks on (direct.py).
+* through the dispatcher, where ``torch.compile``, transforms, modes, autocast and the profiler watch it,
+* as a prepared call (prepared_call.py), where nothing does.
 
 The formulas call other :class:`DifferentiableOp` objects, so derivatives nest to any order in any mode.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .dispatch_bypass import are_plain, is_open
+from .prepared_call import (
+    MOST_KEPT,
+    Key,
+    PreparedCall,
+    are_plain_tensors,
+    function_of_prepared_calls,
+    nothing_watches,
+    one_for_each,
+)
 from .torch_internals import (
     any_requires_grad,
     apply_of,
@@ -28,8 +35,11 @@ from .torch_internals import (
     forward_mode_is_on,
     jvp_levels,
     name_of,
+    tensor_count,
     transforms_are_active,
 )
+
+_Tensors = tuple[Tensor | None, ...]
 
 
 def _refuse_nested_forward_mode(name: str) -> None:
@@ -41,7 +51,7 @@ def _refuse_nested_forward_mode(name: str) -> None:
         )
 
 
-def is_recorded(*inputs: Any) -> bool:
+def may_need_derivative(*inputs: Any) -> bool:
     """Whether a derivative of what is computed of these may be asked for.
 
     Always of a traced program, which is the same with and without gradients.
@@ -53,18 +63,36 @@ def is_recorded(*inputs: Any) -> bool:
     return torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in inputs)
 
 
+class WithNeeds(NamedTuple):
+    """Options of a backward operator."""
+
+    options: Any
+    """Those of the operator that it belongs to."""
+    needs: Sequence[bool]
+    """Which gradients are wanted."""
+
+
+def with_needs(options: Callable[..., Any]) -> Callable[..., WithNeeds]:
+    """What makes the options of a backward operator, by what makes the others."""
+    return lambda *values: WithNeeds(options(*values[:-1]), values[-1])
+
+
 class DifferentiableOp:
     """An operator of ``torch.ops.genkernels`` with its derivatives; call it as the operator itself.
 
     Args:
         library: the library in which op was defined.
-        op: the operator overload, positional arguments only.
-        setup_context: (ctx, inputs, output) -> the tensors to save; other values go on ctx.
-        backward: (ctx, needs_input_grad, *grad_outputs) -> a gradient or None for each input. A grad_output that
-            nobody used is None.
+        op: the operator overload, positional arguments only: tensors first, then options.
+        options: makes of the options what the formulas find as ctx.options; a NamedTuple of the schema's names.
+        setup_context: (ctx, tensors, options, output) -> the tensors to save; other values go on ctx.
+        backward: (ctx, needs_input_grad, *grad_outputs) -> a gradient or None for each tensor, () for None of all. A
+            grad_output that nobody used is None.
         jvp: (ctx, *tangents) -> the tangent of each output; a tangent is None where the input has none.
         foldable: True where the first input has a batch dimension in front that can take up a vmap dimension when
             no other input is mapped. Everything else is mapped one sample at a time.
+
+    Attributes:
+        kept: prepared calls that hold for every call with the same key.
     """
 
     def __init__(
@@ -72,94 +100,50 @@ class DifferentiableOp:
         library: torch.library.Library,
         op: Any,
         *,
-        setup_context: Callable[[Any, tuple[Any, ...], Any], tuple[Tensor | None, ...]],
-        backward: Callable[..., tuple[Tensor | None, ...]],
+        options: Callable[..., Any] = lambda *options: options,
+        setup_context: Callable[[Any, tuple[Any, ...], Any, Any], _Tensors],
+        backward: Callable[..., _Tensors],
         jvp: Callable[..., Any],
         foldable: bool,
     ) -> None:
-        map_samples = self._map
-        name = name_of(op).removeprefix("genkernels::")
+        self._op, self._options, self._tensors, self._foldable = op, options, tensor_count(op), foldable
 
-        class Eager(torch.autograd.Function):
-            @staticmethod
-            def forward(ctx: Any, keyset: Any, *inputs: Any) -> Any:
-                with below_autograd():
-                    output = op.redispatch(keyset & below_autograd_keys, *inputs)
-                ctx.set_materialize_grads(False)
-                ctx.save_for_backward(*setup_context(ctx, inputs, output))
-                return output
+        def split_and_set_up(ctx: Any, inputs: tuple[Any, ...], output: Any) -> _Tensors:
+            ctx.options = options(*inputs[self._tensors :])
+            return setup_context(ctx, inputs[: self._tensors], ctx.options, output)
 
-            @staticmethod
-            def backward(ctx: Any, *grad_outputs: Any) -> Any:
-                return (None, *backward(ctx, ctx.needs_input_grad[1:], *grad_outputs))
+        self._watched = _function_of_watched_calls(op, split_and_set_up, backward, jvp, self._map)
+        self.run = function_of_prepared_calls(setup_context, backward)
+        self.kept: dict[Key | None, PreparedCall] = {}
+        self._kernel: Callable[..., Any] | None = None
+        self._formula: Callable[..., Any] | None = None
+        self._register(library)
 
-        class Direct(torch.autograd.Function):
-            @staticmethod
-            def forward(ctx: Any, *inputs: Any) -> Any:
-                assert self._direct is not None
-                output = self._direct(*inputs)
-                ctx.set_materialize_grads(False)
-                ctx.save_for_backward(*setup_context(ctx, inputs, output))
-                return output
+    def _register(self, library: torch.library.Library) -> None:
+        """The kernel of the Autograd key, to which ``torch.compile`` and everything that watches operators comes."""
+        op, name = self._op, name_of(self._op).removeprefix("genkernels::")
+        apply_watched = apply_of(self._watched)
 
-            @staticmethod
-            def backward(ctx: Any, *grad_outputs: Any) -> Any:
-                return backward(ctx, ctx.needs_input_grad, *grad_outputs)
-
-        class Transformed(torch.autograd.Function):
-            @staticmethod
-            def forward(*inputs: Any) -> Any:
-                with below_autograd():
-                    return op(*inputs)
-
-            @staticmethod
-            def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-                ctx.set_materialize_grads(False)
-                saved = setup_context(ctx, inputs, output)
-                ctx.save_for_backward(*saved)
-                ctx.save_for_forward(*saved)
-
-            @staticmethod
-            def backward(ctx: Any, *grad_outputs: Any) -> Any:
-                return backward(ctx, ctx.needs_input_grad, *grad_outputs)
-
-            @staticmethod
-            def jvp(ctx: Any, *tangents: Any) -> Any:
-                return jvp(ctx, *tangents)
-
-            @staticmethod
-            def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> Any:
-                return map_samples(info, in_dims, *inputs)
-
-        apply_eager = apply_of(Eager)
-
-        def autograd_kernel(keyset: Any, *inputs: Any) -> Any:
+        def autograd_kernel(keys: Any, *inputs: Any) -> Any:
             if self._formula is not None and dispatch_modes() and torch.onnx.is_in_onnx_export():
                 return self._formula(*inputs)
             if forward_mode_is_on():
-                return Transformed.apply(*inputs)
+                return self._watched.apply(*inputs)
             if torch.is_grad_enabled() and any_requires_grad(*inputs):
                 if transforms_are_active():
                     raise NotImplementedError(
                         f"torch.ops.genkernels.{name} under a torch.func transform: call the function of "
                         "genkernels.ops instead, outside torch.compile"
                     )
-                return apply_eager(keyset, *inputs)
+                return apply_watched(*inputs)
             with below_autograd():
-                return op.redispatch(keyset & below_autograd_keys, *inputs)
+                return op.redispatch(keys & below_autograd_keys, *inputs)
 
         library.impl(name, autograd_kernel, "Autograd", with_keyset=True)
-        self._op = op
-        self._foldable = foldable
-        self._transformed = Transformed
-        self._tensors = 0
-        self._direct: Callable[..., Any] | None = None
-        self._formula: Callable[..., Any] | None = None
-        self._apply_direct = apply_of(Direct)
 
-    def use_directly(self, kernel: Callable[..., Any], *, tensors: int) -> None:
-        """Let calls that nobody looks on go to the CPU kernel; the first ``tensors`` inputs are tensors or None."""
-        self._direct, self._tensors = kernel, tensors
+    def use_kernel(self, kernel: Callable[..., Any]) -> None:
+        """Run calls that nothing watches by this CPU kernel, which takes the operator's inputs."""
+        self._kernel = kernel
 
     def use_formula(self, formula: Callable[..., Any]) -> None:
         """Let an ONNX export see this function of the same inputs, in PyTorch's operators, instead of the operator.
@@ -168,20 +152,20 @@ class DifferentiableOp:
         """
         self._formula = formula
 
+    def keep(self, key: Key, call: PreparedCall) -> None:
+        if len(self.kept) >= MOST_KEPT:
+            self.kept.clear()
+        self.kept[key] = call
+
     def __call__(self, *inputs: Any) -> Any:
-        if self._direct is not None and is_open(inputs[0]) and are_plain(*inputs[1 : self._tensors]):
-            return self.call_directly(*inputs)
+        count = self._tensors
+        if self._kernel is not None and nothing_watches(inputs[0]) and are_plain_tensors(*inputs[1:count]):
+            arguments = inputs[count:]
+            return self.run(PreparedCall(self._options(*arguments), arguments, self._kernel), *inputs[:count])
         if not torch.compiler.is_compiling() and (transforms_are_active() or forward_mode_is_on()):
             _refuse_nested_forward_mode(name_of(self._op))
-            return self._transformed.apply(*inputs)
+            return self._watched.apply(*inputs)
         return self._op(*inputs)
-
-    def call_directly(self, *inputs: Any) -> Any:
-        """On the CPU kernel; only after ``direct.is_open`` and ``direct.are_plain`` have said yes."""
-        if torch.is_grad_enabled() and any_requires_grad(*inputs[: self._tensors]):
-            return self._apply_direct(*inputs)
-        assert self._direct is not None
-        return self._direct(*inputs)
 
     def _map(self, info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> Any:
         if self._foldable and in_dims[0] is not None and all(dim is None for dim in in_dims[1:]):
@@ -195,3 +179,40 @@ class DifferentiableOp:
         if isinstance(results[0], Tensor):
             return torch.stack(results), 0
         return tuple(torch.stack(parts) for parts in zip(*results, strict=True)), (0,) * len(results[0])
+
+
+def _function_of_watched_calls(
+    op: Any,
+    setup_context: Callable[[Any, tuple[Any, ...], Any], _Tensors],
+    backward: Callable[..., _Tensors],
+    jvp: Callable[..., Any],
+    vmap: Callable[..., Any],
+) -> type[torch.autograd.Function]:
+    """What a transform, forward mode or the dispatcher applies; its arguments are those of DifferentiableOp."""
+
+    class Watched(torch.autograd.Function):
+        @staticmethod
+        def forward(*inputs: Any) -> Any:
+            with below_autograd():
+                return op(*inputs)
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+            ctx.set_materialize_grads(False)
+            saved = setup_context(ctx, inputs, output)
+            ctx.save_for_backward(*saved)
+            ctx.save_for_forward(*saved)
+
+        @staticmethod
+        def backward(ctx: Any, *grad_outputs: Any) -> Any:
+            return one_for_each(ctx.needs_input_grad, backward(ctx, ctx.needs_input_grad, *grad_outputs))
+
+        @staticmethod
+        def jvp(ctx: Any, *tangents: Any) -> Any:
+            return jvp(ctx, *tangents)
+
+        @staticmethod
+        def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> Any:
+            return vmap(info, in_dims, *inputs)
+
+    return Watched

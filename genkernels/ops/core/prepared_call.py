@@ -1,32 +1,69 @@
-"""The short way of a call that has come before: its checks, its plan and its strides are kept by its shapes.
+"""Prepared calls: from Python straight to the CPU kernel, past PyTorch's dispatcher, where nothing watches the call.
 
-At small sizes everything around the kernel takes longer than the kernel. A call of dense CPU tensors that nobody looks
-on (``ops/direct.py``) and whose like has passed the checks once goes from here straight to the native kernel, and so
-does its first derivative.
+An operator that is written in Python costs 40 to 80 us in the dispatcher: from Python into C++, to the kernel of the
+Autograd key, back into C++ and to the kernel of the CPU key, each with its arguments boxed. At small sizes that is
+several times the work itself. The dispatcher is there for whoever sees or changes the call on its way; where nobody
+does, a prepared call runs the kernel, under one autograd.Function with the same derivatives.
+
+Most calls are prepared on the spot. An operator whose checks and native arguments take longer than its smallest kernels
+keeps them, by a key of everything that they depend on (:func:`key_of`).
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..masked_conv import cpu
-from ..masked_conv.derivatives import backward
-from ..masked_conv.mask import MaskSpec
-from .dispatch_bypass import is_open
-from .layout import output_format
-from .strides import strides_of
-from .torch_internals import apply_of
+from .torch_internals import (
+    any_requires_grad,
+    apply_of,
+    dispatch_modes,
+    forward_mode_is_on,
+    function_modes,
+    is_batched_backward,
+    is_wrapped,
+    profiler_is_on,
+    tracing_state,
+    transforms_are_active,
+)
 
 Key = tuple[Any, ...]
-MOST_CALLS = 1024
+MOST_KEPT = 1024  # calls of an operator
+_PLAIN = frozenset({Tensor, nn.Parameter})
+
+
+def nothing_watches(x: Any) -> bool:
+    """Whether x is on the CPU and nothing that PyTorch has would see this call.
+
+    Such a thing is a compiler, a transform, a mode (fake tensors, tracing, flop counting), autocast or the profiler.
+    """
+    return (
+        not torch.compiler.is_compiling()
+        and type(x) in _PLAIN
+        and x.is_cpu
+        and not is_wrapped(x)
+        and not dispatch_modes()
+        and not function_modes()
+        and not transforms_are_active()
+        and not is_batched_backward()
+        and not forward_mode_is_on()
+        and not torch.is_autocast_enabled("cpu")
+        and tracing_state() is None
+        and not profiler_is_on()
+    )
+
+
+def are_plain_tensors(*values: Any) -> bool:
+    """Whether all are tensors of no subclass, or None."""
+    return all(value is None or (type(value) in _PLAIN and not is_wrapped(value)) for value in values)
 
 
 def key_of(x: Tensor, weight: Tensor, bias: Tensor | None, options: tuple[Any, ...]) -> Key | None:
-    """What the checks and the plan depend on; None where the long way is to be taken."""
-    if not weight.is_cpu:
+    """What the checks and the native arguments of a call depend on; None where something watches it."""
+    if not (nothing_watches(x) and are_plain_tensors(weight, bias) and weight.is_cpu):
         return None
     key = (x.shape, x.stride(), x.dtype, weight.shape, weight.stride(), weight.dtype, *options)
     if bias is None:
@@ -34,96 +71,51 @@ def key_of(x: Tensor, weight: Tensor, bias: Tensor | None, options: tuple[Any, .
     return (*key, bias.shape, bias.stride(), bias.dtype) if bias.is_cpu else None
 
 
-class Ready:
-    """A call whose sizes, strides and plan are known."""
+class PreparedCall(NamedTuple):
+    """What runs a call whose checks are done."""
 
-    def __init__(self, x: Tensor, weight: Tensor, spec: MaskSpec, dilation: tuple[int, int], activation: str) -> None:
-        self.plan = cpu._plan(spec, dilation)
-        self.storage = cpu._STORAGE[x.dtype]
-        self.shape = (x.shape[0], weight.shape[0], *x.shape[2:])
-        self.sizes = (x.shape[0], *x.shape[2:])
-        self.dtype = x.dtype
-        self.x_strides = strides_of(x)
-        self.weight_strides = cpu._weight_strides(weight)
-        self.layout = output_format(x, weight)
-        self.y_strides = strides_of(torch.empty(self.shape, device="meta", memory_format=self.layout))
-        self.relu = activation == "relu"
-        self.options = (spec.mask_type, spec.channel_groups, spec.group_layout, dilation, activation)
-
-    def run(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        y = torch.empty(self.shape, dtype=self.dtype, memory_format=self.layout)
-        done = self.plan.forward(
-            self.storage, torch.get_num_threads(), self.sizes, x.data_ptr(), self.x_strides, weight.data_ptr(),
-            self.weight_strides, 0 if bias is None else bias.data_ptr(), self.relu, y.data_ptr(), self.y_strides,
-        )  # fmt: skip
-        if not done:
-            raise MemoryError("masked_conv2d: no memory for the kernel's scratch")
-        return y
-
-    def run_backward(
-        self, grad_output: Tensor, x: Tensor, weight: Tensor, output: Tensor | None, needs: tuple[bool, ...]
-    ) -> tuple[Tensor | None, ...]:
-        grad_output = grad_output.contiguous(memory_format=self.layout)
-        grad_x = torch.empty_like(x) if needs[0] else None
-        grad_weight = torch.empty_like(weight) if needs[1] else None
-        grad_bias = torch.empty(weight.shape[0], dtype=self.dtype) if needs[2] else None
-        done = self.plan.backward(
-            self.storage, torch.get_num_threads(), self.sizes, grad_output.data_ptr(), self.y_strides,
-            x.data_ptr(), self.x_strides,
-            0 if output is None else output.data_ptr(), cpu._NO_STRIDES if output is None else self.y_strides,
-            weight.data_ptr(), self.weight_strides,
-            0 if grad_x is None else grad_x.data_ptr(), cpu._NO_STRIDES if grad_x is None else self.x_strides,
-            0 if grad_weight is None else grad_weight.data_ptr(),
-            (0, 0, 0) if grad_weight is None else self.weight_strides,
-            0 if grad_bias is None else grad_bias.data_ptr(),
-        )  # fmt: skip
-        if not done:
-            raise MemoryError("masked_conv2d: no memory for the backward kernel's scratch")
-        return grad_x, grad_weight, grad_bias
-
-    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if torch.is_grad_enabled() and (
-            weight.requires_grad or x.requires_grad or (bias is not None and bias.requires_grad)
-        ):
-            return _apply(self, x, weight, bias)
-        return self.run(x, weight, bias)
+    options: Any
+    """What the operator takes beside tensors, by name."""
+    arguments: tuple[Any, ...]
+    """What launch takes behind the tensors."""
+    launch: Callable[..., Any]
+    """(*tensors, *arguments) -> the operator's result."""
+    launch_backward: Callable[..., tuple[Tensor | None, ...]] | None = None
+    """(*grad_outputs, *saved, needs) -> the tensors' gradients, where the first derivative is prepared, too."""
 
 
-class _Recorded(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, ready: Ready, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        y = ready.run(x, weight, bias)
-        ctx.set_materialize_grads(False)
-        if ready.relu:
-            ctx.save_for_backward(x, weight, y)
-        else:
-            ctx.save_for_backward(x, weight)
-        ctx.ready = ready
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, grad_output: Tensor | None) -> Any:
-        if grad_output is None:
-            return None, None, None, None
-        x, weight, *output = ctx.saved_tensors
-        y, needs = output[0] if output else None, ctx.needs_input_grad[1:]
-        if not torch.is_grad_enabled() and is_open(grad_output):
-            return (None, *ctx.ready.run_backward(grad_output, x, weight, y, needs))
-        grads = backward(grad_output, x, weight, y, *ctx.ready.options, needs)
-        return (None, *(grad if need else None for grad, need in zip(grads, needs, strict=True)))
+def one_for_each(inputs: tuple[Any, ...], gradients: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+    """The gradients of the first inputs, and None for those that follow."""
+    return (*gradients, *[None] * (len(inputs) - len(gradients)))
 
 
-_apply = apply_of(_Recorded)
+def function_of_prepared_calls(
+    setup_context: Callable[[Any, tuple[Any, ...], Any, Any], tuple[Tensor | None, ...]],
+    backward: Callable[..., tuple[Tensor | None, ...]],
+) -> Callable[..., Any]:
+    """(prepared call, *tensors) -> its result, recorded for backward; the arguments are DifferentiableOp's."""
 
+    class Prepared(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, call: PreparedCall, *tensors: Tensor | None) -> Any:
+            output = call.launch(*tensors, *call.arguments)
+            ctx.set_materialize_grads(False)
+            ctx.call, ctx.options = call, call.options
+            ctx.save_for_backward(*setup_context(ctx, tensors, call.options, output))
+            return output
 
-def worth_keeping(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether a call that has passed the checks is one of dense tensors, whose layouts leave nothing open."""
-    if x.dim() != 4 or x.numel() == 0 or weight.numel() == 0 or not (_is_dense(x) and _is_dense(weight)):
-        return False
-    height, width = x.shape[2:]
-    alone = x.shape[1] > 1 and width > 1 and height * width > 1  # in no other layout too
-    return alone and cpu._weight_strides(weight) is not None and (bias is None or bias.is_contiguous())
+        @staticmethod
+        def backward(ctx: Any, *grad_outputs: Tensor | None) -> Any:
+            launch, needs = ctx.call.launch_backward, ctx.needs_input_grad[1:]
+            if launch is not None and not torch.is_grad_enabled() and nothing_watches(grad_outputs[0]):
+                return (None, *launch(*grad_outputs, *ctx.saved_tensors, needs))
+            return (None, *one_for_each(needs, backward(ctx, needs, *grad_outputs)))
 
+    apply = apply_of(Prepared)
 
-def _is_dense(t: Tensor) -> bool:
-    return t.is_contiguous() or t.is_contiguous(memory_format=torch.channels_last)
+    def run(call: PreparedCall, *tensors: Tensor | None) -> Any:
+        if torch.is_grad_enabled() and any_requires_grad(*tensors):
+            return apply(call, *tensors)
+        return call.launch(*tensors, *call.arguments)
+
+    return run

@@ -36,3 +36,18 @@ def strides_of(t: Tensor) -> tuple[int, ...]:
 def channels_adjoin(t: Tensor) -> bool:
     """Whether the channels of t [N, C, H, W] are next to each other in memory; a single one where it is a pixel."""
     return strides_of(t)[1] == 1
+
+
+def readable(t: Tensor) -> Tensor:
+    """t itself where a kernel can walk its strides (innermost W or C, pixels evenly spaced), else a copy."""
+    strides = strides_of(t)
+    return t if 1 in (strides[1], strides[3]) else t.contiguous()
+
+
+def weight_strides(weight: Tensor) -> tuple[int, int, int] | None:
+    """(out, in, tap) of a weight [O, C, kh, kw] whose taps all stand at one distance, else None."""
+    out, inner, row, tap = strides_of(weight)
+    width = weight.shape[3]
+    if width == 1:
+        return (out, inner, row)
+    return (out, inner, tap) if row == tap * width else None

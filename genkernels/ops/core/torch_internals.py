@@ -105,6 +105,11 @@ def name_of(op: Any) -> str:
     return op._schema.name
 
 
+def tensor_count(op: Any) -> int:
+    """How many of an operator's arguments are tensors, or tensors that may be None."""
+    return sum(str(argument.type) in ("Tensor", "Optional[Tensor]") for argument in op._schema.arguments)
+
+
 def apply_of(function: type[torch.autograd.Function]) -> Any:
     """Its ``apply`` without the look for transforms, which a caller saves who knows that there are none."""
     return super(torch.autograd.Function, function).apply  # type: ignore[misc]

@@ -40,7 +40,7 @@ def like(tensor: Tensor | None) -> str:
     return f"torch.randn({list(tensor.shape)}{options})" + (".to(memory_format=torch.channels_last)" if is_last else "")
 
 
-def say(operator: str, implementation: str, reason: str, line: str) -> None:
+def log_choice(operator: str, implementation: str, reason: str, line: str) -> None:
     """Print it unless this line has been printed.
 
     Args:

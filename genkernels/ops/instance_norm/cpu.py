@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from ... import backends
-from ..conv_bn_act.geometry import ACTIVATIONS
+from ..core.activation import ACTIVATIONS
+from ..core.dtypes import STORAGE
 from ..core.strides import channels_adjoin
-from ..masked_conv.cpu import _STORAGE
 
 
 def _address(values: Tensor | None) -> int:
@@ -24,7 +24,7 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     y, statistics = torch.empty_like(x), torch.empty((2, x.shape[0], x.shape[1]))
     backends.require_native().instance_norm_forward(
-        _STORAGE[x.dtype],
+        STORAGE[x.dtype],
         torch.get_num_threads(),
         _sizes(x),
         channels_adjoin(x),
@@ -45,7 +45,7 @@ def backward(
     grad_x = torch.empty_like(x) if needs_x else None
     sums = torch.empty_like(statistics)
     backends.require_native().instance_norm_backward(
-        _STORAGE[x.dtype],
+        STORAGE[x.dtype],
         torch.get_num_threads(),
         _sizes(x),
         channels_adjoin(x),

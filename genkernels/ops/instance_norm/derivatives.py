@@ -12,36 +12,39 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.differentiable_op import DifferentiableOp
+from ..core.differentiable_op import DifferentiableOp, WithNeeds, with_needs
 from ..core.second_derivatives import sum_of_tangents, through_gradient
 from . import reference
-from .schema import instance_norm_act_backward_op, instance_norm_act_op, library
+from .schema import Options, instance_norm_act_backward_op, instance_norm_act_op, library
 
 _Tensors = tuple[Tensor | None, ...]
 
 
 def _second(
-    grad_output: Tensor, inputs: Sequence[Tensor | None], directions: Sequence[Tensor | None], options: Sequence[Any]
+    grad_output: Tensor, inputs: Sequence[Tensor | None], directions: Sequence[Tensor | None], options: Options
 ) -> list[Tensor | None]:
     """⟨directions, ∂B⟩ for grad_output, x, weight and bias."""
-    return through_gradient(lambda *values: reference.forward(*values, *options)[0], grad_output, inputs, directions)
+
+    def output(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        return reference.forward(x, weight, bias, *options)[0]
+
+    return through_gradient(output, grad_output, inputs, directions)
 
 
 # --- instance_norm_act: x, weight, bias; activation, negative_slope, eps ---------------------------------------------
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> _Tensors:
-    *tensors, activation, negative_slope, eps = inputs
-    ctx.options = [activation, negative_slope, eps]
-    ctx.mark_non_differentiable(output[1])
-    return (*tensors, output[1])
+def _save(ctx: Any, tensors: _Tensors, options: Options, output: tuple[Tensor, Tensor]) -> _Tensors:
+    _, statistics = output
+    ctx.mark_non_differentiable(statistics)
+    return (*tensors, statistics)
 
 
 def _backward_formula(ctx: Any, needs: tuple[bool, ...], grad_output: Tensor | None, _: None) -> _Tensors:
     if grad_output is None:
-        return (None,) * 6
+        return ()
     grads = instance_norm_act_backward(grad_output, *ctx.saved_tensors, *ctx.options, list(needs[:3]))
-    return (*(grad if need else None for grad, need in zip(grads, needs[:3], strict=True)), None, None, None)
+    return tuple(grad if need else None for grad, need in zip(grads, needs[:3], strict=True))
 
 
 def _jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor, None]:
@@ -54,36 +57,45 @@ def _jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor, None]:
 # --- instance_norm_act_backward: grad_output, x, weight, bias, statistics; options as above, needs -------------------
 
 
-def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> _Tensors:
-    ctx.options, ctx.computed = inputs[5:8], inputs[8]
-    return tuple(inputs[:4])
+def _save_backward(ctx: Any, tensors: _Tensors, options: WithNeeds, output: tuple[Tensor, ...]) -> _Tensors:
+    grad_output, x, weight, bias, _ = tensors
+    return grad_output, x, weight, bias
 
 
 def _double_backward_formula(ctx: Any, needs: tuple[bool, ...], *directions: Tensor | None) -> _Tensors:
     grad_output, *inputs = ctx.saved_tensors
-    wanted = [v if done else None for v, done in zip(directions, ctx.computed, strict=True)]
-    result = _second(grad_output, inputs, wanted, ctx.options)
-    return (*(value if need else None for value, need in zip(result, needs, strict=False)), *[None] * 5)
+    options, computed = ctx.options
+    wanted = [v if done else None for v, done in zip(directions, computed, strict=True)]
+    result = _second(grad_output, inputs, wanted, options)
+    return tuple(value if need else None for value, need in zip(result, needs, strict=False))
 
 
 def _backward_jvp(ctx: Any, *tangents: Tensor | None) -> _Tensors:
     grad_output, *inputs = ctx.saved_tensors
     dgrad, *moved = tangents[:4]
-    parts = [_second(grad_output, inputs, moved, ctx.options)[1:]]
+    options, computed = ctx.options
+    parts = [_second(grad_output, inputs, moved, options)[1:]]
     if dgrad is not None:
         needs = [value is not None for value in inputs]
-        _, statistics = instance_norm_act(*inputs, *ctx.options)  # made anew: they are not among what is saved
-        grads = instance_norm_act_backward(dgrad, *inputs, statistics, *ctx.options, needs)
+        _, statistics = instance_norm_act(*inputs, *options)  # made anew: they are not among what is saved
+        grads = instance_norm_act_backward(dgrad, *inputs, statistics, *options, needs)
         parts.append([grad if need else None for grad, need in zip(grads, needs, strict=True)])
-    return sum_of_tangents(parts, inputs, ctx.computed, grad_output)
+    return sum_of_tangents(parts, inputs, computed, grad_output)
 
 
 instance_norm_act = DifferentiableOp(
-    library, instance_norm_act_op, setup_context=_save, backward=_backward_formula, jvp=_jvp, foldable=False
+    library,
+    instance_norm_act_op,
+    options=Options,
+    setup_context=_save,
+    backward=_backward_formula,
+    jvp=_jvp,
+    foldable=False,
 )
 instance_norm_act_backward = DifferentiableOp(
     library,
     instance_norm_act_backward_op,
+    options=with_needs(Options),
     setup_context=_save_backward,
     backward=_double_backward_formula,
     jvp=_backward_jvp,

@@ -9,21 +9,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..conv_bn_act.geometry import accumulator, as_dtype, per_channel
-from ..conv_bn_act.heuristics import why_no_kernel
+from ..core.device_choice import kernels_for
+from ..core.dtypes import accumulator, as_dtype, per_channel
 from ..core.layout import empty_grad_input, input_format
+from ..core.verbose import like, log_choice
 from . import cpu, reference, schema
 from .derivatives import instance_norm_act, instance_norm_act_backward
+from .schema import Options
 
 
 def _backend(x: Tensor) -> ModuleType:
-    if why_no_kernel(x) is not None:
-        return reference
-    if x.is_cpu:
-        return cpu
-    from . import gpu  # here, since it imports Triton
+    return kernels_for(x, cpu, reference)
 
-    return gpu
+
+def log_call(choice: tuple[str, str], x: Tensor, weight: Tensor | None, bias: Tensor | None, options: Options) -> None:
+    """Print the implementation that runs a call, and why."""
+    activation = None if options.activation == "none" else options.activation
+    negative_slope, eps = options.negative_slope, options.eps
+    tensors = f"{like(x)}, {like(weight)}, {like(bias)}"
+    line = f"genkernels.ops.instance_norm_act({tensors}, {eps=}, {activation=}, {negative_slope=})"
+    log_choice("instance_norm_act", *choice, line)
 
 
 def _forward(
@@ -66,22 +71,13 @@ def _backward(
     )
 
 
-instance_norm_act.use_directly(_forward, tensors=3)
-instance_norm_act.use_formula(reference.forward)
-instance_norm_act_backward.use_directly(_backward, tensors=5)
-schema.library.impl("instance_norm_act", _forward, "CompositeExplicitAutograd")
-schema.library.impl("instance_norm_act_backward", _backward, "CompositeExplicitAutograd")
+# --- fake kernels ---------------------------------------------------------------------------------------------------
 
 
-# --- shapes --------------------------------------------------------------------------------------------------------
-
-
-@torch.library.register_fake("genkernels::instance_norm_act", lib=schema.library)
 def _forward_fake(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return empty_grad_input(x), x.new_empty((2, x.shape[0], x.shape[1]), dtype=accumulator(x.dtype))
 
 
-@torch.library.register_fake("genkernels::instance_norm_act_backward", lib=schema.library)
 def _backward_fake(
     grad_output: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, statistics: Tensor, *options: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -91,3 +87,16 @@ def _backward_fake(
         return torch.empty_like(values) if need and values is not None else x.new_empty(0)
 
     return empty_grad_input(x) if needs[0] else x.new_empty(0), of(weight, needs[1]), of(bias, needs[2])
+
+
+# --- registration --------------------------------------------------------------------------------------------------
+
+instance_norm_act.use_kernel(_forward)
+instance_norm_act.use_formula(reference.forward)
+instance_norm_act_backward.use_kernel(_backward)
+for _name, _kernel, _fake in (
+    ("instance_norm_act", _forward, _forward_fake),
+    ("instance_norm_act_backward", _backward, _backward_fake),
+):
+    schema.library.impl(_name, _kernel, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"genkernels::{_name}", _fake, lib=schema.library)

@@ -7,12 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..conv_bn_act.functional import check_activation
-from ..conv_bn_act.geometry import accumulator
-from ..conv_bn_act.heuristics import why_no_kernel
-from ..core.verbose import is_on, like, say
-from . import dispatch  # noqa: F401 - registers the kernels
+from ..core.activation import check_activation
+from ..core.autocast import autocast_is_on
+from ..core.device_choice import description
+from ..core.dtypes import accumulator
+from ..core.verbose import is_on
+from . import dispatch
 from .derivatives import instance_norm_act as _instance_norm_act
+from .schema import Options
 
 
 def instance_norm_act(
@@ -46,13 +48,11 @@ def instance_norm_act(
     """
     check_activation(activation, negative_slope)
     _check_tensors(x, weight, bias)
+    options = Options(activation or "none", float(negative_slope), float(eps))
     if is_on() and not torch.compiler.is_compiling():
-        reason = why_no_kernel(x)
-        kernel = "the CPU kernel" if x.is_cpu else "the Triton kernel"
-        kernel = kernel if reason is None else "the reference in plain PyTorch"
-        tell(kernel, reason or "it walks each image once", x, weight, bias, eps, activation, negative_slope)
+        dispatch.log_call(description(x, "it walks each image once"), x, weight, bias, options)
     batched = x if x.dim() == 4 else x.unsqueeze(0)
-    y, _ = _instance_norm_act(batched, weight, bias, activation or "none", float(negative_slope), float(eps))
+    y, _ = _instance_norm_act(batched, weight, bias, *options)
     return y if x.dim() == 4 else y.squeeze(0)
 
 
@@ -65,7 +65,7 @@ def _check_tensors(x: Any, weight: Any, bias: Any) -> None:
         raise TypeError(f"x: expected a floating-point dtype; got {x.dtype}")
     if x.shape[-1] * x.shape[-2] == 1:
         raise ValueError(f"x: expected more than one pixel; instance norm has no variance; got shape {list(x.shape)}")
-    autocast = torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type)
+    autocast = autocast_is_on(x.device.type)
     for name, tensor in (("weight", weight), ("bias", bias)):
         if tensor is None:
             continue
@@ -77,13 +77,3 @@ def _check_tensors(x: Any, weight: Any, bias: Any) -> None:
             raise ValueError(f"{name}: expected the device of x, {x.device}; got {tensor.device}")
         if tensor.dtype not in (x.dtype, accumulator(x.dtype)) and not autocast:
             raise TypeError(f"{name}: expected {x.dtype} or {accumulator(x.dtype)}; got {tensor.dtype}")
-
-
-def tell(
-    implementation: str, why: str, x: Tensor, weight: Tensor | None, bias: Tensor | None,
-    eps: float, activation: str | None, negative_slope: float,
-) -> None:  # fmt: skip
-    """Say what runs a call, and why."""
-    tensors = f"{like(x)}, {like(weight)}, {like(bias)}"
-    options = f"{eps=}, {activation=}, {negative_slope=}"
-    say("instance_norm_act", implementation, why, f"genkernels.ops.instance_norm_act({tensors}, {options})")

@@ -1,6 +1,6 @@
 """Instance norm and activation in plain PyTorch: every dtype, every device, and the oracle.
 
-This file and cpu.py (and every other backend) hold the same two functions, which kernels.py calls with images in one
+This file and cpu.py (and every other backend) hold the same two functions, which dispatch.py calls with images in one
 dense layout: ``forward`` and ``backward``. With g = grad_y * act'(u), u the activation's argument and
 xhat = (x - mean) * rstd, the gradient of x is ``weight * rstd * (g - mean(g) - xhat * mean(g * xhat))``, the means
 being those of a channel of an image (Ioffe & Szegedy 2015, section 3, for one image).
@@ -11,8 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..conv_bn_act.geometry import accumulator
-from ..conv_bn_act.reference import act, slope_at
+from ..core.activation import act, slope_at
+from ..core.dtypes import accumulator
 
 _PIXELS = (2, 3)
 

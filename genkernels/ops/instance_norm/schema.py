@@ -1,4 +1,4 @@
-"""The operators' signatures; kernels and derivatives are registered by kernels.py and derivatives.py.
+"""The operators' signatures; kernels and derivatives are registered by dispatch.py and derivatives.py.
 
     genkernels::instance_norm_act           x -> y and the statistics of each image's channels
     genkernels::instance_norm_act_backward  grad_y, x, statistics -> the gradients of x, weight and bias
@@ -9,6 +9,8 @@ says which gradients are wanted; the others come back empty.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 
@@ -23,3 +25,11 @@ library.define(
 )
 instance_norm_act_op = torch.ops.genkernels.instance_norm_act.default
 instance_norm_act_backward_op = torch.ops.genkernels.instance_norm_act_backward.default
+
+
+class Options(NamedTuple):
+    """What both operators take beside tensors, in the order of their signatures."""
+
+    activation: str
+    negative_slope: float
+    eps: float

@@ -10,21 +10,12 @@ import torch
 from torch import Tensor
 
 from ... import backends
-from ..core.layout import empty_gradients, empty_output
-from ..core.strides import channels_adjoin, strides_of
+from ..core.dtypes import STORAGE
+from ..core.layout import empty_gradients, empty_output, output_format
+from ..core.strides import channels_adjoin, readable, strides_of, weight_strides
 from .mask import MaskSpec
 
-_STORAGE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _NO_STRIDES = (0, 0, 0, 0)
-
-
-def why_not(x: Tensor) -> str | None:
-    """The reason why the native kernel cannot take x, or None where it can."""
-    if backends.native() is None:
-        return "the native extension is not loaded"
-    if x.dtype not in _STORAGE:
-        return f"no native kernel for {x.dtype}"
-    return None
 
 
 @lru_cache(maxsize=256)
@@ -50,19 +41,92 @@ def _plan(spec: MaskSpec, dilation: tuple[int, int]) -> Any:
     )
 
 
-def readable(t: Tensor) -> Tensor:
-    """t itself where the kernel can walk its strides (innermost W or C, pixels evenly spaced), else a copy."""
-    strides = strides_of(t)
-    return t if 1 in (strides[1], strides[3]) else t.contiguous()
+class _Launcher:
+    """The native calls for tensors of settled sizes and strides, between which addresses alone differ.
+
+    Attributes:
+        plan, storage, image, relu: as ``_C.MaskedConvPlan`` takes them.
+        x, weight, y, grad_y, grad_x, grad_weight: strides; those of gradients as of what they belong to.
+    """
+
+    def __init__(
+        self, x: Tensor, weight: Tensor, y: tuple[int, ...], spec: MaskSpec, dilation: tuple[int, int], activation: str
+    ) -> None:
+        self.plan, self.storage, self.relu = _plan(spec, dilation), STORAGE[x.dtype], activation == "relu"
+        self.image = (x.shape[0], x.shape[2], x.shape[3])
+        self.x = self.grad_x = strides_of(x)
+        self.weight = self.grad_weight = weight_strides(weight)
+        self.y = self.grad_y = y
+
+    def forward_into(self, y: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+        done = self.plan.forward(
+            self.storage, torch.get_num_threads(), self.image, x.data_ptr(), self.x, weight.data_ptr(), self.weight,
+            0 if bias is None else bias.data_ptr(), self.relu, y.data_ptr(), self.y,
+        )  # fmt: skip
+        if not done:
+            raise MemoryError("masked_conv2d: no memory for the kernel's scratch")
+
+    def backward_into(
+        self, grads: Sequence[Tensor | None], grad_output: Tensor, x: Tensor, weight: Tensor, output: Tensor | None
+    ) -> None:
+        grad_x, grad_weight, grad_bias = grads
+        done = self.plan.backward(
+            self.storage, torch.get_num_threads(), self.image, grad_output.data_ptr(), self.grad_y,
+            x.data_ptr(), self.x,
+            0 if output is None else output.data_ptr(), _NO_STRIDES if output is None else self.y,
+            weight.data_ptr(), self.weight,
+            0 if grad_x is None else grad_x.data_ptr(), _NO_STRIDES if grad_x is None else self.grad_x,
+            0 if grad_weight is None else grad_weight.data_ptr(),
+            _NO_STRIDES[:3] if grad_weight is None else self.grad_weight,
+            0 if grad_bias is None else grad_bias.data_ptr(),
+        )  # fmt: skip
+        if not done:
+            raise MemoryError("masked_conv2d: no memory for the backward kernel's scratch")
 
 
-def _weight_strides(weight: Tensor) -> tuple[int, int, int] | None:
-    """(out, in, tap) where all taps stand at one distance, else None."""
-    out, inner, row, tap = strides_of(weight)
-    width = weight.shape[3]
-    if width == 1:
-        return (out, inner, row)
-    return (out, inner, tap) if row == tap * width else None
+class DenseLauncher(_Launcher):
+    """A prepared call of dense tensors: results are of settled shapes and layouts, too."""
+
+    def __init__(self, x: Tensor, weight: Tensor, spec: MaskSpec, dilation: tuple[int, int], activation: str) -> None:
+        self.shape = (x.shape[0], weight.shape[0], *x.shape[2:])
+        self.dtype, self.layout = x.dtype, output_format(x, weight)
+        y = torch.empty(self.shape, device="meta", memory_format=self.layout)
+        super().__init__(x, weight, strides_of(y), spec, dilation, activation)
+
+    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """As the operator."""
+        y = torch.empty(self.shape, dtype=self.dtype, memory_format=self.layout)
+        self.forward_into(y, x, weight, bias)
+        return y
+
+    def backward(
+        self, grad_output: Tensor, x: Tensor, weight: Tensor, output: Tensor | None, needs: Sequence[bool]
+    ) -> tuple[Tensor | None, ...]:
+        """As the backward operator, None for what is not needed."""
+        grads = (
+            torch.empty_like(x) if needs[0] else None,
+            torch.empty_like(weight) if needs[1] else None,
+            torch.empty(weight.shape[0], dtype=self.dtype) if needs[2] else None,
+        )
+        self.backward_into(grads, grad_output.contiguous(memory_format=self.layout), x, weight, output)
+        return grads
+
+
+def prepare(
+    x: Tensor, weight: Tensor, bias: Tensor | None, spec: MaskSpec, dilation: tuple[int, int], activation: str
+) -> DenseLauncher | None:
+    """What runs calls of tensors laid out as these; None unless all are dense and each in one layout alone."""
+    if x.dim() != 4 or x.numel() == 0 or weight.numel() == 0 or not (_is_dense(x) and _is_dense(weight)):
+        return None
+    height, width = x.shape[2:]
+    in_one_layout = x.shape[1] > 1 and width > 1 and height * width > 1
+    if not in_one_layout or weight_strides(weight) is None or not (bias is None or bias.is_contiguous()):
+        return None
+    return DenseLauncher(x, weight, spec, dilation, activation)
+
+
+def _is_dense(t: Tensor) -> bool:
+    return t.is_contiguous() or t.is_contiguous(memory_format=torch.channels_last)
 
 
 def forward(
@@ -84,27 +148,9 @@ def forward_into(
     activation: str,
 ) -> None:
     """The result written to y, [N, O, H, W] with pixels, of any strides."""
-    x = readable(x)
-    weight_strides = _weight_strides(weight)
-    if weight_strides is None:
-        weight = weight.contiguous()
-        weight_strides = _weight_strides(weight)
+    x, weight = readable(x), _with_even_taps(weight)
     bias = None if bias is None else bias.contiguous()
-    done = _plan(spec, dilation).forward(
-        _STORAGE[x.dtype],
-        torch.get_num_threads(),
-        (x.shape[0], x.shape[2], x.shape[3]),
-        x.data_ptr(),
-        strides_of(x),
-        weight.data_ptr(),
-        weight_strides,
-        0 if bias is None else bias.data_ptr(),
-        activation == "relu",
-        y.data_ptr(),
-        strides_of(y),
-    )
-    if not done:
-        raise MemoryError("masked_conv2d: no memory for the kernel's scratch")
+    _Launcher(x, weight, strides_of(y), spec, dilation, activation).forward_into(y, x, weight, bias)
 
 
 def backward(
@@ -137,44 +183,31 @@ def backward_into(
 ) -> None:
     """The gradients written to those of (grad_x, grad_weight, grad_bias) that are there; x has pixels."""
     grad_x, grad_weight, grad_bias = grads
-    x = readable(x)
+    x, weight = readable(x), _with_even_taps(weight)
     if activation == "relu":
         assert output is not None
         output = readable(output)
         grad_output = _like_layout(readable(grad_output), output)
     else:
         output, grad_output = None, readable(grad_output)
-    weight_strides = _weight_strides(weight)
-    if weight_strides is None:
-        weight = weight.contiguous()
-        weight_strides = _weight_strides(weight)
     target = grad_weight
-    target_strides = (0, 0, 0) if target is None else _weight_strides(target)
-    if target_strides is None:
+    if target is not None and weight_strides(target) is None:
         target = torch.empty(weight.shape, dtype=weight.dtype)
-        target_strides = _weight_strides(target)
-    done = _plan(spec, dilation).backward(
-        _STORAGE[x.dtype],
-        torch.get_num_threads(),
-        (x.shape[0], x.shape[2], x.shape[3]),
-        grad_output.data_ptr(),
-        strides_of(grad_output),
-        x.data_ptr(),
-        strides_of(x),
-        0 if output is None else output.data_ptr(),
-        _NO_STRIDES if output is None else strides_of(output),
-        weight.data_ptr(),
-        weight_strides,
-        0 if grad_x is None else grad_x.data_ptr(),
-        _NO_STRIDES if grad_x is None else strides_of(grad_x),
-        0 if target is None else target.data_ptr(),
-        target_strides,
-        0 if grad_bias is None else grad_bias.data_ptr(),
-    )
-    if not done:
-        raise MemoryError("masked_conv2d: no memory for the backward kernel's scratch")
+    launcher = _Launcher(x, weight, strides_of(grad_output), spec, dilation, activation)
+    if output is not None:
+        launcher.y = strides_of(output)
+    if grad_x is not None:
+        launcher.grad_x = strides_of(grad_x)
+    if target is not None:
+        launcher.grad_weight = weight_strides(target)
+    launcher.backward_into((grad_x, target, grad_bias), grad_output, x, weight, output)
     if target is not None and grad_weight is not None and target is not grad_weight:
         grad_weight.copy_(target)
+
+
+def _with_even_taps(weight: Tensor) -> Tensor:
+    """The weight itself where its taps stand at one distance, else a copy."""
+    return weight if weight_strides(weight) is not None else weight.contiguous()
 
 
 def _like_layout(t: Tensor, other: Tensor) -> Tensor:

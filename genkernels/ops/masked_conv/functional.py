@@ -1,33 +1,21 @@
-"""The masked convolution: the public function, its checks, and the kernels of its operators by device."""
+"""The masked convolution and its gated form: the public functions and their checks."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import ModuleType
-from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
-from ...triton_conv import availability
-from ..core.dispatch_bypass import are_plain, is_open
-from ..core.layout import empty_gradients, empty_output, input_format, output_format
-from ..core.prepared_call import MOST_CALLS, Key, Ready, key_of, worth_keeping
-from ..core.torch_internals import AUTOCAST_KEYS, DispatchKey, excluding
-from ..core.verbose import is_on, like, say
-from . import cpu, reference, schema
-from .derivatives import backward, forward
-from .mask import GROUP_LAYOUTS, MASK_TYPES, MaskSpec
-
-_OPTIONS = "str mask_type, int channel_groups, str group_layout, int[2] dilation, str activation"
-
-_Needs = tuple[bool, bool, bool]
-_Pair = tuple[int, int]
-
-
-# --- the public function ---------------------------------------------------------------------------------------
-
-_ready: dict[Key | None, Ready] = {}
+from ..core.autocast import autocast_is_on
+from ..core.differentiable_op import may_need_derivative
+from ..core.prepared_call import key_of
+from ..core.verbose import is_on
+from . import dispatch
+from .derivatives import forward, gated
+from .mask import GROUP_LAYOUTS, MASK_TYPES, live_weight
+from .reference import gate
+from .schema import GatedOptions, Options
 
 
 def masked_conv2d(
@@ -73,24 +61,78 @@ def masked_conv2d(
     Source: van den Oord, Kalchbrenner, Kavukcuoglu 2016, "Pixel Recurrent Neural Networks", section 3.4.
     """
     key = None
-    if is_open(x) and are_plain(weight, bias) and type(dilation) in (int, tuple):
+    if type(dilation) in (int, tuple):  # a list has no hash
         key = key_of(x, weight, bias, (mask_type, channel_groups, group_layout, dilation, activation))
-        ready = _ready.get(key)
-        if ready is not None and not is_on():
-            return ready(x, weight, bias)
+        call = forward.kept.get(key)
+        if call is not None and not is_on():
+            return forward.run(call, x, weight, bias)
     check_options(mask_type, channel_groups, group_layout, activation)
     spread = check_dilation(dilation)
     check_tensors(x, weight, bias, channel_groups)
-    if key is not None and cpu.why_not(x) is None and worth_keeping(x, weight, bias):
-        if len(_ready) >= MOST_CALLS:
-            _ready.clear()
-        spec = _spec(weight, mask_type, channel_groups, group_layout)
-        _ready[key] = Ready(x, weight, spec, spread, activation or "none")
+    options = Options(mask_type, channel_groups, group_layout, spread, activation or "none")
+    if key is not None:
+        dispatch.keep_prepared(key, x, weight, bias, options)
     if is_on() and not torch.compiler.is_compiling():
-        _say(x, weight, bias, mask_type, channel_groups, group_layout, spread, activation)
+        dispatch.log_call(x, weight, bias, options)
     batched = x if x.dim() == 4 else x.unsqueeze(0)
-    y = forward(batched, weight, bias, mask_type, channel_groups, group_layout, spread, activation or "none")
+    y = forward(batched, weight, bias, *options)
     return y if x.dim() == 4 else y.squeeze(0)
+
+
+def masked_conv2d_gated(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    addend: Tensor | None = None,
+    *,
+    mask_type: str,
+    channel_groups: int = 1,
+    dilation: int | Sequence[int] = 1,
+) -> Tensor:
+    """Gated masked convolution: ``tanh(a) * sigmoid(b)``, a and b the halves of ``masked_conv2d(...) + addend``.
+
+    ``a[n, u] = bias[u] + addend[n, u] + sum over live taps of weight[u] * x[n]``, and ``b[n, u]`` the same of channel
+    u + h; see :func:`masked_conv2d` for the taps. Differentiable any number of times; works under autocast,
+    ``torch.compile`` and ``torch.func``. On a GPU the gate is part of the convolution's one pass.
+
+    Args:
+        x: [N, C, H, W] or [C, H, W]; dtypes and strides as for :func:`masked_conv2d`.
+        weight: [2h, C, kh, kw], kh and kw odd; the dtype and device of x.
+        bias: [2h] or None.
+        addend: what another stack or a condition adds before the gate, or None; broadcasts to [N, 2h, H, W]
+            (or [2h, H, W]); the dtype and device of x.
+        mask_type: "A" hides the centre tap (the pixel itself), "B" shows it.
+        channel_groups: number of colour groups G, at most min(C, h), in blocks: both channels of unit u are in group
+            ``u * G // h``, whether or not G divides h.
+        dilation: one number or (vertical, horizontal), at least 1.
+
+    Returns:
+        [N, h, H, W] (or [h, H, W]), the dtype of x; the layout is that of :func:`masked_conv2d`.
+
+    Raises:
+        ValueError: an argument does not fit; the message names it, what was expected and what came.
+        TypeError: a dtype does not fit.
+
+    Source: van den Oord et al. 2016, "Conditional Image Generation with PixelCNN Decoders", equation 2.
+    """
+    check_options(mask_type, channel_groups, "blocks", None)
+    spread = check_dilation(dilation)
+    check_tensors(x, weight, bias, 1)
+    _check_gate(x, weight, addend, channel_groups)
+    if not dispatch.gate_is_fused(x):
+        live, mask_type = live_weight(weight, mask_type, channel_groups, gates=2)
+        features = masked_conv2d(x, live, bias, mask_type=mask_type, dilation=spread)
+        features = features if addend is None else features + addend
+        return gate(features) if x.dim() == 4 else gate(features.unsqueeze(0)).squeeze(0)
+    batched = x if x.dim() == 4 else x.unsqueeze(0)
+    if addend is not None:
+        addend = addend.expand(batched.shape[0], weight.shape[0], *batched.shape[2:])
+    tensors = (batched, weight, bias, addend)
+    y, _ = gated(*tensors, *GatedOptions(mask_type, channel_groups, spread, keep=may_need_derivative(*tensors)))
+    return y if x.dim() == 4 else y.squeeze(0)
+
+
+# --- checks --------------------------------------------------------------------------------------------------------
 
 
 def check_options(mask_type: str, channel_groups: int, group_layout: str, activation: str | None) -> None:
@@ -105,7 +147,7 @@ def check_options(mask_type: str, channel_groups: int, group_layout: str, activa
         raise ValueError(f"activation: expected None or 'relu'; got {activation!r}")
 
 
-def check_dilation(dilation: int | Sequence[int]) -> _Pair:
+def check_dilation(dilation: int | Sequence[int]) -> tuple[int, int]:
     """The dilation as (vertical, horizontal), or a ValueError."""
     pair = tuple(dilation) if isinstance(dilation, Sequence) else (dilation, dilation)
     if len(pair) != 2 or any(not isinstance(d, int) or d < 1 for d in pair):
@@ -146,149 +188,27 @@ def check_like(name: str, tensor: Tensor, x: Tensor) -> None:
     """Raise an error unless the tensor has the device of x, and its dtype or one that autocast will change."""
     if tensor.device != x.device:
         raise ValueError(f"{name}: expected the device of x, {x.device}; got {tensor.device}")
-    if tensor.dtype != x.dtype and not _autocast_is_on(x.device.type):
-        _refuse_dtype(name, tensor, x)
+    if tensor.dtype != x.dtype and not autocast_is_on(x.device.type):
+        raise TypeError(f"{name}: expected the dtype of x, {x.dtype}; got {tensor.dtype}")
 
 
-def _autocast_is_on(device_type: str) -> bool:
-    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
-
-
-def _refuse_dtype(name: str, tensor: Tensor, x: Tensor) -> NoReturn:
-    raise TypeError(f"{name}: expected the dtype of x, {x.dtype}; got {tensor.dtype}")
-
-
-# --- kernels ---------------------------------------------------------------------------------------------------
-
-
-def _say(
-    x: Tensor, weight: Tensor, bias: Tensor | None,
-    mask_type: str, channel_groups: int, group_layout: str, dilation: _Pair, activation: str | None,
-) -> None:  # fmt: skip
-    kernel = "the CPU kernel" if x.is_cpu else "the Triton kernel"
-    reason = cpu.why_not(x) if x.is_cpu else availability.why_not(x)
-    tensors = f"{like(x)}, {like(weight)}, {like(bias)}"
-    say(
-        "masked_conv2d",
-        kernel if reason is None else "the reference in plain PyTorch",
-        reason or "it skips what is masked",
-        f"genkernels.ops.masked_conv2d({tensors}, {mask_type=}, {channel_groups=}, {group_layout=}, {dilation=}, "
-        f"{activation=})",
+def _check_gate(x: Tensor, weight: Tensor, addend: Tensor | None, groups: int) -> None:
+    channels = weight.shape[0]
+    if channels % 2:
+        raise ValueError(f"weight: expected an even number of out_channels, two for each unit; got {channels}")
+    if min(channels // 2, weight.shape[1]) < groups:
+        raise ValueError(
+            f"channel_groups: expected at most min(out_channels / 2, in_channels) = "
+            f"{min(channels // 2, weight.shape[1])}; got {groups}"
+        )
+    if addend is None:
+        return
+    if not isinstance(addend, Tensor):
+        raise TypeError(f"addend: expected a torch.Tensor or None; got {type(addend).__name__}")
+    shape = (*x.shape[:-3], channels, *x.shape[-2:])
+    fits = addend.dim() <= len(shape) and all(
+        own in (1, size) for own, size in zip(addend.shape[::-1], shape[::-1], strict=False)
     )
-
-
-def _spec(weight: Tensor, mask_type: str, channel_groups: int, group_layout: str) -> MaskSpec:
-    out_channels, in_channels, height, width = weight.shape
-    return MaskSpec(out_channels, in_channels, (height, width), mask_type, channel_groups, group_layout)
-
-
-def _dilation(pair: Sequence[int]) -> _Pair:
-    return pair[0], pair[1]  # the dispatcher hands over a list; the caches of cpu.py and mask.py need a tuple
-
-
-def _forward_reference(
-    x: Tensor, weight: Tensor, bias: Tensor | None,
-    mask_type: str, channel_groups: int, group_layout: str, dilation: Sequence[int], activation: str,
-) -> Tensor:  # fmt: skip
-    spec = _spec(weight, mask_type, channel_groups, group_layout)
-    y = reference.forward(x, weight, bias, spec, _dilation(dilation), activation)
-    return y.contiguous(memory_format=output_format(x, weight))
-
-
-def _backward_reference(
-    grad_output: Tensor, x: Tensor, weight: Tensor, output: Tensor | None,
-    mask_type: str, channel_groups: int, group_layout: str, dilation: Sequence[int], activation: str,
-    needs: _Needs,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    spec = _spec(weight, mask_type, channel_groups, group_layout)
-    grad_x, grad_weight, grad_bias = reference.backward(
-        grad_output, x, weight, output, spec, _dilation(dilation), activation, needs
-    )
-    return (
-        x.new_empty(0) if grad_x is None else grad_x.contiguous(memory_format=input_format(x)),
-        x.new_empty(0) if grad_weight is None else torch.empty_like(weight).copy_(grad_weight),
-        x.new_empty(0) if grad_bias is None else grad_bias,
-    )
-
-
-def _kernels(x: Tensor) -> ModuleType | None:
-    """The kernels that take x, or None where the reference does."""
-    if x.is_cpu:
-        return cpu if cpu.why_not(x) is None else None
-    if not x.is_cuda or availability.why_not(x) is not None:
-        return None
-    from . import gpu  # here, since it imports Triton
-
-    return gpu
-
-
-def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
-    kernels = _kernels(x)
-    if kernels is None:
-        return _forward_reference(x, weight, bias, *options)
-    mask_type, channel_groups, group_layout, dilation, activation = options
-    spec = _spec(weight, mask_type, channel_groups, group_layout)
-    return kernels.forward(x, weight, bias, spec, _dilation(dilation), activation)
-
-
-def _backward(
-    grad_output: Tensor, x: Tensor, weight: Tensor, output: Tensor | None, *options: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    kernels = _kernels(x)
-    if kernels is None:
-        return _backward_reference(grad_output, x, weight, output, *options)
-    mask_type, channel_groups, group_layout, dilation, activation, needs = options
-    spec = _spec(weight, mask_type, channel_groups, group_layout)
-    return kernels.backward(grad_output, x, weight, output, spec, _dilation(dilation), activation, needs)
-
-
-def _formula(x: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
-    *mask, dilation, activation = options
-    return reference.forward(x, weight, bias, _spec(weight, *mask), _dilation(dilation), activation)
-
-
-forward.use_directly(_forward, tensors=3)
-forward.use_formula(_formula)
-backward.use_directly(_backward, tensors=4)
-schema.library.impl("masked_conv2d", _forward, "CompositeExplicitAutograd")
-schema.library.impl("masked_conv2d_backward", _backward, "CompositeExplicitAutograd")
-
-
-@torch.library.register_fake("genkernels::masked_conv2d", lib=schema.library)
-def _forward_fake(x: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
-    return empty_output(x, weight)
-
-
-@torch.library.register_fake("genkernels::masked_conv2d_backward", lib=schema.library)
-def _backward_fake(
-    grad_output: Tensor, x: Tensor, weight: Tensor, output: Tensor | None, *options: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    return empty_gradients(x, weight, options[-1])
-
-
-# --- autocast --------------------------------------------------------------------------------------------------
-
-
-def cast_for(device_type: str, x: Tensor, **others: Tensor | None) -> list[Tensor | None]:
-    """All of them in the dtype of this device's autocast; float64 stays, as it does for PyTorch's own convolutions."""
-    dtype = torch.get_autocast_dtype(device_type)
-    result: list[Tensor | None] = []
-    for name, tensor in {"x": x, **others}.items():
-        cast = tensor if tensor is None or tensor.dtype == torch.float64 else tensor.to(dtype)
-        if cast is not None and cast.dtype != (dtype if x.dtype != torch.float64 else torch.float64):
-            _refuse_dtype(name, cast, x)
-        result.append(cast)
-    return result
-
-
-def _register_autocast(device_type: str, key: DispatchKey) -> None:
-    def forward_autocast(x: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
-        tensors = cast_for(device_type, x, weight=weight, bias=bias)
-        with excluding(key):
-            return forward(*tensors, *options)
-
-    schema.library.impl("masked_conv2d", forward_autocast, key.name)
-
-
-_register_autocast("cpu", AUTOCAST_KEYS["cpu"])
-_register_autocast("cuda", AUTOCAST_KEYS["cuda"])
+    if not fits:
+        raise ValueError(f"addend: expected a shape that broadcasts to {list(shape)}; got {list(addend.shape)}")
+    check_like("addend", addend, x)

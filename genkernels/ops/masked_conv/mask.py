@@ -47,6 +47,12 @@ class MaskSpec:
     channel_groups: int
     group_layout: str
 
+    @classmethod
+    def of(cls, weight: Tensor, mask_type: str, channel_groups: int, group_layout: str) -> MaskSpec:
+        """That of a weight [out_channels, in_channels, kh, kw]."""
+        out_channels, in_channels, height, width = weight.shape
+        return cls(out_channels, in_channels, (height, width), mask_type, channel_groups, group_layout)
+
     def out_groups(self) -> list[int]:
         return channel_group_of(self.out_channels, self.channel_groups, self.group_layout)
 
@@ -89,3 +95,20 @@ def _group_of(channels: int, groups: int, layout: str, device: torch.device | st
 def mask_tensor(spec: MaskSpec) -> Tensor:
     """The 0/1 mask, float32 on the CPU, ``[out_channels, in_channels, kh, kw]``. Shared: never write to it."""
     return live_taps(spec).float()
+
+
+def live_weight(weight: Tensor, mask_type: str, groups: int, *, gates: int) -> tuple[Tensor, str]:
+    """The weight [gates * h, C, kh, kw] without what the colours hide, and the mask type for the rest.
+
+    Unit u has the colour ``u * groups // h`` in every gate.
+    """
+    if groups == 1:
+        return weight, mask_type
+    outputs, inputs, height, width = weight.shape
+    units = outputs // gates
+    of_unit = (torch.arange(units, device=weight.device) * groups // units).repeat(gates)[:, None]
+    of_input = torch.arange(inputs, device=weight.device) * groups // inputs
+    seen = of_input < of_unit if mask_type == "A" else of_input <= of_unit
+    beside = torch.arange(height * width, device=weight.device) != height * width // 2
+    # Mask B lets all colours through at the centre; what A hides there is among the zeros.
+    return weight * (seen[:, :, None, None] | beside.view(height, width)), "B"

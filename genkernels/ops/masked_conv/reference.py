@@ -66,3 +66,27 @@ def backward(
     if grad_weight is not None:
         grad_weight = _masked(grad_weight, spec)
     return grad_x, grad_weight, grad_bias
+
+
+# --- the gate behind it ---------------------------------------------------------------------------------------------
+
+
+def gate(features: Tensor) -> Tensor:
+    """``tanh(a) * sigmoid(b)`` of the two halves of the channels: [N, 2h, H, W] -> [N, h, H, W]."""
+    a, b = features.chunk(2, 1)
+    return torch.tanh(a) * torch.sigmoid(b)
+
+
+def gated_features(
+    x: Tensor, weight: Tensor, bias: Tensor | None, addend: Tensor | None, spec: MaskSpec, dilation: tuple[int, int]
+) -> Tensor:
+    """What the gate reads, in plain PyTorch."""
+    made = forward(x, weight, bias, spec, dilation, "none")
+    return made if addend is None else made + addend
+
+
+def through_gate(grad: Tensor, features: Tensor) -> Tensor:
+    """grad_y [N, h, H, W] times the derivative of the gate, to both halves: [N, 2h, H, W]."""
+    a, b = features.chunk(2, 1)
+    a, b = torch.tanh(a), torch.sigmoid(b)
+    return torch.cat([grad * b * (1 - a * a), grad * a * b * (1 - b)], 1)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ... import backends
-from ..core.strides import strides_of
-from ..masked_conv.cpu import _STORAGE, _weight_strides, readable
-from ..masked_conv.cpu import why_not as _why_no_kernel
+from ..core.device_choice import why_no_cpu_kernel
+from ..core.dtypes import STORAGE
+from ..core.strides import readable, strides_of, weight_strides
 from ..masked_conv.mask import MaskSpec
 from .geometry import Geometry
 from .schema import empty_grads, empty_hidden, empty_saved
@@ -43,7 +43,7 @@ class Convolution:
 
 def why_not(gates: Tensor, geometries: Sequence[Geometry]) -> str | None:
     """The reason why the native kernel cannot take gates, or None where it can."""
-    return _why_no_kernel(gates)
+    return why_no_cpu_kernel(gates)
 
 
 def forward(walks: Sequence[Sequence[Tensor | None]], geometries: Sequence[Geometry], keep: bool) -> tuple[Tensor, ...]:
@@ -131,7 +131,7 @@ def _run(
     ):
         if gates is not None:
             gates = readable(gates)
-        if input_weight is not None and _weight_strides(input_weight) is None:
+        if input_weight is not None and weight_strides(input_weight) is None:
             input_weight = input_weight.contiguous()
         vectors = [None if value is None else value.contiguous() for value in (bias, *state)]
         kept += [gates, input_weight, *vectors]
@@ -150,7 +150,7 @@ def _run(
     shaped = _present(x if walks[0][0] is None else walks[0][0])
     batch, _, height, width = shaped.shape
     done = getattr(backends.require_native(), f"wavefront_lstm_{direction}")(
-        _STORAGE[shaped.dtype],
+        STORAGE[shaped.dtype],
         torch.get_num_threads(),
         (batch, _present(walks[0][1]).shape[2], height, width),
         geometries[0].front == "diagonal",
@@ -180,7 +180,7 @@ def _state_weight(weight: Tensor) -> tuple[int, tuple[int, ...]]:
 
 def _input_weight(weight: Tensor) -> tuple[int, tuple[int, ...]]:
     """Address and strides (out, in, tap) of [4h, C, kh, kw] whose taps are evenly spaced."""
-    strides = _weight_strides(weight)
+    strides = weight_strides(weight)
     assert strides is not None
     return weight.data_ptr(), strides
 

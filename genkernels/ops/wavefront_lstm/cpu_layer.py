@@ -17,6 +17,7 @@ from math import ceil, gcd
 import torch
 from torch import Tensor
 
+from ..core.strides import readable
 from ..core.torch_internals import add_each
 from ..masked_conv import cpu as conv
 from ..masked_conv.mask import MaskSpec
@@ -104,7 +105,7 @@ class _Layer:
     """What all rounds of one call share: float32 parameters, the mask, how many images a round has."""
 
     def __init__(self, tensors: Sequence[Tensor | None], mask_type: str, geometries: Sequence[Geometry]) -> None:
-        self.x = conv.readable(_present(tensors[0]))
+        self.x = readable(_present(tensors[0]))
         self.parameters = by_walk([None if t is None else t.float() for t in tensors[1:]])
         self.batch, _, *self.size = self.x.shape
         outputs, inputs, height, width = _present(tensors[1]).shape

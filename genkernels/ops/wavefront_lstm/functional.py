@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.torch_internals import AUTOCAST_KEYS, DispatchKey, excluding
-from ..core.verbose import is_on, like, say
+from ..core.verbose import is_on, like, log_choice
 from . import cpu, gpu, reference, schema
 from .arguments import check_gates, check_state, check_together
 from .derivatives import geometries, walks, walks_of
@@ -183,7 +183,8 @@ def say_walk(
     arguments = [f"{key}={like(tensor)}" for key, tensor in named.items()]
     options = {**options, "taps": geometry.taps, "checkpoint": checkpoint}
     arguments += [f"{key}={value!r}" for key, value in options.items()]
-    say(name, kernel, reason or "it walks the image in one call", f"genkernels.ops.{name}({', '.join(arguments)})")
+    line = f"genkernels.ops.{name}({', '.join(arguments)})"
+    log_choice(name, kernel, reason or "it walks the image in one call", line)
 
 
 def keeps(tensors: Sequence[Tensor | None], checkpoint: bool) -> bool:
@@ -316,8 +317,8 @@ def _register(count: int) -> None:
         return call
 
     name = schema.NAMES[count]
-    walks[count].forward.use_directly(bound(_forward_native, "CPU"), tensors=4 * count)
-    walks[count].backward.use_directly(bound(_backward_native, "CPU"), tensors=5 * count + 1)
+    walks[count].forward.use_kernel(bound(_forward_native, "CPU"))
+    walks[count].backward.use_kernel(bound(_backward_native, "CPU"))
     walks[count].forward.use_formula(bound(_formula))
     schema.library.impl(name, bound(_forward_reference), "CompositeExplicitAutograd")
     schema.library.impl(f"{name}_backward", bound(_backward_reference), "CompositeExplicitAutograd")

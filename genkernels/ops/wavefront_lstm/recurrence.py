@@ -70,8 +70,8 @@ class RecurrenceOps:
 
     # --- of forward
 
-    def _save_forward(self, ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> _Tensors:
-        tensors, ctx.options = inputs[: self.count * self.size], inputs[self.count * self.size : -1]
+    def _save_forward(self, ctx: Any, tensors: _Tensors, options: Any, output: tuple[Tensor, ...]) -> _Tensors:
+        *ctx.options, _ = options
         ctx.mark_non_differentiable(output[-1])
         return (*tensors, output[-1])
 
@@ -82,8 +82,7 @@ class RecurrenceOps:
             arguments += [self._zeros(inputs) if grad is None else grad, *inputs]
         wanted = list(needs[: len(tensors)])
         results = self.backward(*arguments, saved, *ctx.options, wanted)
-        found = (grad if need else None for grad, need in zip(results, wanted, strict=True))
-        return (*found, *[None] * (len(ctx.options) + 1))
+        return tuple(grad if need else None for grad, need in zip(results, wanted, strict=True))
 
     def _forward_jvp(self, ctx: Any, *tangents: Tensor | None) -> _Tensors:
         tensors = ctx.saved_tensors[:-1]
@@ -98,10 +97,9 @@ class RecurrenceOps:
 
     # --- of backward
 
-    def _save_backward(self, ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> _Tensors:
-        last = self.count * (self.size + 1)
-        ctx.options, ctx.computed = inputs[last + 1 : -1], inputs[-1]
-        return inputs[:last]
+    def _save_backward(self, ctx: Any, tensors: _Tensors, options: Any, output: tuple[Tensor, ...]) -> _Tensors:
+        *ctx.options, ctx.computed = options
+        return tensors[:-1]
 
     def _double_backward_formula(self, ctx: Any, needs: tuple[bool, ...], *directions: Tensor | None) -> _Tensors:
         result: list[Tensor | None] = []
@@ -110,8 +108,7 @@ class RecurrenceOps:
             zip(self._each(ctx.saved_tensors), self._each(wanted), strict=True)
         ):
             result += self._second(grad, inputs, along, ctx.options, index)
-        found = (value if need else None for value, need in zip(result, needs, strict=False))
-        return (*found, *[None] * (len(ctx.options) + 2))
+        return tuple(value if need else None for value, need in zip(result, needs, strict=False))
 
     def _backward_jvp(self, ctx: Any, *tangents: Tensor | None) -> _Tensors:
         given = self._each(ctx.saved_tensors)

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...ops.masked_conv.gated import gate
 from ...ops.masked_conv.mask import MaskSpec, mask_tensor
+from ...ops.masked_conv.reference import gate
 from ...ops.wavefront_lstm.geometry import Geometry
 from ...ops.wavefront_lstm.layer.schema import by_walk, geometries
 from ..program.instructions import Function

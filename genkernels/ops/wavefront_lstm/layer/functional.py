@@ -255,9 +255,9 @@ def _register(count: int) -> None:
         return call
 
     name = schema.NAMES[count]
-    layers[count].forward.use_directly(bound(_forward_cpu), tensors=len(schema.PARAMETERS) * count + 1)
+    layers[count].forward.use_kernel(bound(_forward_cpu))
     layers[count].forward.use_formula(bound(_formula))
-    layers[count].backward.use_directly(bound(_backward_cpu), tensors=len(schema.PARAMETERS) * count + 3)
+    layers[count].backward.use_kernel(bound(_backward_cpu))
     for key, forward, backward in (
         ("CompositeExplicitAutograd", _forward_composed, _backward_composed),
         ("CPU", _forward_cpu, _backward_cpu),
