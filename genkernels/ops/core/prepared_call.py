@@ -37,8 +37,7 @@ class Ready:
     """A call whose sizes, strides and plan are known."""
 
     def __init__(self, x: Tensor, weight: Tensor, spec: MaskSpec, dilation: tuple[int, int], activation: str) -> None:
-        self.plan = cpu._plan(spec, dilation)
-        self.storage = cpu._STORAGE[x.dtype]
+        self.plan = cpu.plan_of(x.dtype, spec, dilation, activation)
         self.shape = (x.shape[0], weight.shape[0], *x.shape[2:])
         self.sizes = (x.shape[0], *x.shape[2:])
         self.dtype = x.dtype
@@ -52,9 +51,13 @@ class Ready:
     def run(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         y = torch.empty(self.shape, dtype=self.dtype, memory_format=self.layout)
         done = self.plan.forward(
-            self.storage, torch.get_num_threads(), self.sizes, x.data_ptr(), self.x_strides, weight.data_ptr(),
-            self.weight_strides, 0 if bias is None else bias.data_ptr(), self.relu, y.data_ptr(), self.y_strides,
-        )  # fmt: skip
+            threads=torch.get_num_threads(),
+            image=self.sizes,
+            x=(x.data_ptr(), self.x_strides),
+            weight=(weight.data_ptr(), self.weight_strides),
+            bias=0 if bias is None else bias.data_ptr(),
+            y=(y.data_ptr(), self.y_strides),
+        )
         if not done:
             raise MemoryError("masked_conv2d: no memory for the kernel's scratch")
         return y
@@ -67,15 +70,16 @@ class Ready:
         grad_weight = torch.empty_like(weight) if needs[1] else None
         grad_bias = torch.empty(weight.shape[0], dtype=self.dtype) if needs[2] else None
         done = self.plan.backward(
-            self.storage, torch.get_num_threads(), self.sizes, grad_output.data_ptr(), self.y_strides,
-            x.data_ptr(), self.x_strides,
-            0 if output is None else output.data_ptr(), cpu._NO_STRIDES if output is None else self.y_strides,
-            weight.data_ptr(), self.weight_strides,
-            0 if grad_x is None else grad_x.data_ptr(), cpu._NO_STRIDES if grad_x is None else self.x_strides,
-            0 if grad_weight is None else grad_weight.data_ptr(),
-            (0, 0, 0) if grad_weight is None else self.weight_strides,
-            0 if grad_bias is None else grad_bias.data_ptr(),
-        )  # fmt: skip
+            threads=torch.get_num_threads(),
+            image=self.sizes,
+            grad_y=(grad_output.data_ptr(), self.y_strides),
+            x=(x.data_ptr(), self.x_strides),
+            y=cpu.NO_TENSOR if output is None else (output.data_ptr(), self.y_strides),
+            weight=(weight.data_ptr(), self.weight_strides),
+            grad_x=cpu.NO_TENSOR if grad_x is None else (grad_x.data_ptr(), self.x_strides),
+            grad_weight=cpu.NO_WEIGHT if grad_weight is None else (grad_weight.data_ptr(), self.weight_strides),
+            grad_bias=0 if grad_bias is None else grad_bias.data_ptr(),
+        )
         if not done:
             raise MemoryError("masked_conv2d: no memory for the backward kernel's scratch")
         return grad_x, grad_weight, grad_bias

@@ -15,7 +15,7 @@ from ..core.strides import channels_adjoin, strides_of
 from .mask import MaskSpec
 
 _STORAGE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-_NO_STRIDES = (0, 0, 0, 0)
+NO_TENSOR, NO_WEIGHT = (0, (0, 0, 0, 0)), (0, (0, 0, 0))  # addresses and strides of what is not there
 
 
 def why_not(x: Tensor) -> str | None:
@@ -28,8 +28,8 @@ def why_not(x: Tensor) -> str | None:
 
 
 @lru_cache(maxsize=256)
-def _plan(spec: MaskSpec, dilation: tuple[int, int]) -> Any:
-    """The native description of a mask, channels sorted by colour group."""
+def plan_of(dtype: torch.dtype, spec: MaskSpec, dilation: tuple[int, int], activation: str) -> Any:
+    """The native description of a layer, channels sorted by colour group."""
 
     def in_order_of(group: list[int]) -> tuple[list[int], list[int]]:
         order = sorted(range(len(group)), key=lambda c: group[c])  # stable: in place for blocks
@@ -41,12 +41,14 @@ def _plan(spec: MaskSpec, dilation: tuple[int, int]) -> Any:
     centre_begin = [sum(not spec.centre_is_live(o, i) for o in out_group) for i in in_group]
     in_place = spec.group_layout == "blocks"
     return backends.require_native().MaskedConvPlan(
+        storage=_STORAGE[dtype],
         kernel=spec.kernel,
         dilation=dilation,
         centre_end=centre_end,
         centre_begin=centre_begin,
         in_order=[] if in_place else in_order,
         out_order=[] if in_place else out_order,
+        relu=activation == "relu",
     )
 
 
@@ -63,6 +65,10 @@ def _weight_strides(weight: Tensor) -> tuple[int, int, int] | None:
     if width == 1:
         return (out, inner, row)
     return (out, inner, tap) if row == tap * width else None
+
+
+def _tensor(t: Tensor | None) -> tuple[int, tuple[int, ...]]:
+    return NO_TENSOR if t is None else (t.data_ptr(), strides_of(t))
 
 
 def forward(
@@ -90,18 +96,13 @@ def forward_into(
         weight = weight.contiguous()
         weight_strides = _weight_strides(weight)
     bias = None if bias is None else bias.contiguous()
-    done = _plan(spec, dilation).forward(
-        _STORAGE[x.dtype],
-        torch.get_num_threads(),
-        (x.shape[0], x.shape[2], x.shape[3]),
-        x.data_ptr(),
-        strides_of(x),
-        weight.data_ptr(),
-        weight_strides,
-        0 if bias is None else bias.data_ptr(),
-        activation == "relu",
-        y.data_ptr(),
-        strides_of(y),
+    done = plan_of(x.dtype, spec, dilation, activation).forward(
+        threads=torch.get_num_threads(),
+        image=(x.shape[0], x.shape[2], x.shape[3]),
+        x=_tensor(x),
+        weight=(weight.data_ptr(), weight_strides),
+        bias=0 if bias is None else bias.data_ptr(),
+        y=_tensor(y),
     )
     if not done:
         raise MemoryError("masked_conv2d: no memory for the kernel's scratch")
@@ -149,27 +150,18 @@ def backward_into(
         weight = weight.contiguous()
         weight_strides = _weight_strides(weight)
     target = grad_weight
-    target_strides = (0, 0, 0) if target is None else _weight_strides(target)
-    if target_strides is None:
+    if target is not None and _weight_strides(target) is None:
         target = torch.empty(weight.shape, dtype=weight.dtype)
-        target_strides = _weight_strides(target)
-    done = _plan(spec, dilation).backward(
-        _STORAGE[x.dtype],
-        torch.get_num_threads(),
-        (x.shape[0], x.shape[2], x.shape[3]),
-        grad_output.data_ptr(),
-        strides_of(grad_output),
-        x.data_ptr(),
-        strides_of(x),
-        0 if output is None else output.data_ptr(),
-        _NO_STRIDES if output is None else strides_of(output),
-        weight.data_ptr(),
-        weight_strides,
-        0 if grad_x is None else grad_x.data_ptr(),
-        _NO_STRIDES if grad_x is None else strides_of(grad_x),
-        0 if target is None else target.data_ptr(),
-        target_strides,
-        0 if grad_bias is None else grad_bias.data_ptr(),
+    done = plan_of(x.dtype, spec, dilation, activation).backward(
+        threads=torch.get_num_threads(),
+        image=(x.shape[0], x.shape[2], x.shape[3]),
+        grad_y=_tensor(grad_output),
+        x=_tensor(x),
+        y=_tensor(output),
+        weight=(weight.data_ptr(), weight_strides),
+        grad_x=_tensor(grad_x),
+        grad_weight=NO_WEIGHT if target is None else (target.data_ptr(), _weight_strides(target)),
+        grad_bias=0 if grad_bias is None else grad_bias.data_ptr(),
     )
     if not done:
         raise MemoryError("masked_conv2d: no memory for the backward kernel's scratch")
