@@ -1,4 +1,4 @@
-// Masked 2-D convolution: forward, and all gradients in one pass. See masked_conv/forward.cpp for how it works.
+// Masked 2-D convolution: forward, and all gradients in one pass. See masked_conv/direct.cpp for how it works.
 #pragma once
 
 #include "cpu/core/isa.h"

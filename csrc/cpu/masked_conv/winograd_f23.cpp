@@ -1,5 +1,5 @@
 // Two pixels of a line at a time, with fewer multiplications: Winograd's F(2, 3) and F(2, 2). The forward pass, and the
-// products that masked_conv/winograd_f23_backward.h is made of.
+// products that masked_conv/winograd_f23_backward.cpp is made of.
 //
 // Two neighbouring outputs of n taps in a line take n + 1 products of sums instead of 2 n (d: the pixels from the first
 // tap of the first output on, g: the weights):

@@ -1,4 +1,4 @@
-// The gradients two pixels of a line at a time, with as few multiplications as the forward pass of masked_conv/winograd_f23.h.
+// The gradients two pixels of a line at a time, with as few multiplications as the forward pass of masked_conv/winograd_f23.cpp.
 //
 //   grad_x       the forward pass over grad_y, with the taps mirrored.
 //   grad_weight  the products of the forward pass the other way round: y0 = m0 + m1 + m2 and y1 = m1 - m2 + m3, so that
@@ -12,11 +12,11 @@
 // of the unit; the sums stand in each thread's own buffer, [term][in][out], and are added in thread order at the end.
 // Traffic: grad_y (and y), x and grad_x once; forms and packed panels in L2, a panel of dm (unit pixels / 2 * PANEL
 // floats) in L1. Bound: the multiply-adds, 7 instead of 10 for a 3x3 B
-// (measured 1.2 to 1.5 times as fast as the direct products of masked_conv/backward.cpp).
+// (measured 1.2 to 1.5 times as fast as the direct products of masked_conv/direct_backward.cpp).
 #pragma once
 
 #include "cpu/masked_conv/gradient.h"
-#include "cpu/masked_conv/winograd_f23.h"
+#include "cpu/masked_conv/winograd_f23.cpp"
 
 namespace gk::GK_ISA {
 

@@ -10,8 +10,8 @@
 //   grad_bias    summed while the panels of grad_y are packed.
 // Traffic: grad_y (and y), x and grad_x once; scratch in L2; a panel of grad_y (unit pixels * PANEL floats) in L1.
 // Bound: the multiply-add units. Short lines cost most: a segment ends every W steps of grad_weight.
-// Many channels, where the mask is one for all of them, go to masked_conv/winograd_f23_backward.h.
-#include "cpu/masked_conv/winograd_f23_backward.h"
+// Many channels, where the mask is one for all of them, go to masked_conv/winograd_f23_backward.cpp.
+#include "cpu/masked_conv/winograd_f23_backward.cpp"
 
 namespace gk::GK_ISA {
 namespace {

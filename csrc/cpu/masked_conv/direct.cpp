@@ -10,9 +10,9 @@
 // once per panel, a panel (K * PANEL floats) streams from L1 or L2 at one register row per six multiply-adds.
 //
 // Bound: the multiply-add units for C >= 16 or so (measured 85-90 % of peak); writing y for the first layer of a
-// network, where C is 1 or 3. Many channels, where the mask is one for all of them, go to masked_conv/winograd_f23.h.
-#include "cpu/masked_conv/winograd_f23.h"
-#include "cpu/masked_conv/first_layer_nchw.h"
+// network, where C is 1 or 3. Many channels, where the mask is one for all of them, go to masked_conv/winograd_f23.cpp.
+#include "cpu/masked_conv/winograd_f23.cpp"
+#include "cpu/masked_conv/first_layer_nchw.cpp"
 #include "cpu/masked_conv/packing.h"
 
 namespace gk::GK_ISA {
