@@ -1,22 +1,23 @@
-// Gradients of the masked convolution: input, weight and bias in one pass over grad_y and x.
+// Direct gradients of the masked convolution: input, weight and bias in one pass over grad_y and x.
 //
-// Tiling: units as in the forward pass. For each, grad_y (zeroed where the ReLU was off) comes into scratch as
+// Tiling: tasks as in the forward pass. For each, grad_y (zeroed where the ReLU was off) comes into scratch as
 // [row][column][channel] with the border that the mirrored taps reach, x as [channel][row][column] with the forward
 // border.
 //   grad_x       gemm_tile, rows = pixels, segments = mirrored taps, panels = input channels.
-//   grad_weight  gemm_tile, rows = (tap, input channel) planes of x shifted by the tap, segments = lines of the unit,
-//                panels = output channels of grad_y. Sums of a unit are added to the thread's own [K][O] buffer, and
+//   grad_weight  gemm_tile, rows = (tap, input channel) planes of x shifted by the tap, segments = lines of the task,
+//                panels = output channels of grad_y. Sums of a task are added to the thread's own [K][O] buffer, and
 //                the buffers are added in thread order at the end: the result depends on the thread count alone.
 //   grad_bias    summed while the panels of grad_y are packed.
-// Traffic: grad_y (and y), x and grad_x once; scratch in L2; a panel of grad_y (unit pixels * PANEL floats) in L1.
+// Traffic: grad_y (and y), x and grad_x once; scratch in L2; a panel of grad_y (task pixels * PANEL floats) in L1.
 // Bound: the multiply-add units. Short lines cost most: a segment ends every W steps of grad_weight.
-// Many channels, where the mask is one for all of them, go to masked_conv/winograd_f23_backward.cpp.
-#include "cpu/masked_conv/winograd_f23_backward.cpp"
+#include "cpu/masked_conv/gradient.h"
+#include "cpu/masked_conv/implementations.h"
+#include "cpu/masked_conv/indirection.h"
 
-namespace gk::GK_ISA {
+namespace gk::GK_ISA::masked_conv {
 namespace {
 
-// Packs a panel of the unit's grad_y as [pixel][panel.width()] and adds its sum over the pixels to `bias`.
+// Packs a panel of the task's grad_y as [pixel][panel.width()] and adds its sum over the pixels to `bias`.
 void pack_gradient_panel(const Region& region, const float* source, int64_t pitch, int64_t channels,
                          const Panel& panel, float* packed, float* bias) {
   Vec sum[NR_MAX] = {};
@@ -34,9 +35,10 @@ void pack_gradient_panel(const Region& region, const float* source, int64_t pitc
   for (int j = 0; j < panel.nr; ++j) store(bias + j * VL, load(bias + j * VL) + sum[j]);
 }
 
-// Adds the unit's share of grad_weight for one panel: sums[tap * C + channel][column].
+// Adds the task's part of grad_weight for one panel: sums[tap * C + channel][column].
 void accumulate_weight(const MaskedConv& c, const Region& region, const float* planes, int64_t pitch, int64_t area,
-                       const Panel& panel, const float* gradient, Segment* lines, float* sums, int64_t sums_stride) {
+                       const MaskedPanel& panel, const float* gradient, Segment* lines, float* sums,
+                       int64_t sums_stride) {
   int64_t line_count = 0;
   if (pitch == region.columns()) {
     line_count = cut_segment({0, region.pixels()}, lines);
@@ -52,120 +54,131 @@ void accumulate_weight(const MaskedConv& c, const Region& region, const float* p
       const int64_t dy = (tap / c.kernel_w - c.kernel_h / 2) * c.dilation_h;
       const int64_t dx = (tap % c.kernel_w - c.kernel_w / 2) * c.dilation_w;
       rows[i] = planes + channel * area + base + dy * pitch + dx;
-      if (++channel == C) channel = 0, ++tap;
+      if (++channel < C) continue;
+      channel = 0;
+      ++tap;
     }
     tile_function(TileMode::add, static_cast<int>(count), panel.nr)(
         rows, lines, line_count, gradient, sums + first * sums_stride, sums_stride);
   });
 }
 
+class DirectBackward {
+ public:
+  explicit DirectBackward(const MaskedConvBackward& args)
+      : args_(args),
+        c_(args.conv),
+        threads_(useful_threads(c_, args.threads)),
+        to_x_(input_gradient_gemm(c_, args.weight)),
+        to_y_(output_gemm(c_, args.weight)),
+        tasks_(make_tasks(c_, c_.out_channels + (wants_weight() ? c_.in_channels : 0), threads_)),
+        sums_(args, (c_.full_taps() + 1) * c_.in_channels, own_) {
+    const int64_t pixels = bordered_pixels(c_, tasks_, tasks_.columns), rows_max = tasks_.rows + c_.reach_up();
+    const int64_t panel_floats = tasks_.rows * tasks_.columns * PANEL_MAX;
+    weights_ = shared_.take<float>(wants_x() ? packed_floats(to_x_, c_.full_taps()) : 0);
+    gradient_ = own_.take<float>(pixels * c_.out_channels);
+    planes_ = own_.take<float>(wants_weight() ? pixels * c_.in_channels : 0);
+    staging_ = own_.take<float>(panel_floats);
+    packed_ = own_.take<float>(panel_floats);
+    segments_ = own_.take<Segment>(max64((c_.full_taps() + 1) * most_segments(c_.out_channels),
+                                         rows_max * most_segments(tasks_.columns)));
+  }
+
+  Outcome run() const {
+    const Scratch scratch(shared_, own_, threads_);
+    if (!scratch.data()) return Outcome::no_memory;
+    want_huge_pages(args_.grad_x, c_.batch * c_.in_channels * c_.height * c_.width);
+    int team = 1;  // the threads that really came
+#pragma omp parallel num_threads(threads_)
+    {
+#pragma omp single
+      team = omp_get_num_threads();
+      sums_.clear(scratch);
+      if (wants_x()) {
+#pragma omp for
+        for (int64_t p = 0; p < panel_count(c_.in_channels); ++p)
+          GK_BY_STORAGE(args_.weight.storage, pack_panel, args_.weight, to_x_, c_, p, scratch.shared(weights_));
+      }
+#pragma omp for schedule(static)
+      for (int64_t index = 0; index < tasks_.count; ++index) run_task(tasks_.at(c_, index), scratch);
+      if (wants_weight()) write_weight_panels(args_, sums_, scratch, [&](int64_t p, int64_t k, float* to) {
+        sum_taps(scratch, team, p, k, to);
+      });
+    }
+    if (args_.grad_bias)
+      GK_BY_STORAGE(args_.weight.storage, write_bias, args_, scratch.own(sums_.bias, 0), scratch.thread_stride(), team);
+    return Outcome::done;
+  }
+
+ private:
+  bool wants_x() const { return args_.grad_x.data; }
+  bool wants_weight() const { return args_.grad_weight.data; }
+
+  void run_task(const Task& task, const Scratch& scratch) const {
+    // The border is for grad_x alone.
+    const Region below = wants_x() ? gradient_region(c_, task.region) : task.region;
+    load_pixels({args_.grad_y, task.image, c_.out_channels, c_.height, c_.width, c_.out_order,
+                 args_.relu ? &args_.y : nullptr},
+                below, scratch.own(gradient_));
+    if (wants_x()) input_gradient(task, below.columns(), scratch);
+    if (wants_weight() || args_.grad_bias) add_weight_gradient(task, below, scratch);
+  }
+
+  void input_gradient(const Task& task, int64_t pitch, const Scratch& scratch) const {
+    const int64_t panel_floats = PANEL_MAX * (c_.full_taps() + 1) * c_.out_channels;
+    for (int64_t p = 0; p < panel_count(c_.in_channels); ++p) {
+      const MaskedPanel panel = masked_panel(to_x_, p);
+      const Indirection taps = make_indirection(c_, to_x_, panel, c_.reach_right(), pitch, scratch.own(segments_));
+      multiply_region(task.region, scratch.own(gradient_), pitch, c_.out_channels, taps, panel,
+                      scratch.shared(weights_) + p * panel_floats,
+                      {args_.grad_x, task.image, panel.first, panel.columns, c_.in_order, nullptr, /*relu=*/false},
+                      scratch.own(staging_));
+    }
+  }
+
+  // To the thread's sums for weight and bias; `below`: where the gradient in scratch lies.
+  void add_weight_gradient(const Task& task, const Region& below, const Scratch& scratch) const {
+    const Region& region = task.region;
+    const Region above = input_region(c_, region);
+    const int64_t O = c_.out_channels;
+    if (wants_weight())
+      load_planes({args_.x, task.image, c_.in_channels, c_.height, c_.width, c_.in_order, nullptr}, above,
+                  scratch.own(planes_));
+    for (int64_t p = 0; p < panel_count(O); ++p) {
+      const MaskedPanel panel = masked_panel(to_y_, p);
+      pack_gradient_panel(region, scratch.own(gradient_) + (region.x0 - below.x0) * O, below.columns(), O, panel,
+                          scratch.own(packed_), scratch.own(sums_.bias) + p * PANEL_MAX);
+      if (wants_weight())
+        accumulate_weight(c_, region, scratch.own(planes_), above.columns(), above.pixels(), panel,
+                          scratch.own(packed_), scratch.own(segments_), scratch.own(sums_.weight) + p * PANEL_MAX,
+                          sums_.stride);
+    }
+  }
+
+  // The taps of input channel k for a panel, over all threads: to[tap][PANEL_MAX].
+  void sum_taps(const Scratch& scratch, int team, int64_t p, int64_t k, float* to) const {
+    const float* const first = scratch.own(sums_.weight, 0) + p * PANEL_MAX;
+    const int nr = panel_at(c_.out_channels, p).nr;
+    for (int64_t t = 0; t <= c_.full_taps(); ++t)
+      for (int j = 0; j < nr; ++j)
+        store(to + t * PANEL_MAX + j * VL, sum_threads(first + (t * c_.in_channels + k) * sums_.stride + j * VL,
+                                                       scratch.thread_stride(), team));
+  }
+
+  const MaskedConvBackward& args_;
+  const MaskedConv& c_;
+  int threads_;
+  MaskedGemm to_x_, to_y_;
+  Tasks tasks_;
+  ScratchLayout shared_, own_;
+  GradientSums sums_;
+  ScratchArray<float> weights_;  // packed for grad_x
+  ScratchArray<float> gradient_, planes_, staging_, packed_;
+  ScratchArray<Segment> segments_;
+};
+
 }  // namespace
 
-bool masked_conv_backward(const MaskedConvBackward& args) {
-  const MaskedConv& c = args.conv;
-  const bool wants_x = args.grad_x.data, wants_weight = args.grad_weight.data, wants_bias = args.grad_bias;
-  const int threads = useful_threads(c, args.threads);
-  if (pairs_pay(c)) {
-    const Outcome outcome = masked_conv_backward_pairs(args, threads);
-    if (outcome != Outcome::uneven) return outcome == Outcome::done;
-  }
-  const int64_t taps = c.full_taps(), C = c.in_channels, O = c.out_channels;
-  const MaskedGemm to_x{C, O, args.weight.stride_in, args.weight.stride_out, c.in_order, c.out_order,
-                     c.centre_begin, nullptr, /*centre_first=*/true};
-  const MaskedGemm to_weight{O, C, 0, 0, c.out_order, c.in_order, nullptr, c.centre_end, /*centre_first=*/false};
+Outcome direct_backward(const MaskedConvBackward& args) { return DirectBackward(args).run(); }
 
-  const Tiling tiling = make_tiling(c, O + (wants_weight ? C : 0), threads);
-  const int64_t rows_max = tiling.rows + c.reach_up();
-  const int64_t area_max = rows_max * (tiling.columns + c.reach_left() + c.reach_right());
-  const int64_t panel_floats = Scratch::round(tiling.rows * tiling.columns * PANEL_MAX);
-  const int64_t gradient_floats = Scratch::round(area_max * O);
-  const int64_t plane_floats = wants_weight ? Scratch::round(area_max * C) : 0;
-  const int64_t segments_max = max64((taps + 1) * most_segments(O), rows_max * most_segments(tiling.columns));
-  const int64_t segment_floats = Scratch::round(segments_max * (sizeof(Segment) / sizeof(float)));
-  const int64_t sums_stride = panel_count(O) * PANEL_MAX;
-  const int64_t sums_floats = wants_weight ? (taps + 1) * C * sums_stride : 0;
-  const int64_t buffer_floats = wants_weight ? Scratch::round(c.kernel_h * c.kernel_w * PANEL_MAX) : 0;
-  // Sums first: what is added across threads stands at a fixed distance.
-  const int64_t thread_floats = sums_floats + sums_stride + gradient_floats + plane_floats + 2 * panel_floats +
-                                segment_floats + buffer_floats;
-  const int64_t weight_floats = wants_x ? Scratch::round(packed_floats(to_x, taps)) : 0;
-  const Scratch scratch(weight_floats + threads * thread_floats);
-  if (!scratch.data()) return false;
-  want_huge_pages(args.grad_x, c.batch * c.in_channels * c.height * c.width);
-  float* const weights = scratch.data();
-  float* const first_sums = weights + weight_floats;
-
-  int team = 1;  // the threads that really came
-#pragma omp parallel num_threads(threads)
-  {
-#pragma omp single
-    team = omp_get_num_threads();
-    float* const sums = first_sums + omp_get_thread_num() * thread_floats;
-    float* const bias_sums = sums + sums_floats;
-    float* const gradient = bias_sums + sums_stride;
-    float* const planes = gradient + gradient_floats;
-    float* const staging = planes + plane_floats;
-    float* const packed = staging + panel_floats;
-    Segment* const segments = reinterpret_cast<Segment*>(packed + panel_floats);
-    float* const buffer = packed + panel_floats + segment_floats;
-    memset(sums, 0, (sums_floats + sums_stride) * sizeof(float));
-    if (wants_x) {
-#pragma omp for
-      for (int64_t p = 0; p < panel_count(C); ++p)
-        GK_BY_STORAGE(args.weight.storage, pack_panel, args.weight, to_x, c, p, weights);
-    }
-
-#pragma omp for schedule(static)
-    for (int64_t unit = 0; unit < tiling.units; ++unit) {
-      int64_t image;
-      const Region region = tiling.region(c, unit, &image);
-      // The border is for grad_x alone.
-      const Region below = !wants_x ? region
-                                    : Region{region.y0, region.y1 + c.reach_up(), region.x0 - c.reach_right(),
-                                             region.x1 + c.reach_left()};
-      const int64_t pitch = below.columns();
-      load_pixels({args.grad_y, image, O, c.height, c.width, c.out_order, args.relu ? &args.y : nullptr}, below,
-                  gradient);
-      if (wants_x) {
-        for (int64_t p = 0; p < panel_count(C); ++p) {
-          const Panel panel = make_panel(to_x, p);
-          const int64_t count = make_segments(c, to_x, panel, c.reach_right(), pitch, -1, segments);
-          const Target target{args.grad_x, image, panel.first, panel.columns, c.in_order, nullptr, false};
-          multiply_unit(region, gradient, pitch, O, segments, count, panel, weights + p * PANEL_MAX * (taps + 1) * O,
-                        target, staging);
-        }
-      }
-      if (!wants_weight && !wants_bias) continue;
-      const Region above{region.y0 - c.reach_up(), region.y1, region.x0 - c.reach_left(),
-                         region.x1 + c.reach_right()};
-      if (wants_weight) load_planes({args.x, image, C, c.height, c.width, c.in_order, nullptr}, above, planes);
-      for (int64_t p = 0; p < panel_count(O); ++p) {
-        const Panel panel = make_panel(to_weight, p);
-        pack_gradient_panel(region, gradient + (region.x0 - below.x0) * O, pitch, O, panel, packed,
-                            bias_sums + p * PANEL_MAX);
-        if (wants_weight)
-          accumulate_weight(c, region, planes, above.columns(), above.pixels(), panel, packed, segments,
-                            sums + p * PANEL_MAX, sums_stride);
-      }
-    }
-
-    if (wants_weight) {
-#pragma omp for
-      for (int64_t p = 0; p < panel_count(O); ++p) {
-        const Panel panel = make_panel(to_weight, p);
-        const auto sum_taps = [&](int64_t k, float* to) {
-          for (int64_t t = 0; t <= taps; ++t)
-            for (int j = 0; j < panel.nr; ++j)
-              store(to + t * PANEL_MAX + j * VL,
-                    sum_threads(first_sums + (t * C + k) * sums_stride + p * PANEL_MAX + j * VL, thread_floats, team));
-        };
-        GK_BY_STORAGE(args.grad_weight.storage, write_weight, args, panel, sum_taps, buffer);
-      }
-    }
-  }
-  if (wants_bias)
-    GK_BY_STORAGE(args.weight.storage, write_bias, args, first_sums + sums_floats, thread_floats, team);
-  return true;
-}
-
-}  // namespace gk::GK_ISA
+}  // namespace gk::GK_ISA::masked_conv
