@@ -30,52 +30,46 @@ def build_info() -> dict[str, Any]: ...
 def cuda_device_status() -> DeviceStatus: ...
 def cuda_device_limits(device: int) -> tuple[int, int, int]: ...
 
-# Masked convolution. Tensors are addresses with the strides of [N, C, H, W], weights with those of (out, in, tap);
-# 0 stands for a tensor that is not there. `image` is N, H, W. False where memory for scratch ran out.
+# A tensor: its address, 0 for one that is not there, and its strides in elements, those of [N, C, H, W]; of a masked
+# weight those of (out, in, tap), all taps at one distance.
 _Strides = tuple[int, int, int, int]
-_WeightStrides = tuple[int, int, int]
+_Tensor = tuple[int, _Strides]
+_MaskedWeight = tuple[int, tuple[int, int, int]]
+
+# Masked convolution. `image` is N, H, W; `bias` and `grad_bias` are addresses; backward reads `y` where there is a
+# ReLU. False where memory for scratch ran out.
 
 class MaskedConvPlan:
     def __init__(
         self,
+        storage: int,
         kernel: tuple[int, int],
         dilation: tuple[int, int],
         centre_end: list[int],
         centre_begin: list[int],
         in_order: list[int],
         out_order: list[int],
+        relu: bool,
     ) -> None: ...
     def forward(
         self,
-        storage: int,
         threads: int,
         image: tuple[int, int, int],
-        x: int,
-        x_strides: _Strides,
-        weight: int,
-        weight_strides: _WeightStrides,
+        x: _Tensor,
+        weight: _MaskedWeight,
         bias: int,
-        relu: bool,
-        y: int,
-        y_strides: _Strides,
+        y: _Tensor,
     ) -> bool: ...
     def backward(
         self,
-        storage: int,
         threads: int,
         image: tuple[int, int, int],
-        grad_y: int,
-        grad_y_strides: _Strides,
-        x: int,
-        x_strides: _Strides,
-        y: int,
-        y_strides: _Strides,
-        weight: int,
-        weight_strides: _WeightStrides,
-        grad_x: int,
-        grad_x_strides: _Strides,
-        grad_weight: int,
-        grad_weight_strides: _WeightStrides,
+        grad_y: _Tensor,
+        x: _Tensor,
+        y: _Tensor,
+        weight: _MaskedWeight,
+        grad_x: _Tensor,
+        grad_weight: _MaskedWeight,
         grad_bias: int,
     ) -> bool: ...
 
@@ -114,7 +108,6 @@ def wavefront_lstm_backward(
 # those of [small, large, kh, kw]; `coefficients` [7, C] are mean, rstd, gamma, beta, gamma * rstd, mean g, mean g zhat.
 # False where memory for scratch ran out.
 _ConvSizes = tuple[int, ...]
-_Operand = tuple[int, _Strides]
 _Activation = tuple[int, float]
 
 def conv_forward(
@@ -122,9 +115,9 @@ def conv_forward(
     threads: int,
     sizes: _ConvSizes,
     up: bool,
-    x: _Operand,
-    weight: _Operand,
-    y: _Operand,
+    x: _Tensor,
+    weight: _Tensor,
+    y: _Tensor,
     scale: int,
     shift: int,
     activation: _Activation,
@@ -135,14 +128,14 @@ def conv_backward(
     threads: int,
     sizes: _ConvSizes,
     up: bool,
-    grad: _Operand,
+    grad: _Tensor,
     other: int,
     coefficients: int,
     activation: _Activation,
-    x: _Operand,
-    weight: _Operand,
-    grad_x: _Operand,
-    grad_weight: _Operand,
+    x: _Tensor,
+    weight: _Tensor,
+    grad_x: _Tensor,
+    grad_weight: _Tensor,
 ) -> bool: ...
 def norm_forward(
     storage: int,

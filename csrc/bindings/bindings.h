@@ -12,6 +12,7 @@
 #include <array>
 #include <cstdint>
 #include <string>
+#include <tuple>
 #include <utility>
 
 #include "cpu/conv_bn_act/conv_bn_act.h"
@@ -34,15 +35,28 @@ inline void check_threads(int threads) {
 }
 
 using Address = std::uintptr_t;
-using Strides4 = std::array<int64_t, 4>;  // of [N, C, H, W]
+// Tuples, since pybind11 allocates memory to read a std::array.
+using Strides4 = std::tuple<int64_t, int64_t, int64_t, int64_t>;  // of [N, C, H, W]
+using Strides3 = std::tuple<int64_t, int64_t, int64_t>;  // of a weight whose taps stand at one distance: out, in, tap
+
+// A tensor crosses the border as its address, 0 for one that is not there, and its strides in elements.
+using TensorArg = std::pair<Address, Strides4>;
+using WeightArg = std::pair<Address, Strides3>;
 
 inline Storage checked_storage(int code) {
   check(code >= 0 && code <= 2, "storage", "0 (float32), 1 (bfloat16) or 2 (float16)", code);
   return static_cast<Storage>(code);
 }
 
-inline ImageView image_view(Address data, const Strides4& s, Storage storage) {
-  return {reinterpret_cast<const void*>(data), s[0], s[1], s[2], s[3], storage};
+inline ImageView image_view(Address data, const Strides4& strides, Storage storage) {
+  const auto [n, c, h, w] = strides;
+  return {reinterpret_cast<const void*>(data), n, c, h, w, storage};
+}
+inline ImageView image_view(const TensorArg& t, Storage storage) { return image_view(t.first, t.second, storage); }
+
+inline WeightView weight_view(const WeightArg& weight, Storage storage) {
+  const auto [out, in, tap] = weight.second;
+  return {reinterpret_cast<const void*>(weight.first), out, in, tap, storage};
 }
 
 template <typename T>

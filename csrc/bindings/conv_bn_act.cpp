@@ -13,7 +13,6 @@ namespace {
 
 // batch, channels, height, width of the small image; the last three of the large one; kernel, stride, padding (h, w)
 using ConvSizes = std::array<int64_t, 13>;
-using ConvOperand = std::pair<Address, Strides4>;  // 0 for a tensor that is not there
 
 ConvShape conv_shape(const ConvSizes& s) {
   for (int i = 0; i < 11; ++i) check(s[i] >= 1, "sizes", "at least 1", s[i]);
@@ -21,11 +20,9 @@ ConvShape conv_shape(const ConvSizes& s) {
   return {s[0], s[1], s[4], s[2], s[3], s[5], s[6], s[7], s[8], s[9], s[10], s[11], s[12]};
 }
 
-ImageView image_view(const ConvOperand& t, Storage storage) { return bindings::image_view(t.first, t.second, storage); }
-
-ConvWeight conv_weight(const ConvOperand& t, Storage storage) {
-  const Strides4& s = t.second;
-  return {reinterpret_cast<const void*>(t.first), s[0], s[1], s[2], s[3], storage};
+ConvWeight conv_weight(const TensorArg& t, Storage storage) {
+  const auto [small, large, h, w] = t.second;
+  return {reinterpret_cast<const void*>(t.first), small, large, h, w, storage};
 }
 
 NormPass norm_pass(int storage, int threads, const std::array<int64_t, 3>& sizes, bool channels_last, Address grad,
@@ -42,7 +39,7 @@ NormPass norm_pass(int storage, int threads, const std::array<int64_t, 3>& sizes
 void bind_conv_bn_act(py::module_& m) {
   m.def(
       "conv_forward",
-      [](int storage_code, int threads, ConvSizes sizes, bool up, ConvOperand x, ConvOperand weight, ConvOperand y,
+      [](int storage_code, int threads, ConvSizes sizes, bool up, TensorArg x, TensorArg weight, TensorArg y,
          Address scale, Address shift, ActivationCode activation, Address statistics) {
         check_threads(threads);
         const Storage storage = checked_storage(storage_code);
@@ -56,8 +53,8 @@ void bind_conv_bn_act(py::module_& m) {
       py::arg("y"), py::arg("scale"), py::arg("shift"), py::arg("activation"), py::arg("statistics"), NoGil());
   m.def(
       "conv_backward",
-      [](int storage_code, int threads, ConvSizes sizes, bool up, ConvOperand grad, Address other, Address coefficients,
-         ActivationCode activation, ConvOperand x, ConvOperand weight, ConvOperand grad_x, ConvOperand grad_weight) {
+      [](int storage_code, int threads, ConvSizes sizes, bool up, TensorArg grad, Address other, Address coefficients,
+         ActivationCode activation, TensorArg x, TensorArg weight, TensorArg grad_x, TensorArg grad_weight) {
         check_threads(threads);
         const Storage storage = checked_storage(storage_code);
         const ConvShape shape = conv_shape(sizes);

@@ -1,6 +1,7 @@
 // The masked convolution in genkernels._C.
 #include "cpu/masked_conv/masked_conv.h"
 
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -11,19 +12,17 @@ namespace gk::bindings {
 
 namespace {
 
-using Strides3 = std::array<int64_t, 3>;  // of a weight: out, in, tap
+using ImageSizes = std::tuple<int64_t, int64_t, int64_t>;  // batch, height, width
 
-WeightView weight_view(Address data, const Strides3& s, Storage storage) {
-  return {reinterpret_cast<const void*>(data), s[0], s[1], s[2], storage};
-}
-
-// The mask of one layer: built once, used by every call.
+// Storage type, mask and activation of one layer: built once, used by every call.
 class MaskedConvPlan {
  public:
-  MaskedConvPlan(std::pair<int64_t, int64_t> kernel, std::pair<int64_t, int64_t> dilation,
+  MaskedConvPlan(int storage, std::pair<int64_t, int64_t> kernel, std::pair<int64_t, int64_t> dilation,
                  std::vector<int32_t> centre_end, std::vector<int32_t> centre_begin, std::vector<int32_t> in_order,
-                 std::vector<int32_t> out_order)
-      : kernel_(kernel),
+                 std::vector<int32_t> out_order, bool relu)
+      : storage_(checked_storage(storage)),
+        relu_(relu),
+        kernel_(kernel),
         dilation_(dilation),
         centre_end_(std::move(centre_end)),
         centre_begin_(std::move(centre_begin)),
@@ -38,32 +37,30 @@ class MaskedConvPlan {
     check_order("out_order", out_order_, outputs);
   }
 
-  bool forward(int storage_code, int threads, std::array<int64_t, 3> image, Address x, Strides4 x_strides,
-               Address weight, Strides3 weight_strides, Address bias, bool relu, Address y, Strides4 y_strides) const {
+  bool forward(int threads, const ImageSizes& image, const TensorArg& x, const WeightArg& weight, Address bias,
+               const TensorArg& y) const {
     check_threads(threads);
-    const Storage storage = checked_storage(storage_code);
-    const MaskedConvForward args{conv(image), image_view(x, x_strides, storage), image_view(y, y_strides, storage),
-                                     weight_view(weight, weight_strides, storage),
-                                     reinterpret_cast<const void*>(bias), relu, threads};
+    const MaskedConvForward args{conv(image), image_view(x, storage_), image_view(y, storage_),
+                                 weight_view(weight, storage_), pointer<const void>(bias), relu_, threads};
     return GK_DISPATCH(masked_conv_forward, args);
   }
 
-  bool backward(int storage_code, int threads, std::array<int64_t, 3> image, Address grad_y, Strides4 grad_y_strides,
-                Address x, Strides4 x_strides, Address y, Strides4 y_strides, Address weight, Strides3 weight_strides,
-                Address grad_x, Strides4 grad_x_strides, Address grad_weight, Strides3 grad_weight_strides,
+  // `y` is read where there is a ReLU.
+  bool backward(int threads, const ImageSizes& image, const TensorArg& grad_y, const TensorArg& x, const TensorArg& y,
+                const WeightArg& weight, const TensorArg& grad_x, const WeightArg& grad_weight,
                 Address grad_bias) const {
     check_threads(threads);
-    const Storage storage = checked_storage(storage_code);
+    check(!relu_ || y.first != 0, "y", "an address", y.first);
     const MaskedConvBackward args{conv(image),
-                                      image_view(grad_y, grad_y_strides, storage),
-                                      image_view(x, x_strides, storage),
-                                      image_view(y, y_strides, storage),
-                                      weight_view(weight, weight_strides, storage),
-                                      image_view(grad_x, grad_x_strides, storage),
-                                      weight_view(grad_weight, grad_weight_strides, storage),
-                                      reinterpret_cast<void*>(grad_bias),
-                                      y != 0,
-                                      threads};
+                                  image_view(grad_y, storage_),
+                                  image_view(x, storage_),
+                                  image_view(y, storage_),
+                                  weight_view(weight, storage_),
+                                  image_view(grad_x, storage_),
+                                  weight_view(grad_weight, storage_),
+                                  pointer<void>(grad_bias),
+                                  relu_,
+                                  threads};
     return GK_DISPATCH(masked_conv_backward, args);
   }
 
@@ -74,17 +71,27 @@ class MaskedConvPlan {
     for (int32_t channel : order) check(channel >= 0 && channel < channels, name, "channel numbers", channel);
   }
 
-  MaskedConv conv(const std::array<int64_t, 3>& image) const {  // [N, H, W]
-    for (int64_t size : image) check(size >= 1, "image", "sizes of at least 1", size);
+  MaskedConv conv(const ImageSizes& image) const {
+    const auto [batch, height, width] = image;
+    for (int64_t size : {batch, height, width}) check(size >= 1, "image", "sizes of at least 1", size);
     const auto table = [](const std::vector<int32_t>& v) { return v.empty() ? nullptr : v.data(); };
-    return {image[0],          static_cast<int64_t>(centre_begin_.size()), static_cast<int64_t>(centre_end_.size()),
-            image[1],          image[2],
-            kernel_.first,     kernel_.second,
-            dilation_.first,   dilation_.second,
-            table(centre_end_), table(centre_begin_),
-            table(in_order_),  table(out_order_)};
+    MaskedConv c;
+    c.batch = batch;
+    c.in_channels = static_cast<int64_t>(centre_begin_.size());
+    c.out_channels = static_cast<int64_t>(centre_end_.size());
+    c.height = height;
+    c.width = width;
+    std::tie(c.kernel_h, c.kernel_w) = kernel_;
+    std::tie(c.dilation_h, c.dilation_w) = dilation_;
+    c.centre_end = table(centre_end_);
+    c.centre_begin = table(centre_begin_);
+    c.in_order = table(in_order_);
+    c.out_order = table(out_order_);
+    return c;
   }
 
+  Storage storage_;
+  bool relu_;
   std::pair<int64_t, int64_t> kernel_, dilation_;
   std::vector<int32_t> centre_end_, centre_begin_, in_order_, out_order_;
 };
@@ -93,18 +100,14 @@ class MaskedConvPlan {
 
 void bind_masked_conv(py::module_& m) {
   py::class_<MaskedConvPlan>(m, "MaskedConvPlan")
-      .def(py::init<std::pair<int64_t, int64_t>, std::pair<int64_t, int64_t>, std::vector<int32_t>,
-                    std::vector<int32_t>, std::vector<int32_t>, std::vector<int32_t>>(),
-           py::arg("kernel"), py::arg("dilation"), py::arg("centre_end"), py::arg("centre_begin"),
-           py::arg("in_order"), py::arg("out_order"))
-      .def("forward", &MaskedConvPlan::forward, py::arg("storage"), py::arg("threads"), py::arg("image"), py::arg("x"),
-           py::arg("x_strides"), py::arg("weight"), py::arg("weight_strides"), py::arg("bias"), py::arg("relu"),
-           py::arg("y"), py::arg("y_strides"), NoGil())
-      .def("backward", &MaskedConvPlan::backward, py::arg("storage"), py::arg("threads"), py::arg("image"),
-           py::arg("grad_y"), py::arg("grad_y_strides"), py::arg("x"), py::arg("x_strides"), py::arg("y"),
-           py::arg("y_strides"), py::arg("weight"), py::arg("weight_strides"), py::arg("grad_x"),
-           py::arg("grad_x_strides"), py::arg("grad_weight"), py::arg("grad_weight_strides"), py::arg("grad_bias"),
-           NoGil());
+      .def(py::init<int, std::pair<int64_t, int64_t>, std::pair<int64_t, int64_t>, std::vector<int32_t>,
+                    std::vector<int32_t>, std::vector<int32_t>, std::vector<int32_t>, bool>(),
+           py::arg("storage"), py::arg("kernel"), py::arg("dilation"), py::arg("centre_end"), py::arg("centre_begin"),
+           py::arg("in_order"), py::arg("out_order"), py::arg("relu"))
+      .def("forward", &MaskedConvPlan::forward, py::arg("threads"), py::arg("image"), py::arg("x"), py::arg("weight"),
+           py::arg("bias"), py::arg("y"), NoGil())
+      .def("backward", &MaskedConvPlan::backward, py::arg("threads"), py::arg("image"), py::arg("grad_y"), py::arg("x"),
+           py::arg("y"), py::arg("weight"), py::arg("grad_x"), py::arg("grad_weight"), py::arg("grad_bias"), NoGil());
 }
 
 }  // namespace gk::bindings

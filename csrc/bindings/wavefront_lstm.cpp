@@ -11,9 +11,8 @@ namespace gk::bindings {
 
 namespace {
 
-using Strides3 = std::array<int64_t, 3>;  // of a weight: out, in, tap
-using Image = std::pair<Address, Strides4>;
-using Weight = std::pair<Address, Strides3>;
+using Image = TensorArg;
+using Weight = WeightArg;
 // mirrored; gates, x; weight, input_weight; input_bias, h0, c0; hidden; saved; 0 for what is not there
 using WalkTensors =
     std::tuple<bool, Image, Image, Weight, Weight, std::array<Address, 3>, Image, Address>;
@@ -36,13 +35,10 @@ class WavefrontCall {
     for (int32_t tap : taps) check(!diagonal || tap <= 0, "taps", "at most 0 on a diagonal", tap);
     check(!walks.empty(), "walks", "at least one", walks.size());
     const auto pointer = [](Address data) { return reinterpret_cast<const void*>(data); };
-    const auto weight_view = [&](const Weight& w) {
-      return WeightView{pointer(w.first), w.second[0], w.second[1], w.second[2], storage_};
-    };
     for (const auto& [mirrored, gates, x, weight, input_weight, vectors, hidden, saved] : walks) {
       check(diagonal || !mirrored, "mirrored", "false on rows", mirrored);
       const auto& [input_bias, h0, c0] = vectors;
-      walks_.push_back({mirrored, view(gates), view(x), weight_view(weight), weight_view(input_weight),
+      walks_.push_back({mirrored, view(gates), view(x), weight_view(weight, storage_), weight_view(input_weight, storage_),
                         pointer(input_bias), pointer(h0), pointer(c0), view(hidden), reinterpret_cast<float*>(saved)});
     }
   }

@@ -1,9 +1,9 @@
-// How the gradients of a masked convolution's weight and bias leave the threads' sums.
+// Gradients of a masked convolution's weight and bias: the threads' sums, and their way to the tensors.
 #pragma once
 
 #include "cpu/masked_conv/packing.h"
 
-namespace gk::GK_ISA {
+namespace gk::GK_ISA::masked_conv {
 
 // One vector of the sum over `threads` buffers that stand `thread_stride` apart.
 GK_INLINE Vec sum_threads(const float* sums, int64_t thread_stride, int threads) {
@@ -11,6 +11,26 @@ GK_INLINE Vec sum_threads(const float* sums, int64_t thread_stride, int threads)
   for (int thread = 0; thread < threads; ++thread) total += load(sums + thread * thread_stride);
   return total;
 }
+
+// What each thread adds up. The rows of the weight's sums are the implementation's: taps, or terms of Winograd's.
+struct GradientSums {
+  int64_t stride;              // floats of a row: the output channels in whole panels
+  int64_t rows;
+  ScratchArray<float> weight;  // [rows][stride]
+  ScratchArray<float> bias;    // [stride]
+  ScratchArray<float> taps;    // of one input channel and a panel: [kernel_h * kernel_w][PANEL_MAX]
+
+  GradientSums(const MaskedConvBackward& args, int64_t live_rows, ScratchLayout& own)
+      : stride(panel_count(args.conv.out_channels) * PANEL_MAX), rows(args.grad_weight.data ? live_rows : 0) {
+    weight = own.take<float>(rows * stride);
+    bias = own.take<float>(stride);
+    taps = own.take<float>(rows ? args.conv.kernel_h * args.conv.kernel_w * PANEL_MAX : 0);
+  }
+  void clear(const Scratch& scratch) const {
+    memset(scratch.own(weight), 0, rows * stride * sizeof(float));
+    memset(scratch.own(bias), 0, stride * sizeof(float));
+  }
+};
 
 // Writes one panel of output channels of grad_weight, dead entries as zero. sum_taps(k, buffer) adds up the live taps
 // of input channel k, for all columns of the panel: buffer[tap][PANEL_MAX], zeros before.
@@ -54,4 +74,16 @@ void write_bias(const MaskedConvBackward& args, const float* sums, int64_t threa
   }
 }
 
-}  // namespace gk::GK_ISA
+// At the end of a pass, by the whole team: sum_taps(panel index, k, buffer) as in write_weight.
+template <class SumTaps>
+void write_weight_panels(const MaskedConvBackward& args, const GradientSums& sums, const Scratch& scratch,
+                         const SumTaps& sum_taps) {
+#pragma omp for
+  for (int64_t p = 0; p < panel_count(args.conv.out_channels); ++p) {
+    const auto sum_panel = [&](int64_t k, float* to) { sum_taps(p, k, to); };
+    GK_BY_STORAGE(args.grad_weight.storage, write_weight, args, panel_at(args.conv.out_channels, p), sum_panel,
+                  scratch.own(sums.taps));
+  }
+}
+
+}  // namespace gk::GK_ISA::masked_conv

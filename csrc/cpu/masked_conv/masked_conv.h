@@ -1,4 +1,4 @@
-// Masked 2-D convolution: forward, and all gradients in one pass. See masked_conv/forward.cpp for how it works.
+// Arguments and entry points of the masked 2-D convolution: forward, and all gradients in one pass.
 #pragma once
 
 #include "cpu/core/isa.h"
@@ -38,7 +38,7 @@ struct MaskedConvBackward {
   ImageView grad_y, x;
   ImageView y;  // the forward result, read when `relu`; the same kind of layout as grad_y
   WeightView weight;
-  ImageView grad_x;        // data nullptr: not wanted
+  ImageView grad_x;        // data nullptr: not needed
   WeightView grad_weight;  // likewise; every element is written, dead ones with zero
   void* grad_bias;         // likewise
   bool relu;

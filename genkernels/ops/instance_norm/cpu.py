@@ -24,16 +24,16 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     y, statistics = torch.empty_like(x), torch.empty((2, x.shape[0], x.shape[1]))
     backends.require_native().instance_norm_forward(
-        STORAGE[x.dtype],
-        torch.get_num_threads(),
-        _sizes(x),
-        channels_adjoin(x),
-        x.data_ptr(),
-        (_address(weight), _address(bias)),
-        eps,
-        (ACTIVATIONS.index(activation), negative_slope),
-        y.data_ptr(),
-        statistics.data_ptr(),
+        storage=STORAGE[x.dtype],
+        threads=torch.get_num_threads(),
+        sizes=_sizes(x),
+        channels_last=channels_adjoin(x),
+        x=x.data_ptr(),
+        affine=(_address(weight), _address(bias)),
+        eps=eps,
+        activation=(ACTIVATIONS.index(activation), negative_slope),
+        y=y.data_ptr(),
+        statistics=statistics.data_ptr(),
     )
     return y, statistics
 
@@ -45,16 +45,16 @@ def backward(
     grad_x = torch.empty_like(x) if needs_x else None
     sums = torch.empty_like(statistics)
     backends.require_native().instance_norm_backward(
-        STORAGE[x.dtype],
-        torch.get_num_threads(),
-        _sizes(x),
-        channels_adjoin(x),
-        grad_output.data_ptr(),
-        x.data_ptr(),
-        (_address(weight), _address(bias)),
-        statistics.data_ptr(),
-        (ACTIVATIONS.index(activation), negative_slope),
-        _address(grad_x),
-        sums.data_ptr(),
+        storage=STORAGE[x.dtype],
+        threads=torch.get_num_threads(),
+        sizes=_sizes(x),
+        channels_last=channels_adjoin(x),
+        grad=grad_output.data_ptr(),
+        x=x.data_ptr(),
+        affine=(_address(weight), _address(bias)),
+        statistics=statistics.data_ptr(),
+        activation=(ACTIVATIONS.index(activation), negative_slope),
+        grad_x=_address(grad_x),
+        sums=sums.data_ptr(),
     )
     return grad_x, sums

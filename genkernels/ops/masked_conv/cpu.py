@@ -15,12 +15,12 @@ from ..core.layout import empty_gradients, empty_output, output_format
 from ..core.strides import channels_adjoin, readable, strides_of, weight_strides
 from .mask import MaskSpec
 
-_NO_STRIDES = (0, 0, 0, 0)
+_NO_TENSOR, _NO_WEIGHT = (0, (0, 0, 0, 0)), (0, (0, 0, 0))  # addresses and strides of what is not there
 
 
 @lru_cache(maxsize=256)
-def _plan(spec: MaskSpec, dilation: tuple[int, int]) -> Any:
-    """The native description of a mask, channels sorted by colour group."""
+def _plan(dtype: torch.dtype, spec: MaskSpec, dilation: tuple[int, int], activation: str) -> Any:
+    """The native description of a layer, channels sorted by colour group."""
 
     def in_order_of(group: list[int]) -> tuple[list[int], list[int]]:
         order = sorted(range(len(group)), key=lambda c: group[c])  # stable: in place for blocks
@@ -32,12 +32,14 @@ def _plan(spec: MaskSpec, dilation: tuple[int, int]) -> Any:
     centre_begin = [sum(not spec.centre_is_live(o, i) for o in out_group) for i in in_group]
     in_place = spec.group_layout == "blocks"
     return backends.require_native().MaskedConvPlan(
+        storage=STORAGE[dtype],
         kernel=spec.kernel,
         dilation=dilation,
         centre_end=centre_end,
         centre_begin=centre_begin,
         in_order=[] if in_place else in_order,
         out_order=[] if in_place else out_order,
+        relu=activation == "relu",
     )
 
 
@@ -45,14 +47,15 @@ class _Launcher:
     """The native calls for tensors of settled sizes and strides, between which addresses alone differ.
 
     Attributes:
-        plan, storage, image, relu: as ``_C.MaskedConvPlan`` takes them.
+        plan: a ``_C.MaskedConvPlan``.
+        image: N, H, W.
         x, weight, y, grad_y, grad_x, grad_weight: strides; those of gradients as of what they belong to.
     """
 
     def __init__(
         self, x: Tensor, weight: Tensor, y: tuple[int, ...], spec: MaskSpec, dilation: tuple[int, int], activation: str
     ) -> None:
-        self.plan, self.storage, self.relu = _plan(spec, dilation), STORAGE[x.dtype], activation == "relu"
+        self.plan = _plan(x.dtype, spec, dilation, activation)
         self.image = (x.shape[0], x.shape[2], x.shape[3])
         self.x = self.grad_x = strides_of(x)
         self.weight = self.grad_weight = weight_strides(weight)
@@ -60,9 +63,13 @@ class _Launcher:
 
     def forward_into(self, y: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         done = self.plan.forward(
-            self.storage, torch.get_num_threads(), self.image, x.data_ptr(), self.x, weight.data_ptr(), self.weight,
-            0 if bias is None else bias.data_ptr(), self.relu, y.data_ptr(), self.y,
-        )  # fmt: skip
+            threads=torch.get_num_threads(),
+            image=self.image,
+            x=(x.data_ptr(), self.x),
+            weight=(weight.data_ptr(), self.weight),
+            bias=0 if bias is None else bias.data_ptr(),
+            y=(y.data_ptr(), self.y),
+        )
         if not done:
             raise MemoryError("masked_conv2d: no memory for the kernel's scratch")
 
@@ -71,15 +78,16 @@ class _Launcher:
     ) -> None:
         grad_x, grad_weight, grad_bias = grads
         done = self.plan.backward(
-            self.storage, torch.get_num_threads(), self.image, grad_output.data_ptr(), self.grad_y,
-            x.data_ptr(), self.x,
-            0 if output is None else output.data_ptr(), _NO_STRIDES if output is None else self.y,
-            weight.data_ptr(), self.weight,
-            0 if grad_x is None else grad_x.data_ptr(), _NO_STRIDES if grad_x is None else self.grad_x,
-            0 if grad_weight is None else grad_weight.data_ptr(),
-            _NO_STRIDES[:3] if grad_weight is None else self.grad_weight,
-            0 if grad_bias is None else grad_bias.data_ptr(),
-        )  # fmt: skip
+            threads=torch.get_num_threads(),
+            image=self.image,
+            grad_y=(grad_output.data_ptr(), self.grad_y),
+            x=(x.data_ptr(), self.x),
+            y=_NO_TENSOR if output is None else (output.data_ptr(), self.y),
+            weight=(weight.data_ptr(), self.weight),
+            grad_x=_NO_TENSOR if grad_x is None else (grad_x.data_ptr(), self.grad_x),
+            grad_weight=_NO_WEIGHT if grad_weight is None else (grad_weight.data_ptr(), self.grad_weight),
+            grad_bias=0 if grad_bias is None else grad_bias.data_ptr(),
+        )
         if not done:
             raise MemoryError("masked_conv2d: no memory for the backward kernel's scratch")
 

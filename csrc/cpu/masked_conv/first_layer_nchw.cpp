@@ -1,31 +1,22 @@
-// The forward pass of a first layer, 1 or 3 channels to many, and of a last one, 1x1 to more, whose y is NCHW.
+// Forward pass of the masked convolution for NCHW results of a first layer, 1 or 3 channels to many, and of a last one,
+// 1x1 to more.
 //
 //   y[o][pixel] = sum over k  weight[o][k] * patches[k][pixel],  k = the live taps of all channels, and a one for bias
 //
 // Tiling: rows of a tile are six output channels, its columns a panel of pixels, so tiles leave the registers for good,
-// in lines of y. A unit's lines are joined to one run of pixels, its patches packed panel by panel (1.6 KB for a 7x7
-// mask on one channel, a unit's in L2); output channels six at a time then walk along all panels, so y is written in
-// six streams. The six weights of a step stand side by side: they are read through one pointer and a tile, with only
+// in lines of y. A task's lines are joined to one run of pixels, its patches packed panel by panel (1.6 KB for a 7x7
+// mask on one channel, a task's in L2); output channels six at a time then take all panels in turn, so y is written
+// in six streams. The six weights of a step stand side by side: they are read through one pointer and a tile, with only
 // some 25 to 75 steps, begins without fetching six.
-// Traffic: y once; patches are 1 / out_channels of the arithmetic. Bound: for K of 25 writing y, for 75 the multiply-add
-// units (measured 60 to 79 % of the peak of one thread, on a machine that others share).
+// Traffic: y once; patches are 1 / out_channels of the arithmetic. Bound: writing y for K of 25, multiply-adds for 75
+// (measured 60 to 79 % of the peak of one thread, on a machine that others share).
 // Tried without gain: all rows on some panels that stay in L1 before the next ones (3-12 % slower: y is then written in
-// short runs to many places), units of half as much scratch again, asking for the lines of y ahead.
-#pragma once
-
+// short runs to many places), tasks of half as much scratch again, prefetching the lines of y.
+#include "cpu/masked_conv/implementations.h"
 #include "cpu/masked_conv/packing.h"
 
-namespace gk::GK_ISA {
-
-// Few channels to any number of them, or a 1x1 to more: the patches must be little work beside the product. The lines
-// of y must follow each other.
-inline bool planar_pays(const MaskedConvForward& args) {
-  const MaskedConv& c = args.conv;
-  const bool widens = c.full_taps() == 0 && c.in_channels < 256 && 2 * c.in_channels <= c.out_channels &&
-                      c.centre_end[0] == c.in_channels;  // colours have an order: then everyone sees everything
-  return (c.full_taps() > 0 ? c.in_channels < 16 : widens) && args.y.storage == Storage::float32 &&
-         args.y.stride_w == 1 && args.y.stride_c != 1 && args.y.stride_h == c.width;
-}
+namespace gk::GK_ISA::masked_conv {
+namespace {
 
 // Weights and bias of rows first .. first + rows - 1: [taps][in], then the centre's live channels (zero where a colour
 // is not seen), then the bias, each [rows].
@@ -39,7 +30,10 @@ void pack_rows(const MaskedConvForward& args, int64_t centre, int64_t first, int
       return load_one(from + (c.in_order ? c.in_order[i] : i) * args.weight.stride_in + tap * args.weight.stride_tap);
     };
     float* out = packed + row;
-    const auto put = [&](float v) { *out = v, out += rows; };
+    const auto put = [&](float v) {
+      *out = v;
+      out += rows;
+    };
     for (int64_t t = 0; t < c.full_taps(); ++t)
       for (int64_t i = 0; i < c.in_channels; ++i) put(weight(t, i));
     for (int64_t i = 0; i < centre; ++i) put(i < c.centre_end[o] ? weight(c.full_taps(), i) : 0.0f);
@@ -48,7 +42,7 @@ void pack_rows(const MaskedConvForward& args, int64_t centre, int64_t first, int
 }
 
 // Where the values of each k stand, from the place of the pixel in the first plane.
-inline void patch_offsets(const MaskedConv& c, int64_t centre, int64_t pitch, int64_t area, int64_t* offsets) {
+void patch_offsets(const MaskedConv& c, int64_t centre, int64_t pitch, int64_t area, int64_t* offsets) {
   for (int64_t t = 0; t <= c.full_taps(); ++t) {
     const int64_t dy = (t / c.kernel_w - c.kernel_h / 2) * c.dilation_h;
     const int64_t dx = (t % c.kernel_w - c.kernel_w / 2) * c.dilation_w;
@@ -57,9 +51,9 @@ inline void patch_offsets(const MaskedConv& c, int64_t centre, int64_t pitch, in
   }
 }
 
-// patches[k][width] of pixels first .. first + count - 1 of the unit. Whole vectors are moved from each line they
+// patches[k][width] of pixels first .. first + count - 1 of the task. Whole vectors are moved from each line they
 // touch, and what is too much is overwritten by the next line or the next k: reads and writes VL - 1 floats too far.
-inline void pack_patches(int64_t first, int64_t count, int64_t columns, const float* source, int64_t pitch,
+void pack_patches(int64_t first, int64_t count, int64_t columns, const float* source, int64_t pitch,
                          const int64_t* offsets, int64_t length, int64_t width, float* patches) {
   struct { int64_t lane; const float* from; } vectors[PANEL_MAX];
   int64_t vector_count = 0;
@@ -105,74 +99,91 @@ void multiply_patches(const float* rows, const float* patches, int64_t length, i
 using PatchesFunction = void (*)(const float*, const float*, int64_t, int64_t, bool, float* const*);
 
 template <int NR>
-inline PatchesFunction patches_function(int64_t rows) {
+PatchesFunction patches_function(int64_t rows) {
   static constexpr PatchesFunction table[MR_MAX] = {multiply_patches<1, NR>, multiply_patches<2, NR>,
                                                     multiply_patches<3, NR>, multiply_patches<4, NR>,
                                                     multiply_patches<5, NR>, multiply_patches<6, NR>};
   return table[rows - 1];
 }
 
-inline bool masked_conv_forward_planar(const MaskedConvForward& args, int threads) {
+// y of a task from its packed patches, six output channels at a time.
+void multiply_task(const MaskedConvForward& args, const Task& task, const float* weights, const float* patches,
+                   int64_t length) {
   const MaskedConv& c = args.conv;
+  const int64_t pixels = task.region.pixels(), whole = pixels / PANEL_MAX * PANEL_MAX;
+  float* const y = static_cast<float*>(const_cast<void*>(args.y.data)) + task.image * args.y.stride_n +
+                   task.region.y0 * args.y.stride_h + task.region.x0;
+  for_row_tiles(c.out_channels, [&](int64_t first, int64_t rows) {
+    float *to[MR_MAX], *rest[MR_MAX];
+    for (int64_t i = 0; i < rows; ++i) {
+      to[i] = y + (c.out_order ? c.out_order[first + i] : first + i) * args.y.stride_c;
+      rest[i] = to[i] + whole;
+    }
+    const float* const packed = weights + first * length;
+    patches_function<NR_MAX>(rows)(packed, patches, length, whole, args.relu, to);
+    patches_function<1>(rows)(packed, patches + whole * length, length, pixels - whole, args.relu, rest);
+  });
+}
+
+}  // namespace
+
+// Few channels to any number of them, or a 1x1 to more: the patches must be little work beside the product. The lines
+// of y must follow each other.
+bool first_layer_nchw_suits(const MaskedConvForward& args) {
+  const MaskedConv& c = args.conv;
+  const bool widens = c.full_taps() == 0 && c.in_channels < 256 && 2 * c.in_channels <= c.out_channels &&
+                      c.centre_end[0] == c.in_channels;  // colours have an order: then everyone sees everything
+  return (c.full_taps() > 0 ? c.in_channels < 16 : widens) && args.y.storage == Storage::float32 &&
+         args.y.stride_w == 1 && args.y.stride_c != 1 && args.y.stride_h == c.width;
+}
+
+Outcome first_layer_nchw_forward(const MaskedConvForward& args) {
+  const MaskedConv& c = args.conv;
+  const int threads = useful_threads(c, args.threads);
   int64_t centre = 0;  // channels that anyone sees at the centre
   for (int64_t o = 0; o < c.out_channels; ++o) centre = max64(centre, c.centre_end[o]);
   const int64_t length = c.full_taps() * c.in_channels + centre + 1;
-  Tiling tiling = make_tiling(c, c.in_channels + length, threads);
-  if (tiling.column_blocks > 1) {  // a cut line is no run of y: one whole line a unit instead
-    tiling = {1, c.width, c.height, 1, c.batch * c.height};
-  }
-  const int64_t pixels_max = tiling.rows * tiling.columns;
-  const int64_t area_max = (tiling.rows + c.reach_up()) * (tiling.columns + c.reach_left() + c.reach_right());
-  const int64_t source_floats = Scratch::round(area_max * c.in_channels + PANEL_MAX + IO);
-  const int64_t patch_floats = Scratch::round(ceil_div(pixels_max, PANEL_MAX) * PANEL_MAX * length + PANEL_MAX);
-  const int64_t offset_floats = Scratch::round(length * (sizeof(int64_t) / sizeof(float)));
-  const int64_t thread_floats = source_floats + patch_floats + offset_floats;
-  const int64_t weight_floats = Scratch::round(c.out_channels * length);
-  const Scratch scratch(weight_floats + threads * thread_floats);
-  if (!scratch.data()) return false;
+  Tasks tasks = make_tasks(c, c.in_channels + length, threads);
+  if (tasks.column_blocks > 1)  // a cut line is no run of y: one whole line a task instead
+    tasks = {1, c.width, c.height, 1, c.batch * c.height};
+
+  ScratchLayout shared, own;
+  const auto for_weights = shared.take<float>(c.out_channels * length);
+  const auto for_source = own.take<float>(bordered_pixels(c, tasks, tasks.columns) * c.in_channels + PANEL_MAX + IO);
+  const auto for_patches =
+      own.take<float>(ceil_div(tasks.rows * tasks.columns, PANEL_MAX) * PANEL_MAX * length + PANEL_MAX);
+  const auto for_offsets = own.take<int64_t>(length);
+  const Scratch scratch(shared, own, threads);
+  if (!scratch.data()) return Outcome::no_memory;
   want_huge_pages(args.y, c.batch * c.out_channels * c.height * c.width);
-  float* const weights = scratch.data();
+  float* const weights = scratch.shared(for_weights);
   for_row_tiles(c.out_channels, [&](int64_t first, int64_t rows) {
     GK_BY_STORAGE(args.weight.storage, pack_rows, args, centre, first, rows, weights + first * length);
   });
 
 #pragma omp parallel num_threads(threads)
   {
-    float* const source = weights + weight_floats + omp_get_thread_num() * thread_floats;
-    float* const patches = source + source_floats;
-    int64_t* const offsets = reinterpret_cast<int64_t*>(patches + patch_floats);
+    float *const source = scratch.own(for_source), *const patches = scratch.own(for_patches);
+    int64_t* const offsets = scratch.own(for_offsets);
 
 #pragma omp for schedule(dynamic) nowait
-    for (int64_t unit = 0; unit < tiling.units; ++unit) {
-      int64_t image;
-      const Region region = tiling.region(c, unit, &image);
-      const Region bordered{region.y0 - c.reach_up(), region.y1, region.x0 - c.reach_left(),
-                            region.x1 + c.reach_right()};
-      load_planes({args.x, image, c.in_channels, c.height, c.width, c.in_order, nullptr}, bordered, source);
-      const int64_t pitch = bordered.columns(), pixels = region.pixels();
-      patch_offsets(c, centre, pitch, bordered.pixels(), offsets);
+    for (int64_t index = 0; index < tasks.count; ++index) {
+      const Task task = tasks.at(c, index);
+      const Region input = input_region(c, task.region);
+      load_planes({args.x, task.image, c.in_channels, c.height, c.width, c.in_order, nullptr}, input, source);
+      const int64_t pitch = input.columns(), pixels = task.region.pixels(), whole = pixels / PANEL_MAX * PANEL_MAX;
+      patch_offsets(c, centre, pitch, input.pixels(), offsets);
       // What is left after whole panels comes in panels of one vector.
-      const int64_t whole = pixels / PANEL_MAX * PANEL_MAX;
       for (int64_t p = 0, width; p < pixels; p += width) {
         width = p < whole ? PANEL_MAX : VL;
-        pack_patches(p, min64(width, pixels - p), region.columns(), source + c.reach_up() * pitch + c.reach_left(), pitch,
-                     offsets, length, width, patches + p * length);
+        pack_patches(p, min64(width, pixels - p), task.region.columns(),
+                     source + c.reach_up() * pitch + c.reach_left(), pitch, offsets, length, width,
+                     patches + p * length);
       }
-      float* const y = static_cast<float*>(const_cast<void*>(args.y.data)) + image * args.y.stride_n +
-                       region.y0 * args.y.stride_h + region.x0;
-      for_row_tiles(c.out_channels, [&](int64_t first, int64_t rows) {
-        float *to[MR_MAX], *rest[MR_MAX];
-        for (int64_t i = 0; i < rows; ++i) {
-          to[i] = y + (c.out_order ? c.out_order[first + i] : first + i) * args.y.stride_c;
-          rest[i] = to[i] + whole;
-        }
-        const float* const packed = weights + first * length;
-        patches_function<NR_MAX>(rows)(packed, patches, length, whole, args.relu, to);
-        patches_function<1>(rows)(packed, patches + whole * length, length, pixels - whole, args.relu, rest);
-      });
+      multiply_task(args, task, weights, patches, length);
     }
   }
-  return true;
+  return Outcome::done;
 }
 
-}  // namespace gk::GK_ISA
+}  // namespace gk::GK_ISA::masked_conv
