@@ -18,7 +18,8 @@ from torch.nn.parameter import is_lazy
 from ..arguments import check_model
 from ..ops.core.verbose import silent
 from . import blocks, graphs, mask_recognition, masked, recurrent
-from .report import Entry, Report
+from .module_state import copy_of
+from .report import Entry, Reason, Report
 from .swap import ComputedWeight, Swapped, original_class, original_forward, swap, unswap, why_not
 from .tracing import trace
 from .verify import CannotRunError, NotEqualError, prove, random_input
@@ -148,13 +149,13 @@ def _masked(name: str, module: nn.Module, report: Report, owners: Counter[int]) 
         swap(copied, masked.AcceleratedMaskedConv2d, plan)
 
     weight = ".".join(plan.weight)
-    twin = mask_recognition.copied(module)  # to read a computed weight may change what it is computed from
+    twin = copy_of(module)  # to read a computed weight may change what it is computed from
     in_channels = masked.weight_of(twin, plan).shape[1]
     height, width = (k * d for k, d in zip(plan.kernel, plan.dilation, strict=True))
     try:
         for size in ((height + 1, width + 3), (height + 2, max(width // 2, 2))):
             x = random_input(module, (2, in_channels, *size))
-            prove(mask_recognition.copied(module), swapper, [x], live={weight: plan.live()})
+            prove(copy_of(module), swapper, [x], live={weight: plan.live()})
     except NotEqualError as error:
         return _add(report, name, module, None, str(error)) if looks_masked else False
     if not plan.computed and mask_recognition.writes_its_weight(module, plan):
@@ -237,11 +238,11 @@ def _own_forward(name: str, module: nn.Module, report: Report, inputs: tuple[Any
     if not any(type(part) in blocks.CONVOLUTIONS or blocks.is_instance_norm(part) for part in module.modules()):
         return
     reason = why_not(module)
-    traced = trace(module) if reason is None else reason
-    if isinstance(traced, str):
+    traced = trace(module) if reason is None else Reason(reason)
+    if isinstance(traced, Reason):
         reported = any(entry.name == name for entry in report.entries)
         if not reported and any(type(child) in blocks.CONVOLUTIONS for child in module.children()):
-            _add(report, name, module, None, traced)
+            _add(report, name, module, None, traced.text)
         return
     found = graphs.find_runs(module, traced.graph)
     cropped = " and ".join(_cropped(module, traced.graph))

@@ -28,8 +28,9 @@ from .blocks import (
     why_no_run,
     why_not,
 )
+from .report import Reason
 from .swap import Swapped, swap
-from .tracing import Trace, Watched, trace
+from .tracing import Guards, Trace, trace
 
 _FUNCTIONS: dict[Any, str] = {
     F.relu: "relu", torch.relu: "relu", "relu": "relu",
@@ -45,8 +46,8 @@ class GraphPlan:
     The traced function itself is made with the swap, and again in every copy.
     """
 
-    def __init__(self, runs: tuple[tuple[str, ...], ...], arguments: int, watched: Watched) -> None:
-        self.runs, self.arguments, self.watched = runs, arguments, watched
+    def __init__(self, runs: tuple[tuple[str, ...], ...], arguments: int, guards: Guards) -> None:
+        self.runs, self.arguments, self.guards = runs, arguments, guards
         self.function: Callable[..., Any] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -136,7 +137,7 @@ def run_nodes(conv: Any, norm: Any, layer: Any, activation: str | None, slope: f
 
 
 def swap_forward(module: nn.Module, runs: tuple[tuple[str, ...], ...], traced: Trace) -> None:
-    plan = GraphPlan(runs, traced.arguments, traced.watched)
+    plan = GraphPlan(runs, traced.arguments, traced.guards)
     plan.function = build(module, runs)
     swap(module, AcceleratedForward, plan)
 
@@ -152,7 +153,7 @@ def operator_of(module: nn.Module, run: list[Node]) -> str:
 def build(module: nn.Module, runs: tuple[tuple[str, ...], ...]) -> Callable[..., Any] | None:
     """The traced pass with its runs as single calls, a function of (module, *arguments)."""
     traced = trace(module)
-    if isinstance(traced, str):
+    if isinstance(traced, Reason):
         return None
     graph = traced.graph
     by_name = {node.name: node for node in graph.nodes}
@@ -184,7 +185,7 @@ class AcceleratedForward(Swapped):
         plan = self._genkernels_plan
         if plan is None or plan.function is None or kwargs or len(args) != plan.arguments:
             return super().forward(*args, **kwargs)  # type: ignore[misc]
-        if not plan.watched.holds(self):
+        if not plan.guards.hold(self):
             return super().forward(*args, **kwargs)  # type: ignore[misc]
         return plan.function(self, *args)
 

@@ -25,8 +25,8 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from ..ops.masked_conv.mask import GROUP_LAYOUTS, MASK_TYPES, MaskSpec, mask_tensor
 from .masked import MaskPlan, Path, Plan, RectanglePlan, get, rectangle
+from .module_state import copy_of, state_of
 from .swap import ComputedWeight, is_hooked, why_weight_is_computed
-from .tracing import state_of
 from .verify import first_line
 
 _MOST_PARTS = 6  # modules in a wrapper
@@ -61,7 +61,7 @@ def is_computed_alone(module: nn.Module) -> bool:
 
 def with_plain_weight(module: nn.Module) -> nn.Module | None:
     """A copy in which the weight that weight norm or its like computes is a parameter; None where that is not all."""
-    twin = copied(module)
+    twin = copy_of(module)
     for part in twin.modules():
         hooks = [hook for hook in part._forward_pre_hooks.values() if isinstance(hook, _OLD_STYLE)]
         if nn.utils.parametrize.is_parametrized(part):
@@ -83,16 +83,6 @@ def with_plain_weight(module: nn.Module) -> nn.Module | None:
         part.__class__ = type(part).__bases__[0]
         part.weight = nn.Parameter(value)
     return twin if why_weight_is_computed(twin) is None else None
-
-
-def copied(module: nn.Module) -> nn.Module:
-    """A copy of a module, also of one that keeps the weight that it computed last, which deepcopy refuses."""
-    memo = {}
-    for part in module.modules():
-        for value in part.__dict__.values():
-            if isinstance(value, Tensor) and not value.is_leaf:
-                memo[id(value)] = value.detach().clone()
-    return copy.deepcopy(module, memo)
 
 
 def why_not_tried(module: nn.Module) -> str | None:

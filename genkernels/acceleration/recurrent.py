@@ -39,8 +39,8 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..ops.wavefront_lstm.converters import GATES, state_from_conv1d
+from .module_state import state_of
 from .swap import Swapped, is_hooked, is_one_tensor, swap, unswap, why_weight_is_computed
-from .tracing import state_of
 from .verify import CannotRunError, NotEqualError, first_line, prove, random_input
 
 _STATE_PARTS = (nn.Conv1d, nn.Conv2d)

@@ -1,8 +1,18 @@
-"""What ``accelerate`` did, as a table."""
+"""The report of ``accelerate``: what was swapped and what was left, with the reasons, as a table."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why a module, or a run of its layers, is left as it is; a type, so that nobody has to read the text."""
+
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
 
 
 @dataclass(frozen=True)
