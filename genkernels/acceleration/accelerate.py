@@ -17,7 +17,7 @@ from torch.nn.parameter import is_lazy
 
 from ..arguments import check_model
 from ..ops.core.verbose import silent
-from . import blocks, graphs, mask_recognition, masked, recurrent
+from . import blocks, mask_recognition, masked, own_forward, recurrent
 from .module_state import copy_of
 from .report import Entry, Reason, Report
 from .swap import ComputedWeight, Swapped, original_class, original_forward, swap, unswap, why_not
@@ -244,22 +244,22 @@ def _own_forward(name: str, module: nn.Module, report: Report, inputs: tuple[Any
         if not reported and any(type(child) in blocks.CONVOLUTIONS for child in module.children()):
             _add(report, name, module, None, traced.text)
         return
-    found = graphs.find_runs(module, traced.graph)
+    found = own_forward.find_runs(module, traced.graph)
     cropped = " and ".join(_cropped(module, traced.graph))
     if not found and cropped and not any(entry.name == name for entry in report.entries):
         _add(report, name, module, None, f"the padded result of {cropped} is cropped, which no operator does")
     kept, names_of_operators = [], []
     for run, reason in found:
         if reason is None:
-            kept.append(graphs.names_of(run))
-            names_of_operators.append(graphs.operator_of(module, run))
+            kept.append(own_forward.names_of(run))
+            names_of_operators.append(own_forward.operator_of(module, run))
         else:
-            _add(report, name, module, None, f"{_describe(graphs.names_of(run))}: {reason}")
+            _add(report, name, module, None, f"{_describe(own_forward.names_of(run))}: {reason}")
     if not kept:
         return
 
     def swapper(taken: nn.Module) -> None:
-        graphs.swap_forward(taken, tuple(kept), traced)
+        own_forward.swap_forward(taken, tuple(kept), traced)
 
     error: str | None = "give example= (an input of the model): what reaches it is not known"
     trials = [inputs] if inputs is not None else _guesses(module, traced.graph)

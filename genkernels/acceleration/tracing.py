@@ -12,7 +12,7 @@ attributes) and costs the same in each call (10 to 70 us either way), but it tak
 registered on a layer after the first call is not called (``skip_nnmodule_hook_guards``), nor is a global module hook; a
 child that is swapped itself is traced through, and with it the choice between PyTorch and the kernel by size. A graph
 belongs to one mode, one setting of gradients and one kind of size, so it is made, unchecked, within somebody's call
-(0.1 to 0.4 s each, after 1.2 s and 144 MB for the import), where the two passes here take 8 ms in all, before the check;
+(0.1 to 0.4 s each, after 1.2 s and 144 MB for the import), where the two passes here take 8 ms in all, before;
 and the graphs of a class share one limit of 8: eight residual blocks of different widths reach it, and what comes after
 them runs uncompiled.
 ``torch.fx`` alone has no guards at all: they are this file.
