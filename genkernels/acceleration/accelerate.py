@@ -22,7 +22,7 @@ from .module_state import copy_of
 from .report import Entry, Reason, Report
 from .swap import ComputedWeight, Swapped, original_class, original_forward, swap, unswap, why_not
 from .tracing import trace
-from .verify import CannotRunError, NotEqualError, prove, random_input
+from .verify import CannotRunError, NotEquivalentError, check_equivalence, random_input
 
 _TRIAL_SIZES = (8, 16, 32, 64)
 _ONE_AT_A_TIME = threading.RLock()  # trials seed PyTorch's generator, and set it back
@@ -31,7 +31,7 @@ _ONE_AT_A_TIME = threading.RLock()  # trials seed PyTorch's generator, and set i
 def accelerate(model: nn.Module, *, example: Any = None) -> Report:
     """Makes an existing model faster, in place, and changes nothing else about it.
 
-    Swapped are, each after a proof on random inputs (training and evaluation, outputs, gradients, running statistics):
+    Swapped are, each after a check on random inputs (training and evaluation, outputs, gradients, running statistics):
 
     * masked convolutions, however they are written: for :func:`genkernels.ops.masked_conv2d`, or, where the live taps
       are a rectangle (whole rows, as in the vertical stack of a Gated PixelCNN), for a convolution of these alone, at
@@ -155,8 +155,8 @@ def _masked(name: str, module: nn.Module, report: Report, owners: Counter[int]) 
     try:
         for size in ((height + 1, width + 3), (height + 2, max(width // 2, 2))):
             x = random_input(module, (2, in_channels, *size))
-            prove(copy_of(module), swapper, [x], live={weight: plan.live()})
-    except NotEqualError as error:
+            check_equivalence(copy_of(module), swapper, [x], live={weight: plan.live()})
+    except NotEquivalentError as error:
         return _add(report, name, module, None, str(error)) if looks_masked else False
     if not plan.computed and mask_recognition.writes_its_weight(module, plan):
         if owners[id(masked.weight_of(module, plan))] > 1:
@@ -212,7 +212,7 @@ def _sequential(name: str, module: nn.Module, report: Report) -> None:
         where = where if run.stop == run.start + 1 else f"{where}-{names[run.stop - 1]}"
         kinds = _describe([type(layer).__name__ for layer in part])
         if reason is None:
-            reason = why_not(module) or _prove_run(part)
+            reason = why_not(module) or _check_run(part)
         if reason is None:
             kept.append(run)
             report.entries.append(Entry(where, kinds, *blocks.operators_of(part)))
@@ -223,13 +223,13 @@ def _sequential(name: str, module: nn.Module, report: Report) -> None:
         swap(module, blocks.AcceleratedSequential, plan)
 
 
-def _prove_run(layers: Sequence[nn.Module]) -> str | None:
+def _check_run(layers: Sequence[nn.Module]) -> str | None:
     alone = nn.Sequential(*layers)
     plan = blocks.SequentialPlan((blocks.Run(0, len(layers)),), tuple(original_class(layer) for layer in layers))
     x = random_input(alone, blocks.trial_input_shape(layers[0]))
     try:
-        prove(alone, lambda copied: swap(copied, blocks.AcceleratedSequential, plan), [x])
-    except NotEqualError as error:
+        check_equivalence(alone, lambda copied: swap(copied, blocks.AcceleratedSequential, plan), [x])
+    except NotEquivalentError as error:
         return str(error)
     return None
 
@@ -268,10 +268,10 @@ def _own_forward(name: str, module: nn.Module, report: Report, inputs: tuple[Any
             error = f"it is called with {len(trial)} of its {traced.arguments} arguments"
             continue
         try:
-            prove(module, swapper, trial)
+            check_equivalence(module, swapper, trial)
         except CannotRunError as reason:
             error = f"give example= (an input of the model): {reason}"
-        except NotEqualError as reason:
+        except NotEquivalentError as reason:
             error = str(reason)
             break
         else:

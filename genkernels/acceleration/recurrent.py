@@ -14,7 +14,7 @@ free, and so is the order of the four gates, which is found by trying. The input
 it is (and is swapped by itself where it is a masked convolution); the loop becomes one operator. A bidirectional layer
 is two such modules and whatever their parent does with their results; each becomes one operator.
 
-A loop may make its tensors in a dtype of its own (``torch.zeros(n, h, w)``, ``x.float()``). It is then proven in the
+A loop may make its tensors in a dtype of its own (``torch.zeros(n, h, w)``, ``x.float()``). It is then checked in the
 dtype that the model has, and once the model has another one the loop itself runs again.
 
 In the skewed map a bias fills the cells beside the image. Where these are neither zeroed nor masked, what is in them
@@ -41,7 +41,7 @@ from .. import ops
 from ..ops.wavefront_lstm.converters import GATES, state_from_conv1d
 from .module_state import state_of
 from .swap import Swapped, is_hooked, is_one_tensor, swap, unswap, why_weight_is_computed
-from .verify import CannotRunError, NotEqualError, first_line, prove, random_input
+from .verify import CannotRunError, NotEquivalentError, check_equivalence, first_line, random_input
 
 _STATE_PARTS = (nn.Conv1d, nn.Conv2d)
 
@@ -57,7 +57,7 @@ class LoopPlan:
         beside: what fills the cells beside the image of a skewed map: nothing (""), the bias of the state-to-state
             part ("state"), or that and the bias of an input-to-state part that is called on the skewed map ("input").
         autocast: what dtype it gives under autocast: of its "input", always "float32", or the "autocast" one.
-        only: the one dtype of parameters for which this was proven; None for any.
+        only: the one dtype of parameters in which this was checked; None for any.
     """
 
     input_part: str
@@ -138,7 +138,7 @@ def _taps(state: Any) -> int:
 
 
 def recognise(module: nn.Module) -> LoopPlan | str | None:
-    """A plan that has been proven, the reason why there is none, or None for other modules."""
+    """A plan that has been checked, the reason why there is none, or None for other modules."""
     reason = None
     for parts in parts_of(module):
         found = _recognise(module, *parts)
@@ -194,11 +194,11 @@ def _find(module: nn.Module, plan: LoopPlan, x: Tensor) -> LoopPlan | str:
                 swap(copied, AcceleratedLoop, tried)
 
             try:
-                in_float64 = [prove(module, swapper, [each], may_round=True) for each in (x, other)]
+                in_float64 = [check_equivalence(module, swapper, [each], may_round=True) for each in (x, other)]
             except CannotRunError as error:
                 reason = str(error)
                 break
-            except NotEqualError as error:
+            except NotEquivalentError as error:
                 reason = reason or str(error)
             else:
                 return tried if all(in_float64) else replace(tried, only=state.weight.dtype)
@@ -206,7 +206,7 @@ def _find(module: nn.Module, plan: LoopPlan, x: Tensor) -> LoopPlan | str:
 
 
 def _nearest(module: nn.Module, plan: LoopPlan, x: Tensor) -> list[LoopPlan]:
-    """The plans whose output is that of the loop, or nearest to it: the others need no proof."""
+    """The plans whose output is that of the loop, or nearest to it: the others need no check."""
     twin = copy.deepcopy(module).float().eval()
     distances = {}
     with torch.no_grad():
@@ -223,7 +223,7 @@ def _nearest(module: nn.Module, plan: LoopPlan, x: Tensor) -> list[LoopPlan]:
             distances[tried] = float((got - expected).norm()) if fits else torch.inf
     near = min(distances.values()) + 1e-4 * float(expected.norm())
     if not near < torch.inf:
-        return [plan]  # its proof has the reason
+        return [plan]  # its check has the reason
     return [tried for tried, distance in distances.items() if distance <= near]
 
 
@@ -242,7 +242,7 @@ def _loops(module: nn.Module, name: str, x: Tensor) -> bool:
     calls: list[int] = []
     twin = copy.deepcopy(module).float().eval()
     getattr(twin, name).register_forward_hook(lambda *_: calls.append(1))
-    # Whatever a stranger's forward does with a random input.
+    # Whatever somebody's forward does with a random input.
     with suppress(Exception), torch.no_grad(), torch.random.fork_rng(devices=[]):
         twin(x)
     return len(calls) > 1

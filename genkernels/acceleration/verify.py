@@ -31,19 +31,19 @@ _BESIDE_ZERO = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 2e-2, 
 _TRIALS = 4  # inputs for which a gradient has to differ
 
 
-class NotEqualError(Exception):
+class NotEquivalentError(Exception):
     """The reason why a swap is not made."""
 
 
-class CannotRunError(NotEqualError):
+class CannotRunError(NotEquivalentError):
     """The module cannot be run as it is."""
 
 
-class _GradientNotEqualError(NotEqualError):
+class _GradientNotEquivalentError(NotEquivalentError):
     """Outputs are equal, gradients are not."""
 
 
-def prove(
+def check_equivalence(
     module: nn.Module,
     swapper: Swapper,
     inputs: Sequence[Any],
@@ -51,7 +51,7 @@ def prove(
     live: dict[str, Tensor] | None = None,
     may_round: bool = False,
 ) -> bool:
-    """Raise a NotEqualError unless the swapped module computes what the module does.
+    """Raise a NotEquivalentError unless the swapped module computes what the module does.
 
     Args:
         module: stays as it is.
@@ -61,7 +61,7 @@ def prove(
         may_round: a module that makes tensors of less than float64 even when it is moved there need not be equal there.
 
     Returns:
-        Whether float64 counts too; else the proof is one for the module's own dtype alone.
+        Whether float64 counts too; else only the module's own dtype was checked.
     """
     own = next((p.dtype for p in module.parameters()), torch.float32)
     in_float64 = True
@@ -76,12 +76,12 @@ def prove(
                 try:
                     expected, got = _results(before, after, _varied(inputs, trial), dtype, live)
                     _compare(got, expected, dtype, training)
-                except NotEqualError as error:
+                except NotEquivalentError as error:
                     cannot = isinstance(error, CannotRunError) or (may_round and _rounds(before, inputs, dtype))
                     if dtype != own and cannot:
                         in_float64 = False
                         break  # it makes tensors of its own dtype, say
-                    again = isinstance(error, _GradientNotEqualError) and dtype != torch.float64
+                    again = isinstance(error, _GradientNotEquivalentError) and dtype != torch.float64
                     if not again or trial == _TRIALS - 1:
                         raise
                 else:
@@ -133,7 +133,7 @@ def _results(
             else:
                 grads = expected_grads  # nothing to compare
     except _TROUBLE as error:
-        raise NotEqualError(f"the operator does not take it: {first_line(error)}") from error
+        raise NotEquivalentError(f"the operator does not take it: {first_line(error)}") from error
 
     def found(module: nn.Module, outputs: list[Tensor], gradients: list[Tensor]) -> dict[str, list[Tensor]]:
         return {
@@ -227,7 +227,7 @@ def _compare_autocast(before: nn.Module, after: nn.Module, inputs: Sequence[Any]
                 outputs = [first_line(error)]
         found.append([t.dtype if isinstance(t, Tensor) else t for t in outputs])
     if found[0] != found[1]:
-        raise NotEqualError(f"its output under autocast is {found[0]}, and would be {found[1]}")
+        raise NotEquivalentError(f"its output under autocast is {found[0]}, and would be {found[1]}")
 
 
 def _compare(
@@ -239,11 +239,11 @@ def _compare(
         # By norm, as a value near the kink of an activation may fall either way; zeros count by the largest.
         size = max((float(t.double().norm()) for t in tensors), default=0.0)
         if len(tensors) != len(got[what]):
-            raise NotEqualError(f"its {what}s differ in number in {mode} mode")
+            raise NotEquivalentError(f"its {what}s differ in number in {mode} mode")
         for a, b in zip(got[what], tensors, strict=True):
             if a.shape != b.shape or a.dtype != b.dtype:
-                raise NotEqualError(f"its {what} differs in shape or dtype in {mode} mode")
+                raise NotEquivalentError(f"its {what} differs in shape or dtype in {mode} mode")
             difference = float((a.double() - b.double()).norm())
             if not difference <= tolerance * max(size, 1e-12):
-                kind = _GradientNotEqualError if what == "gradient" else NotEqualError
+                kind = _GradientNotEquivalentError if what == "gradient" else NotEquivalentError
                 raise kind(f"its {what} differs by {difference:.2g} of {size:.2g} in {mode} mode")

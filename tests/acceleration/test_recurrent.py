@@ -14,7 +14,7 @@ pytestmark = pytest.mark.usefixtures("seeded")
 
 
 def assert_equal_to_its_loop(plain, fast, *, float64=True):
-    """Outputs, gradients and dtypes, at sizes that no proof has seen."""
+    """Outputs, gradients and dtypes, at sizes that no check has seen."""
     for shape in ((2, 3, 5, 7), (2, 3, 7, 2), (1, 3, 1, 4), (1, 3, 4, 1)):
         x = torch.randn(shape)
         assert_same(step(fast, x), step(plain, x))
@@ -103,7 +103,7 @@ def test_tensors_of_a_dtype_of_their_own_are_no_obstacle(how):
 
 
 @pytest.mark.parametrize("how", ["result", "float of the result", "skewed map"])
-def test_in_a_dtype_that_was_not_proven_the_loop_itself_runs(how, monkeypatch):
+def test_in_a_dtype_that_was_not_checked_the_loop_itself_runs(how, monkeypatch):
     plain, fast, _ = pair(ZerosOfASkewedMap if how == "skewed map" else lambda: Zeros(how))
     name, calls = "diagonal_lstm" if how == "skewed map" else "row_lstm", []
     operator = getattr(recurrent.ops, name)

@@ -8,7 +8,7 @@ from torch import nn
 
 import genkernels
 from genkernels.acceleration import blocks
-from genkernels.acceleration.verify import NotEqualError, prove, random_input
+from genkernels.acceleration.verify import NotEquivalentError, check_equivalence, random_input
 
 
 def beside_the_kink(activation: nn.Module) -> nn.Sequential:
@@ -47,7 +47,7 @@ def test_a_kink_inside_of_a_module_is_no_reason_either():
             taken.first[0].bias.add_(2e-7)  # to the other side, as another order of the sums would
 
     x = random_input(module, blocks.trial_input_shape(module.first[0]))
-    prove(module, lambda taken: nudge(taken) if taken.second.weight.dtype == torch.float32 else None, [x])
+    check_equivalence(module, lambda taken: nudge(taken) if taken.second.weight.dtype == torch.float32 else None, [x])
     assert all(p.equal(q) for p, q in zip(module.parameters(), flipped.parameters(), strict=True))
 
 
@@ -71,8 +71,8 @@ def test_a_gradient_that_is_always_wrong_is_found():
         def forward(self, x):
             return self.layer(Wrong.apply(x) if self.wrong else x)
 
-    with pytest.raises(NotEqualError, match="its gradient differs"):
-        prove(Doubtful(), lambda taken: setattr(taken, "wrong", True), [torch.randn(3, 5)])
+    with pytest.raises(NotEquivalentError, match="its gradient differs"):
+        check_equivalence(Doubtful(), lambda taken: setattr(taken, "wrong", True), [torch.randn(3, 5)])
 
 
 @pytest.mark.parametrize("seed", range(4))
