@@ -1,4 +1,4 @@
-"""Layers called one after the other in a forward of one's own, where ``torch.fx`` shows it.
+"""Runs of convolution, norm and activation in a forward of one's own, where ``torch.fx`` shows it.
 
 The forward pass of one module is traced with its children as black boxes. Where a convolution goes into a norm or an
 activation and nowhere else, or there is an instance norm, the calls become one; the rest of the pass is what it was.
@@ -8,12 +8,13 @@ attributes that it read, and which children there are (tracing.py). Else the ori
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torch.fx.graph import Graph
 from torch.fx.node import Node
 
@@ -22,99 +23,88 @@ from .blocks import (
     CONVOLUTIONS,
     NORMS,
     activation_of,
+    first_run,
     is_for_kernel,
     is_instance_norm,
     run_block,
-    why_no_run,
-    why_not,
 )
-from .report import Reason
-from .swap import Swapped, swap
-from .tracing import Guards, Trace, trace
+from .report import Reason, Report
+from .swap import Swapped, swap, why_no_swap
+from .tracing import Trace, trace
+from .verify import CannotRunError, NotEquivalentError, check_equivalence, random_input
 
-_FUNCTIONS: dict[Any, str] = {
-    F.relu: "relu", torch.relu: "relu", "relu": "relu",
-    torch.tanh: "tanh", "tanh": "tanh",
-    torch.sigmoid: "sigmoid", "sigmoid": "sigmoid",
-}  # fmt: skip
 _CALLS: dict[str, Callable[[Any], Any]] = {"relu": torch.relu, "tanh": torch.tanh, "sigmoid": torch.sigmoid}
+_FUNCTIONS: dict[Any, type[nn.Module]] = {
+    F.relu: nn.ReLU, torch.relu: nn.ReLU, "relu": nn.ReLU,
+    torch.tanh: nn.Tanh, "tanh": nn.Tanh,
+    torch.sigmoid: nn.Sigmoid, "sigmoid": nn.Sigmoid,
+}  # fmt: skip
+_TRIAL_SIZES = (8, 16, 32, 64)
+
+Names: TypeAlias = tuple[str, ...]  # of the nodes of a run
 
 
-class GraphPlan:
-    """The runs of a module's pass, by the names of their layers, and what has to stay for the trace to hold.
+# --- the swap --------------------------------------------------------------------------------------------------------
 
-    The traced function itself is made with the swap, and again in every copy.
+
+class ForwardPlan:
+    """The runs of a module's pass, by the names of their nodes, and the guards of the trace.
+
+    The traced function is of no module: copies share it. It cannot be pickled, and is made again on loading.
     """
 
-    def __init__(self, runs: tuple[tuple[str, ...], ...], arguments: int, guards: Guards) -> None:
-        self.runs, self.arguments, self.guards = runs, arguments, guards
-        self.function: Callable[..., Any] | None = None
+    def __init__(self, runs: tuple[Names, ...], traced: Trace, function: Callable[..., Any] | None) -> None:
+        self.runs, self.arguments, self.guards, self.function = runs, traced.arguments, traced.guards, function
+
+    def __deepcopy__(self, memo: Any) -> ForwardPlan:
+        return self
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "function": None}
 
 
-def find_runs(module: nn.Module, graph: Graph) -> list[tuple[list[Node], str | None]]:
-    """Nodes that can become one call, each list with the reason why it is left, or None."""
-    found: list[tuple[list[Node], str | None]] = []
-    taken: set[Node] = set()
-    for node in graph.nodes:
-        first = _module(module, node)
-        is_first = type(first) in CONVOLUTIONS or is_instance_norm(first)
-        if node in taken or not is_first or len(node.args) != 1 or node.kwargs:
-            continue
-        conv = None if is_instance_norm(first) else first
-        after: Node | None = node if conv is None else _only_reader(node)
-        norm = None if after is None else _module(module, after)
-        norm = norm if type(norm) in NORMS else None
-        run = [node] if norm is None or after is None or after is node else [node, after]
-        if norm is not None and after is not None:
-            after = _only_reader(after)
-        if after is not None and _activation(module, after) is not None:
-            run.append(after)
-        if len(run) == 1 and norm is None:
-            following = None if after is None else _only_reader(after)
-            near = [None if n is None else _module(module, n) for n in (after, following)]
-            reason = why_no_run(*near)
-            if after is not None and reason is not None:
-                found.append(([node, after], reason))
-            continue
-        last = _module(module, run[-1])
-        layer = last if type(last) in ACTIVATIONS else None
-        reason = why_not(conv, norm, layer)
-        if reason is not None and conv is not None and is_instance_norm(norm) and why_not(None, norm, layer) is None:
-            run, reason = run[1:], None  # it does without the convolution
-        taken.update(run)
-        found.append((run, reason))
-    return found
+class AcceleratedForward(Swapped):
+    """A module whose own forward calls its layers; some of these calls are one now."""
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        plan = self._genkernels_plan
+        if plan is None or plan.function is None or kwargs or len(args) != plan.arguments:
+            return super().forward(*args, **kwargs)  # type: ignore[misc]
+        if not plan.guards.hold(self):
+            return super().forward(*args, **kwargs)  # type: ignore[misc]
+        return plan.function(self, *args)
+
+    def __setstate__(self: Any, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[misc]
+        plan = self._genkernels_plan
+        if plan is not None and plan.function is None:
+            traced = trace(self)
+            plan.function = None if isinstance(traced, Reason) else _function(self, plan.runs, traced.graph)
 
 
-def _module(root: nn.Module, node: Node) -> nn.Module | None:
-    return root.get_submodule(str(node.target)) if node.op == "call_module" else None
-
-
-def _only_reader(node: Node) -> Node | None:
-    """The one node that reads this one, with it as the only argument."""
-    readers = list(node.users)
-    if len(readers) != 1:
-        return None
-    reader = readers[0]
-    alone = reader.args[:1] == (node,) and len(reader.all_input_nodes) == 1
-    return reader if alone and reader.op in ("call_module", "call_function", "call_method") else None
-
-
-def _activation(root: nn.Module, node: Node) -> tuple[str | None, float] | None:
-    if node.op == "call_module":
-        module = _module(root, node)
-        if type(module) in ACTIVATIONS and not getattr(module, "negative_slope", 0) < 0:
-            return activation_of(module)
-        return None
-    if len(node.args) == 1 and (not node.kwargs or set(node.kwargs) == {"inplace"}) and node.target in _FUNCTIONS:
-        return _FUNCTIONS[node.target], 0.01
-    slope = node.args[1] if len(node.args) > 1 else node.kwargs.get("negative_slope", 0.01)
-    if node.target is F.leaky_relu and isinstance(slope, (int, float)) and slope >= 0:
-        return "leaky_relu", float(slope)
-    return None
+def _function(module: nn.Module, runs: tuple[Names, ...], graph: Graph) -> Callable[..., Any] | None:
+    """The traced pass with its runs as single calls, a function of (module, *arguments); the graph is changed."""
+    by_name = {node.name: node for node in graph.nodes}
+    for names in runs:
+        if any(name not in by_name for name in names):
+            return None  # the class has another forward now
+        nodes = [by_name[name] for name in names]
+        first, last = nodes[0], nodes[-1]
+        conv = first if type(_module(module, first)) in CONVOLUTIONS else None
+        norm = next((n for n in nodes if type(_module(module, n)) in NORMS), None)
+        layer = last if type(_module(module, last)) in ACTIVATIONS else None
+        activation = _layer(module, last)
+        activation = activation if type(activation) in ACTIVATIONS else None
+        with graph.inserting_before(first):
+            parts = [None if n is None else graph.get_attr(str(n.target)) for n in (conv, norm, layer)]
+            call = graph.call_function(run_nodes, (*parts, *activation_of(activation), first.args[0]))
+        last.replace_all_uses_with(call)
+        for node in reversed(nodes):
+            graph.erase_node(node)
+    code = graph.python_code("self")
+    names_in_code: dict[str, Any] = dict(code.globals)
+    exec(compile(code.src, "<genkernels.accelerate>", "exec"), names_in_code)
+    return names_in_code["forward"]
 
 
 def run_nodes(conv: Any, norm: Any, layer: Any, activation: str | None, slope: float, x: Any) -> Any:
@@ -136,60 +126,167 @@ def run_nodes(conv: Any, norm: Any, layer: Any, activation: str | None, slope: f
     return F.leaky_relu(y, slope) if activation == "leaky_relu" else _CALLS[activation](y)
 
 
-def swap_forward(module: nn.Module, runs: tuple[tuple[str, ...], ...], traced: Trace) -> None:
-    plan = GraphPlan(runs, traced.arguments, traced.guards)
-    plan.function = build(module, runs)
-    swap(module, AcceleratedForward, plan)
+# --- where it can be made --------------------------------------------------------------------------------------------
 
 
-def names_of(run: list[Node]) -> tuple[str, ...]:
-    return tuple(node.name for node in run)
+def attempt(name: str, module: nn.Module, report: Report, inputs: tuple[Any, ...] | None) -> None:
+    """Swaps the runs in a forward of one's own, or notes why they are left; ``inputs``: what reaches it, if known."""
+    if not any(type(part) in CONVOLUTIONS or is_instance_norm(part) for part in module.modules()):
+        return
+    kind = type(module).__name__
+    traced = why_no_swap(module) or trace(module)
+    if isinstance(traced, Reason):
+        if name not in report and any(type(child) in CONVOLUTIONS for child in module.children()):
+            report.note_left(name, kind, traced)
+        return
+    found = find_runs(module, traced.graph)
+    cropped = " and ".join(_cropped(module, traced.graph))
+    if not found and cropped and name not in report:
+        report.note_left(name, kind, Reason(f"the padded result of {cropped} is cropped, which no operator does"))
+    for nodes, reason in found:
+        if reason is not None:
+            report.note_left(name, kind, Reason(f"{' + '.join(_names(nodes))}: {reason}"))
+    runs = [nodes for nodes, reason in found if reason is None]
+    if not runs:
+        return
+    names, operators = tuple(map(_names, runs)), [_operator_of(module, run) for run in runs]
+    trials = [inputs] if inputs is not None else _guesses(module, traced.graph)
+    plan = ForwardPlan(names, traced, _function(module, names, traced.graph))
+    reason = _why_not_equivalent(module, plan, trials)
+    for run, by in zip(names, operators, strict=True):
+        if reason is None:
+            report.note_swapped(name, kind, by, f"{' + '.join(run)}: one operator")
+        else:
+            report.note_left(name, kind, reason)
+    if reason is None:
+        swap(module, AcceleratedForward, plan)
 
 
-def operator_of(module: nn.Module, run: list[Node]) -> str:
+def find_runs(module: nn.Module, graph: Graph) -> list[tuple[list[Node], Reason | None]]:
+    """Nodes that can become one call, each list with the reason why it is left, or None."""
+    found: list[tuple[list[Node], Reason | None]] = []
+    taken: set[Node] = set()
+    for node in graph.nodes:
+        if node in taken or node.op != "call_module" or len(node.args) != 1 or node.kwargs:
+            continue
+        row = _row(module, node)
+        begins = first_run([layer for _, layer in row]) if row else None
+        if begins is not None:
+            run, reason = begins
+            nodes = [each for each, _ in row[run.start : run.stop]]
+            taken.update(nodes)
+            found.append((nodes, reason))
+    return found
+
+
+def _row(root: nn.Module, node: Node | None) -> list[tuple[Node, nn.Module]]:
+    """A layer and up to two after it, each the only reader of the one before.
+
+    A function counts as a layer where it is an activation behind a convolution or a norm.
+    """
+    row: list[tuple[Node, nn.Module]] = []
+    while node is not None and len(row) < 3:
+        layer = _layer(root, node)
+        is_behind = bool(row) and type(row[-1][1]) in (*CONVOLUTIONS, *NORMS)
+        if layer is None or (node.op != "call_module" and not is_behind):
+            break
+        row.append((node, layer))
+        node = _only_reader(node)
+    return row
+
+
+def _module(root: nn.Module, node: Node) -> nn.Module | None:
+    return root.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+
+def _layer(root: nn.Module, node: Node) -> nn.Module | None:
+    """The layer that a node calls, or one that does what an activation function does; else None."""
+    layer = _module(root, node)
+    if layer is not None:
+        return None if isinstance(layer, nn.LeakyReLU) and layer.negative_slope < 0 else layer
+    if node.op not in ("call_function", "call_method"):
+        return None
+    if len(node.args) == 1 and (not node.kwargs or set(node.kwargs) == {"inplace"}) and node.target in _FUNCTIONS:
+        return _FUNCTIONS[node.target]()
+    slope = node.args[1] if len(node.args) > 1 else node.kwargs.get("negative_slope", 0.01)
+    if node.target is F.leaky_relu and isinstance(slope, (int, float)) and slope >= 0:
+        return nn.LeakyReLU(float(slope))
+    return None
+
+
+def _only_reader(node: Node) -> Node | None:
+    """The one node that reads this one, with it as the only argument."""
+    readers = list(node.users)
+    if len(readers) != 1:
+        return None
+    reader = readers[0]
+    alone = reader.args[:1] == (node,) and len(reader.all_input_nodes) == 1
+    return reader if alone and reader.op in ("call_module", "call_function", "call_method") else None
+
+
+def _names(nodes: list[Node]) -> Names:
+    return tuple(node.name for node in nodes)
+
+
+def _operator_of(module: nn.Module, run: list[Node]) -> str:
     return "instance_norm_act" if any(is_instance_norm(_module(module, node)) for node in run) else "conv_bn_act"
 
 
-def build(module: nn.Module, runs: tuple[tuple[str, ...], ...]) -> Callable[..., Any] | None:
-    """The traced pass with its runs as single calls, a function of (module, *arguments)."""
-    traced = trace(module)
-    if isinstance(traced, Reason):
-        return None
-    graph = traced.graph
-    by_name = {node.name: node for node in graph.nodes}
-    for names in runs:
-        if any(name not in by_name for name in names):
+def _why_not_equivalent(module: nn.Module, plan: ForwardPlan, trials: list[tuple[Any, ...]]) -> Reason | None:
+    """The reason why a plan does not stay, after the first trial that the module takes."""
+    reason = Reason("give example= (an input of the model): what reaches it is not known")
+    for trial in trials:
+        if len(trial) != plan.arguments:
+            reason = Reason(f"it is called with {len(trial)} of its {plan.arguments} arguments")
+            continue
+        try:
+            check_equivalence(module, lambda taken: swap(taken, AcceleratedForward, plan), trial)
+        except CannotRunError as error:
+            reason = Reason(f"give example= (an input of the model): {error}")
+        except NotEquivalentError as error:
+            return Reason(str(error))
+        else:
             return None
-        nodes = [by_name[name] for name in names]
-        first, last = nodes[0], nodes[-1]
-        conv = first if type(_module(module, first)) in CONVOLUTIONS else None
-        norm = next((n for n in nodes if type(_module(module, n)) in NORMS), None)
-        activation = _activation(module, last) or (None, 0.01)
-        layer = last if type(_module(module, last)) in ACTIVATIONS else None
-        with graph.inserting_before(first):
-            parts = [None if n is None else graph.get_attr(str(n.target)) for n in (conv, norm, layer)]
-            call = graph.call_function(run_nodes, (*parts, *activation, first.args[0]))
-        last.replace_all_uses_with(call)
-        for node in reversed(nodes):
-            graph.erase_node(node)
-    code = graph.python_code("self")
-    names_in_code: dict[str, Any] = dict(code.globals)
-    exec(compile(code.src, "<genkernels.accelerate>", "exec"), names_in_code)
-    return names_in_code["forward"]
+    return reason
 
 
-class AcceleratedForward(Swapped):
-    """A module whose own forward calls its layers; some of these calls are one now."""
+def _cropped(module: nn.Module, graph: Graph) -> list[str]:
+    """Convolutions with padding of whose result only a part of the rows or columns is read."""
+    names = []
+    for node in graph.nodes:
+        conv = module.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if type(conv) is not nn.Conv2d or conv.padding in ("valid", (0, 0)) or not node.users:
+            continue
+        if all(r.target is operator.getitem and r.args[0] is node and _crops(r.args[1]) for r in node.users):
+            names.append(str(node.target))
+    return names
 
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        plan = self._genkernels_plan
-        if plan is None or plan.function is None or kwargs or len(args) != plan.arguments:
-            return super().forward(*args, **kwargs)  # type: ignore[misc]
-        if not plan.guards.hold(self):
-            return super().forward(*args, **kwargs)  # type: ignore[misc]
-        return plan.function(self, *args)
 
-    def __setstate__(self: Any, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # type: ignore[misc]
-        if self._genkernels_plan is not None:
-            self._genkernels_plan.function = build(self, self._genkernels_plan.runs)
+def _crops(index: Any) -> bool:
+    """Whether an index of [N, C, H, W] cuts rows or columns off at an end, and does nothing else to these."""
+    parts = list(index) if isinstance(index, tuple) else [index]
+    if Ellipsis in parts:
+        at = parts.index(Ellipsis)
+        parts[at : at + 1] = [slice(None)] * (5 - len(parts))
+    places = parts[2:4]
+    whole = slice(None)
+    return all(isinstance(part, slice) and part.step is None for part in places) and any(p != whole for p in places)
+
+
+def _guesses(module: nn.Module, graph: Graph) -> list[tuple[Tensor, ...]]:
+    """Inputs that a module with one argument may take, by the layer that reads it first."""
+    places = [node for node in graph.nodes if node.op == "placeholder"]
+    if len(places) != 1:
+        return []
+    for reader in places[0].users:
+        layer = module.get_submodule(str(reader.target)) if reader.op == "call_module" else None
+        while isinstance(layer, nn.Sequential) and len(layer):
+            layer = layer[0]
+        if isinstance(layer, nn.Linear):
+            return [(random_input(module, (2, layer.in_features)),)]
+        if isinstance(layer, nn.InstanceNorm2d):
+            return [(random_input(module, (2, layer.num_features, s, s)),) for s in _TRIAL_SIZES]
+        if isinstance(layer, CONVOLUTIONS):
+            small = [1, 4] if isinstance(layer, nn.ConvTranspose2d) else []
+            return [(random_input(module, (2, layer.in_channels, s, s)),) for s in (*small, *_TRIAL_SIZES)]
+    return []

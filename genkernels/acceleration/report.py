@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Reason:
-    """Why a module, or a run of its layers, is left as it is; a type, so that nobody has to read the text."""
+    """Why a module, or a run of layers, is left as it is. What code decides by is its class, never its text."""
 
     text: str
 
@@ -45,6 +45,16 @@ class Report:
     @property
     def left(self) -> list[Entry]:
         return [entry for entry in self.entries if entry.swapped is None]
+
+    def note_swapped(self, name: str, kind: str, operator: str, detail: str) -> None:
+        self.entries.append(Entry(name, kind, operator, detail))
+
+    def note_left(self, name: str, kind: str, reason: Reason) -> None:
+        self.entries.append(Entry(name, kind, None, str(reason)))
+
+    def __contains__(self, name: str) -> bool:
+        """Whether a module has a line."""
+        return any(entry.name == name for entry in self.entries)
 
     def __str__(self) -> str:
         rows = [("module", "class", "now", "")]

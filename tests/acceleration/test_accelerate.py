@@ -283,14 +283,14 @@ def test_a_tiny_call_that_has_come_before_goes_to_the_layers_themselves(monkeypa
     def refuse(*_, **__):
         raise AssertionError("the runs were looked at")
 
-    monkeypatch.setattr(genkernels.acceleration.blocks, "run_layers", refuse)
+    monkeypatch.setattr(genkernels.acceleration.sequential, "run_layers", refuse)
     torch.testing.assert_close(fast(x), plain(x))
     with pytest.raises(AssertionError, match="the runs were looked at"):
         fast(torch.randn(3, 3, 16, 16))
     with always_kernel(), pytest.raises(AssertionError, match="the runs were looked at"):
         fast(x)
     sequential = next(
-        m for m in fast.modules() if type(m).__mro__[1] is genkernels.acceleration.blocks.AcceleratedSequential
+        m for m in fast.modules() if type(m).__mro__[1] is genkernels.acceleration.sequential.AcceleratedSequential
     )
     sequential.append(nn.Threshold(2, 7))
     assert (fast(x) == 7).all(), "a layer added later runs"
