@@ -11,8 +11,7 @@ mask_candidates.py    modules that may be a masked convolution, and why others w
 mask_recognition.py   the mask of such a module, found by its response to single lit pixels
 masked.py             a masked convolution as masked_conv2d, or as a dense convolution of its live taps
 
-loop_recognition.py   parts, gate order and borders of a Row or Diagonal LSTM that loops in Python
-recurrent.py          such a loop as one operator
+    recurrent.py          Row and Diagonal LSTM layers that loop in Python: found, and run as one operator
 
 blocks.py             runs of convolution, norm and activation, and how one runs
 sequential.py         runs in an nn.Sequential

@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from ..arguments import check_model
 from ..ops.core.verbose import silent
-from . import loop_recognition, mask_recognition, own_forward, sequential
+from . import mask_recognition, own_forward, recurrent, sequential
 from .report import Reason, Report
 from .swap import Swapped, unswap
 
@@ -81,7 +81,7 @@ def _accelerate(model: nn.Module, example: Any) -> Report:
             reason = Reason("a dense recurrence; the operators convolve along rows and diagonals")
             report.note_left(name, type(module).__name__, reason)
         elif parts := (
-            loop_recognition.attempt(name, module, report) or mask_recognition.attempt(name, module, report, owners)
+            recurrent.attempt(name, module, report) or mask_recognition.attempt(name, module, report, owners)
         ):
             settled.update(map(id, parts))
         elif type(module).forward is nn.Sequential.forward:

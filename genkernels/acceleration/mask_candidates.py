@@ -10,7 +10,7 @@ import inspect
 from torch import Tensor, nn
 
 from .computed_weight import is_computed_alone, why_weight_is_computed, with_plain_weight
-from .masked import Path
+from .module_state import Path, places_of
 from .report import Reason
 
 _MOST_PARTS = 6  # modules in a wrapper
@@ -76,8 +76,7 @@ def why_arguments(module: nn.Module, *, required: bool) -> Reason | None:
 def tensors_beside(module: nn.Module) -> list[tuple[Path, Tensor]]:
     """Tensors from which a mask may be made: buffers, plain attributes and parameters that are frozen masks."""
     found = []
-    for where, part in module.named_modules():
-        path = tuple(where.split(".")) if where else ()
+    for path, part in places_of(module):
         values = {**part.__dict__, **part._buffers, **part._parameters}
         found += [
             ((*path, name), value)

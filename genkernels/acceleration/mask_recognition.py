@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from ..ops.masked_conv.mask import GROUP_LAYOUTS, MASK_TYPES, MaskSpec, mask_tensor
 from .computed_weight import ComputedWeight, is_computed_alone, why_weight_is_computed, with_plain_weight
 from .mask_candidates import is_candidate, looks_masked, tensors_beside, trained, why_arguments, why_not_tried
-from .masked import AcceleratedMaskedConv2d, MaskPlan, Path, Plan, RectanglePlan, get, rectangle, zero_masked_taps
-from .module_state import copy_of, state_of
+from .masked import AcceleratedMaskedConv2d, MaskPlan, Plan, RectanglePlan, get, rectangle, zero_masked_taps
+from .module_state import Path, copy_of, places_of, state_of
 from .report import Reason, Report
 from .swap import is_hooked, swap, why_no_swap
 from .verify import NotEquivalentError, check_equivalence, first_line, random_input
@@ -112,7 +112,7 @@ def _recognise(module: nn.Module) -> Plan | Reason | None:
     if len(weights) != 1 or len(biases) > 1 or len(parameters) != 1 + len(biases):
         return None
     weight, bias = weights[0], biases[0] if biases else None
-    parts = tuple(tuple(name.split(".")) for name, _ in module.named_modules() if name)
+    parts = tuple(path for path, _ in places_of(module) if path)
     reason = _why_no_operator(module, get(module, weight[:-1]), parts)
     if reason is not None:
         return reason

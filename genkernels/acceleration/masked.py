@@ -20,12 +20,11 @@ from .. import ops
 from ..ops.conv_bn_act.heuristics import always_takes_kernel
 from ..ops.core.dispatch_bypass import are_plain
 from ..ops.masked_conv.mask import MaskSpec, mask_tensor
+from .module_state import Path
 from .swap import Swapped, is_hooked, is_one_tensor
 
 _LEAST_SKIPPED = 4_000_000  # multiply-adds by masked taps, from which a smaller kernel is quicker on a CPU
 _AUTOCAST = (torch.float32, torch.bfloat16, torch.float16)
-
-Path = tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,11 +1,18 @@
-"""The state of a module: a copy of it, and whether a forward pass has changed anything in it."""
+"""The parts of a module by path, a copy of it, and whether a forward pass has changed anything in it."""
 
 from __future__ import annotations
 
 import copy
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, TypeAlias
 
 from torch import Tensor, nn
+
+Path: TypeAlias = tuple[str, ...]  # attributes from a module to a part or a tensor
+
+
+def places_of(module: nn.Module) -> Iterator[tuple[Path, nn.Module]]:
+    return ((tuple(name.split(".")) if name else (), part) for name, part in module.named_modules())
 
 
 def copy_of(module: nn.Module) -> nn.Module:

@@ -29,11 +29,10 @@ from .blocks import (
     run_block,
 )
 from .report import Reason, Report
-from .swap import Swapped, swap, why_no_swap
-from .tracing import Trace, trace
+from .swap import Swapped, swap, unswap, why_no_swap
+from .tracing import Trace, hold, trace
 from .verify import CannotRunError, NotEquivalentError, check_equivalence, random_input
 
-_CALLS: dict[str, Callable[[Any], Any]] = {"relu": torch.relu, "tanh": torch.tanh, "sigmoid": torch.sigmoid}
 _FUNCTIONS: dict[Any, type[nn.Module]] = {
     F.relu: nn.ReLU, torch.relu: nn.ReLU, "relu": nn.ReLU,
     torch.tanh: nn.Tanh, "tanh": nn.Tanh,
@@ -68,18 +67,19 @@ class AcceleratedForward(Swapped):
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         plan = self._genkernels_plan
-        if plan is None or plan.function is None or kwargs or len(args) != plan.arguments:
-            return super().forward(*args, **kwargs)  # type: ignore[misc]
-        if not plan.guards.hold(self):
-            return super().forward(*args, **kwargs)  # type: ignore[misc]
-        return plan.function(self, *args)
+        is_traced = plan is not None and plan.function is not None and not kwargs and len(args) == plan.arguments
+        if is_traced and hold(plan.guards, self):
+            return plan.function(self, *args)
+        return super().forward(*args, **kwargs)  # type: ignore[misc]
 
     def __setstate__(self: Any, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[misc]
         plan = self._genkernels_plan
         if plan is not None and plan.function is None:
+            unswap(self)  # the original is traced
             traced = trace(self)
             plan.function = None if isinstance(traced, Reason) else _function(self, plan.runs, traced.graph)
+            swap(self, AcceleratedForward, plan)
 
 
 def _function(module: nn.Module, runs: tuple[Names, ...], graph: Graph) -> Callable[..., Any] | None:
@@ -123,7 +123,7 @@ def run_nodes(conv: Any, norm: Any, layer: Any, activation: str | None, slope: f
         return layer(y)
     if activation is None:
         return y
-    return F.leaky_relu(y, slope) if activation == "leaky_relu" else _CALLS[activation](y)
+    return F.leaky_relu(y, slope) if activation == "leaky_relu" else getattr(torch, activation)(y)
 
 
 # --- where it can be made --------------------------------------------------------------------------------------------

@@ -134,18 +134,6 @@ def original_class(module: nn.Module) -> type[nn.Module]:
     return module._genkernels_original if parametrized is None else parametrized
 
 
-def original_forward(module: nn.Module) -> nn.Module:
-    """The module with its own class again, sharing its ``__dict__``: for looking at what it did."""
-    if not isinstance(module, Swapped):
-        return module
-    original: Any = module._genkernels_original
-    if _is_parametrized_swap(module):
-        original = _on_base(type(module), original)
-    shadow: nn.Module = original.__new__(original)
-    object.__setattr__(shadow, "__dict__", module.__dict__)
-    return shadow
-
-
 def is_one_tensor(args: tuple[Any, ...]) -> bool:
     """Whether a layer is called as usual; not so by a tracer, which hands over a stand-in."""
     return len(args) == 1 and isinstance(args[0], torch.Tensor)

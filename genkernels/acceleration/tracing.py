@@ -12,10 +12,9 @@ attributes) and costs the same in each call (10 to 70 us either way), but it tak
 registered on a layer after the first call is not called (``skip_nnmodule_hook_guards``), nor is a global module hook; a
 child that is swapped itself is traced through, and with it the choice between PyTorch and the kernel by size. A graph
 belongs to one mode, one setting of gradients and one kind of size, so it is made, unchecked, within somebody's call
-(0.1 to 0.4 s each, after 1.2 s and 144 MB for the import), where the two passes here take 8 ms in all, before;
-and the graphs of a class share one limit of 8: eight residual blocks of different widths reach it, and what comes after
-them runs uncompiled.
-``torch.fx`` alone has no guards at all: they are this file.
+(0.1 to 0.4 s each, after 1.2 s and 144 MB for the import), where the two passes here take 8 ms, before any call. And
+the graphs of a class share one limit of 8, which eight residual blocks of different widths reach: later ones run
+uncompiled. ``torch.fx`` alone has no guards at all: they are this file.
 """
 
 from __future__ import annotations
@@ -33,43 +32,41 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.graph import Graph
 
-from .module_state import state_of
+from .module_state import Path, places_of, state_of
 from .report import Reason
-from .swap import original_forward
 
-Path = tuple[str, ...]
 _CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 _OF_EVERY_MODULE = frozenset(nn.Module().__dict__)
 _AUTOCAST = ("cpu", "cuda")
 
 
 @dataclass(frozen=True)
-class Guards:
-    """What steered a traced pass, and has to stay as it was.
+class Trace:
+    """The graph of a pass, and its guards: what steered it, by (module, attribute, value), and has to stay.
 
-    Attributes:
-        attributes: (module, name, value) of what was read.
-        children: (module, names) of the module itself and of the containers in it.
+    The attribute ``_modules`` stands for the names of a module's children.
     """
 
-    attributes: tuple[tuple[Path, str, Any], ...]
-    children: tuple[tuple[Path, tuple[str, ...]], ...]
-
-    def hold(self, module: Any) -> bool:
-        for path, names in self.children:
-            part = _part(module, path)
-            if part is None or _names(part) != names:
-                return False
-        return all(getattr(_part(module, path), name, None) == value for path, name, value in self.attributes)
-
-
-@dataclass(frozen=True)
-class Trace:
-    """The graph of a pass, how many arguments it takes, and its guards."""
-
     graph: Graph
-    arguments: int
-    guards: Guards
+    guards: tuple[tuple[Path, str, Any], ...]
+
+    @property
+    def arguments(self) -> int:
+        return sum(node.op == "placeholder" for node in self.graph.nodes)
+
+
+def hold(guards: tuple[tuple[Path, str, Any], ...], module: nn.Module) -> bool:
+    for path, name, value in guards:
+        part: Any = module
+        for step in path:
+            part = None if part is None else part._modules.get(step)
+        if (_names(part) if name == "_modules" else getattr(part, name, None)) != value:
+            return False
+    return True
+
+
+def _names(module: nn.Module | None) -> tuple[str, ...] | None:
+    return None if module is None else tuple(name for name, child in module._modules.items() if child is not None)
 
 
 _ONE_AT_A_TIME = threading.RLock()  # torch.fx exchanges methods of nn.Module while it traces
@@ -95,7 +92,7 @@ def _trace(module: nn.Module) -> Trace | Reason:
     read: dict[tuple[Path, str], Any] = {}
     try:
         for other_mode in (True, False):
-            twin = copy.deepcopy(original_forward(module))
+            twin = copy.deepcopy(module)
             if other_mode:
                 twin.train(not twin.training)
             graph = _trace_once(twin, plain=other_mode, read=read)
@@ -113,9 +110,10 @@ def _trace(module: nn.Module) -> Trace | Reason:
     for (path, name), value in read.items():
         if not _can_be_compared(value):
             return Reason(f"its forward reads {'.'.join((*path, name))}, whose changes would go unnoticed")
-    arguments = sum(node.op == "placeholder" for node in graphs[0].nodes)
-    values = tuple((path, name, copy.deepcopy(value)) for (path, name), value in read.items())
-    return Trace(graphs[0], arguments, Guards(values, tuple(_children(module))))
+    containers = [(path, part) for path, part in places_of(module) if not path or isinstance(part, _CONTAINERS)]
+    children = [(path, "_modules", _names(part)) for path, part in containers]
+    attributes = [(path, name, copy.deepcopy(value)) for (path, name), value in read.items()]
+    return Trace(graphs[0], (*children, *attributes))
 
 
 def _trace_once(twin: nn.Module, *, plain: bool, read: dict[tuple[Path, str], Any]) -> Graph | Reason:
@@ -210,11 +208,11 @@ def _recorded_reads(root: nn.Module) -> Iterator[dict[tuple[Path, str], Any]]:
     classes of their own for that time: other modules, and other threads, notice nothing.
     """
     read: dict[tuple[Path, str], Any] = {}
-    places = {id(part): tuple(name.split(".")) if name else () for name, part in root.named_modules()}
+    places = {id(part): path for path, part in places_of(root)}
 
     def look(module: Any, name: str) -> Any:
         value = super(type(module), module).__getattribute__(name)
-        steers = name not in _OF_EVERY_MODULE and not name.startswith(("__", "_genkernels_"))
+        steers = name not in _OF_EVERY_MODULE and not name.startswith("__")
         if steers and id(module) in places and name in object.__getattribute__(module, "__dict__"):
             read.setdefault((places[id(module)], name), copy.copy(value))
         return value
@@ -236,20 +234,3 @@ def _can_be_compared(value: Any) -> bool:
         return bool(copy.deepcopy(value) == value) and not isinstance(value, Tensor)
     except Exception:  # whatever somebody's object does when it is compared
         return False
-
-
-def _children(module: nn.Module) -> Iterator[tuple[Path, tuple[str, ...]]]:
-    yield (), _names(module)
-    for name, part in module.named_modules():
-        if name and isinstance(part, _CONTAINERS):
-            yield tuple(name.split(".")), _names(part)
-
-
-def _names(module: nn.Module) -> tuple[str, ...]:
-    return tuple(name for name, child in module._modules.items() if child is not None)
-
-
-def _part(module: Any, path: Path) -> Any:
-    for name in path:
-        module = None if module is None else module._modules.get(name)
-    return module
