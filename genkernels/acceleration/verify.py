@@ -1,13 +1,13 @@
-"""Equality before a swap: the module as it was and as it would be, side by side on random inputs.
+"""Equivalence before a swap: the module as it was and as it would be, side by side on random inputs.
 
 Both run on copies, in training and in evaluation mode, once in float64 (where rounding hides nothing) and once in the
 model's own dtype (where the kernels run), which has to do where the module cannot be run in float64. Outputs, the
-gradients of inputs and parameters, and the buffers afterwards are compared; and the dtype that autocast gives, which a
-layer may have a will of its own about.
+gradients of inputs and parameters, and the buffers afterwards are compared; and the dtype that autocast gives, which
+some layers choose themselves.
 
 Where a ReLU's argument is zero but for rounding, either side of the kink is right, and the gradient of all that it
 reads changes with the side. So outputs that small send no gradient; and as such arguments may lie inside of a module,
-where nobody sees them, a gradient in the module's own dtype counts as different only if it is for several inputs.
+where they cannot be seen, a gradient in the module's own dtype counts as different only if it is for several inputs.
 """
 
 from __future__ import annotations
@@ -67,27 +67,37 @@ def check_equivalence(
     in_float64 = True
     for dtype in dict.fromkeys((torch.float64, own)):
         for training in (True, False):
-            for trial in range(_TRIALS):
-                before = copy.deepcopy(module).to(dtype).train(training)
-                if not training:
-                    before.eval()
-                after = copy.deepcopy(before)
-                swapper(after)
-                try:
-                    expected, got = _results(before, after, _varied(inputs, trial), dtype, live)
-                    _compare(got, expected, dtype, training)
-                except NotEquivalentError as error:
-                    cannot = isinstance(error, CannotRunError) or (may_round and _rounds(before, inputs, dtype))
-                    if dtype != own and cannot:
-                        in_float64 = False
-                        break  # it makes tensors of its own dtype, say
-                    again = isinstance(error, _GradientNotEquivalentError) and dtype != torch.float64
-                    if not again or trial == _TRIALS - 1:
-                        raise
-                else:
-                    break
+            try:
+                before, after = _check_mode(module, swapper, inputs, dtype, training, live)
+            except NotEquivalentError as error:
+                cannot = isinstance(error, CannotRunError) or (may_round and _rounds(module, inputs, dtype))
+                if dtype == own or not cannot:
+                    raise
+                in_float64 = False  # it makes tensors of its own dtype, say
     _compare_autocast(before, after, inputs, own)
     return in_float64
+
+
+def _check_mode(
+    module: nn.Module, swapper: Swapper, inputs: Sequence[Any], dtype: torch.dtype, training: bool,
+    live: dict[str, Tensor] | None,
+) -> tuple[nn.Module, nn.Module]:  # fmt: skip
+    """Two copies, as they were and swapped, that are equal in a dtype and a mode."""
+    for trial in range(_TRIALS):
+        before = copy.deepcopy(module).to(dtype).train(training)
+        if not training:
+            before.eval()
+        after = copy.deepcopy(before)
+        swapper(after)
+        try:
+            expected, got = _results(before, after, _varied(inputs, trial), dtype, live)
+            _compare(got, expected, dtype, training)
+        except _GradientNotEquivalentError:
+            if dtype == torch.float64 or trial == _TRIALS - 1:
+                raise
+        else:
+            break
+    return before, after
 
 
 def random_input(module: nn.Module, shape: Sequence[int]) -> Tensor:
@@ -183,7 +193,7 @@ def _rounds(module: nn.Module, inputs: Sequence[Any], dtype: torch.dtype) -> boo
     """Whether it makes tensors that are less exact than the dtype it was moved to."""
     try:
         with _Precisions() as precisions:
-            _run(copy.deepcopy(module), inputs, dtype)
+            _run(copy.deepcopy(module).to(dtype), inputs, dtype)
     except _TROUBLE:
         return False
     return any(torch.finfo(seen).eps > torch.finfo(dtype).eps for seen in precisions.seen)
