@@ -49,6 +49,21 @@ def unskew(columns, width):
     return torch.stack([whole[:, :, row, row : row + width] for row in range(whole.shape[2])], 2)
 
 
+@pytest.mark.parametrize("name", styles.LOOPS)
+def test_recurrences_that_loop(name):
+    detail, runs = {
+        "row": ("Row LSTM, gates in the order o, f, i, g", 2),  # and the masked convolution before it
+        "diagonal": ("Diagonal LSTM, gates in the order i, g, f, o", 1),
+        "bidirectional": ("Diagonal LSTM, gates in the order i, g, f, o", 2),
+    }[name]
+    plain, fast, report = pair(styles.LOOPS[name], swapped=runs)
+    assert report.swapped[0].detail == detail
+    x = torch.randn(2, 3, 5, 7)
+    assert_same(step(fast, x), step(plain, x))
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(fast(x), plain(x), rtol=0.1, atol=0.1)
+
+
 # --- tensors of a dtype of their own ---------------------------------------------------------------------------------
 
 
