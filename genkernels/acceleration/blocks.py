@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops
@@ -122,17 +124,19 @@ def activation_of(module: nn.Module | None) -> Activation:
     return ACTIVATIONS[type(module)], slope
 
 
-def run_layers(layers: Sequence[Any], x: Any) -> Any:
-    """A run, as one operator where that is possible and quicker."""
+def run_layers(layers: Sequence[Any], x: Any, function: Activation = (None, 0.01)) -> Any:
+    """A run, as one operator where that is possible and quicker; ``function``: an activation that is no layer."""
     conv = layers[0] if type(layers[0]) in CONVOLUTIONS else None
     norm = next((layer for layer in layers if type(layer) in NORMS), None)
     activation = layers[-1] if type(layers[-1]) in ACTIVATIONS else None
-    name, slope = activation_of(activation)
+    name, slope = function if activation is None else activation_of(activation)
     if is_for_kernel(layers, conv, norm, name, slope, x):
         return run_block(conv, norm, name, slope, x)
     for layer in layers:
         x = layer(x)
-    return x
+    if function[0] is None:
+        return x
+    return F.leaky_relu(x, slope) if name == "leaky_relu" else getattr(torch, function[0])(x)
 
 
 def is_for_kernel(layers: Sequence[Any], conv: Any, norm: Any, activation: str | None, slope: float, x: Any) -> bool:

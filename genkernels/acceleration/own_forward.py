@@ -3,7 +3,8 @@
 The forward pass of one module is traced with its children as black boxes. Where a convolution goes into a norm or an
 activation and nowhere else, or there is an instance norm, the calls become one; the rest of the pass is what it was.
 The traced pass stands for the original only while everything that could steer it stays: the number of arguments, the
-attributes that it read, and which children there are (tracing.py). Else the original runs.
+attributes that it read, which children there are (tracing.py), and the classes of the runs' layers. Else the original
+runs.
 """
 
 from __future__ import annotations
@@ -19,14 +20,12 @@ from torch.fx.graph import Graph
 from torch.fx.node import Node
 
 from .blocks import (
-    ACTIVATIONS,
     CONVOLUTIONS,
     NORMS,
     activation_of,
     first_run,
-    is_for_kernel,
     is_instance_norm,
-    run_block,
+    run_layers,
 )
 from .report import Reason, Report
 from .swap import Swapped, swap, unswap, why_no_swap
@@ -52,8 +51,12 @@ class ForwardPlan:
     The traced function is of no module: copies share it. It cannot be pickled, and is made again on loading.
     """
 
-    def __init__(self, runs: tuple[Names, ...], traced: Trace, function: Callable[..., Any] | None) -> None:
-        self.runs, self.arguments, self.guards, self.function = runs, traced.arguments, traced.guards, function
+    def __init__(self, module: nn.Module, runs: list[list[Node]], traced: Trace) -> None:
+        self.runs, self.arguments = tuple(map(_names, runs)), traced.arguments
+        layers = (str(node.target) for run in runs for node in run if node.op == "call_module")
+        types = ((tuple(name.split(".")), "__class__", type(module.get_submodule(name))) for name in layers)
+        self.guards = (*traced.guards, *types)
+        self.function: Callable[..., Any] | None = _function(module, runs)
 
     def __deepcopy__(self, memo: Any) -> ForwardPlan:
         return self
@@ -78,52 +81,30 @@ class AcceleratedForward(Swapped):
         if plan is not None and plan.function is None:
             unswap(self)  # the original is traced
             traced = trace(self)
-            plan.function = None if isinstance(traced, Reason) else _function(self, plan.runs, traced.graph)
+            found = [] if isinstance(traced, Reason) else find_runs(self, traced.graph)
+            runs = [nodes for nodes, _ in found if _names(nodes) in plan.runs]
+            if len(runs) == len(plan.runs):  # else the class has another forward now
+                plan.function = _function(self, runs)
             swap(self, AcceleratedForward, plan)
 
 
-def _function(module: nn.Module, runs: tuple[Names, ...], graph: Graph) -> Callable[..., Any] | None:
-    """The traced pass with its runs as single calls, a function of (module, *arguments); the graph is changed."""
-    by_name = {node.name: node for node in graph.nodes}
-    for names in runs:
-        if any(name not in by_name for name in names):
-            return None  # the class has another forward now
-        nodes = [by_name[name] for name in names]
+def _function(module: nn.Module, runs: list[list[Node]]) -> Callable[..., Any]:
+    """The traced pass with its runs as single calls, a function of (module, *arguments); their graph is changed."""
+    graph = runs[0][0].graph
+    for nodes in runs:
         first, last = nodes[0], nodes[-1]
-        conv = first if type(_module(module, first)) in CONVOLUTIONS else None
-        norm = next((n for n in nodes if type(_module(module, n)) in NORMS), None)
-        layer = last if type(_module(module, last)) in ACTIVATIONS else None
-        activation = _layer(module, last)
-        activation = activation if type(activation) in ACTIVATIONS else None
         with graph.inserting_before(first):
-            parts = [None if n is None else graph.get_attr(str(n.target)) for n in (conv, norm, layer)]
-            call = graph.call_function(run_nodes, (*parts, *activation_of(activation), first.args[0]))
+            layers = [graph.get_attr(str(node.target)) for node in nodes if node.op == "call_module"]
+            activation = (None, 0.01) if last.op == "call_module" else activation_of(_layer(module, last))
+            call = graph.call_function(run_layers, (layers, first.args[0], activation))
         last.replace_all_uses_with(call)
         for node in reversed(nodes):
             graph.erase_node(node)
     code = graph.python_code("self")
-    names_in_code: dict[str, Any] = dict(code.globals)
-    exec(compile(code.src, "<genkernels.accelerate>", "exec"), names_in_code)
-    return names_in_code["forward"]
-
-
-def run_nodes(conv: Any, norm: Any, layer: Any, activation: str | None, slope: float, x: Any) -> Any:
-    """A run in the traced pass; ``layer`` is the activation where it is a module."""
-    still = type(conv) in CONVOLUTIONS if conv is not None else is_instance_norm(norm)
-    still = still and (norm is None or type(norm) in NORMS) and (layer is None or type(layer) in ACTIVATIONS)
-    if still:
-        name, factor = (activation, slope) if layer is None else activation_of(layer)
-        layers = [part for part in (conv, norm, layer) if part is not None]
-        if is_for_kernel(layers, conv, norm, name, factor, x):
-            return run_block(conv, norm, name, factor, x)
-    y = x if conv is None else conv(x)
-    if norm is not None:
-        y = norm(y)
-    if layer is not None:
-        return layer(y)
-    if activation is None:
-        return y
-    return F.leaky_relu(y, slope) if activation == "leaky_relu" else getattr(torch, activation)(y)
+    names: dict[str, Any] = dict(code.globals)
+    exec(compile(code.src, "<genkernels.accelerate>", "exec"), names)
+    function: Callable[..., Any] = names["forward"]
+    return function
 
 
 # --- where it can be made --------------------------------------------------------------------------------------------
@@ -149,11 +130,11 @@ def attempt(name: str, module: nn.Module, report: Report, inputs: tuple[Any, ...
     runs = [nodes for nodes, reason in found if reason is None]
     if not runs:
         return
-    names, operators = tuple(map(_names, runs)), [_operator_of(module, run) for run in runs]
+    operators = [_operator_of(module, run) for run in runs]
     trials = [inputs] if inputs is not None else _guesses(module, traced.graph)
-    plan = ForwardPlan(names, traced, _function(module, names, traced.graph))
+    plan = ForwardPlan(module, runs, traced)
     reason = _why_not_equivalent(module, plan, trials)
-    for run, by in zip(names, operators, strict=True):
+    for run, by in zip(plan.runs, operators, strict=True):
         if reason is None:
             report.note_swapped(name, kind, by, f"{' + '.join(run)}: one operator")
         else:

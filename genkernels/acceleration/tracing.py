@@ -20,6 +20,7 @@ uncompiled. ``torch.fx`` alone has no guards at all: they are this file.
 from __future__ import annotations
 
 import copy
+import pickle
 import random
 import threading
 from collections.abc import Callable, Iterator
@@ -44,7 +45,7 @@ _AUTOCAST = ("cpu", "cuda")
 class Trace:
     """The graph of a pass, and its guards: what steered it, by (module, attribute, value), and has to stay.
 
-    The attribute ``_modules`` stands for the names of a module's children.
+    The attribute ``_modules`` stands for the names of a module's children, as far as they are not None.
     """
 
     graph: Graph
@@ -184,20 +185,17 @@ def _surroundings(plain: bool) -> Iterator[None]:
 @contextmanager
 def _random_numbers_kept() -> Iterator[Callable[[], bool]]:
     """Yields a function that says whether a global generator was drawn from; they are set back afterwards."""
-    python, own = random.getstate(), torch.get_rng_state()
-    numpy = np.random.get_state()  # noqa: NPY002 - it is the old one that models draw from
 
-    def drawn() -> bool:
-        now = np.random.get_state()  # noqa: NPY002
-        same = all(np.array_equal(a, b) for a, b in zip(now, numpy, strict=True))
-        return not same or random.getstate() != python or not torch.equal(torch.get_rng_state(), own)
+    def states() -> tuple[Any, ...]:  # numpy's old generator is the one that models draw from
+        return random.getstate(), np.random.get_state(), torch.get_rng_state().numpy()  # noqa: NPY002
 
+    before = states()
     try:
-        yield drawn
+        yield lambda: pickle.dumps(states()) != pickle.dumps(before)
     finally:
-        random.setstate(python)
-        np.random.set_state(numpy)  # noqa: NPY002
-        torch.set_rng_state(own)
+        random.setstate(before[0])
+        np.random.set_state(before[1])  # noqa: NPY002
+        torch.set_rng_state(torch.from_numpy(before[2]))
 
 
 @contextmanager
