@@ -1,36 +1,29 @@
-"""``genkernels.accelerate`` and ``genkernels.restore``."""
+"""``genkernels.accelerate`` and ``genkernels.restore``: the walk over a model, and the order of the attempts."""
 
 from __future__ import annotations
 
 import copy
-import operator
 import threading
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.fx.graph import Graph
+from torch import nn
 from torch.nn.parameter import is_lazy
 
 from ..arguments import check_model
 from ..ops.core.verbose import silent
-from . import blocks, graphs, mask_recognition, masked, recurrent
-from .report import Entry, Report
-from .swap import ComputedWeight, Swapped, original_class, original_forward, swap, unswap, why_not
-from .tracing import trace
-from .verify import CannotRunError, NotEqualError, prove, random_input
+from . import mask_recognition, own_forward, recurrent, sequential
+from .report import Reason, Report
+from .swap import Swapped, unswap
 
-_TRIAL_SIZES = (8, 16, 32, 64)
 _ONE_AT_A_TIME = threading.RLock()  # trials seed PyTorch's generator, and set it back
 
 
 def accelerate(model: nn.Module, *, example: Any = None) -> Report:
     """Makes an existing model faster, in place, and changes nothing else about it.
 
-    Swapped are, each after a proof on random inputs (training and evaluation, outputs, gradients, running statistics):
+    Swapped are, each after a check on random inputs (training and evaluation, outputs, gradients, running statistics):
 
     * masked convolutions, however they are written: for :func:`genkernels.ops.masked_conv2d`, or, where the live taps
       are a rectangle (whole rows, as in the vertical stack of a Gated PixelCNN), for a convolution of these alone, at
@@ -73,25 +66,28 @@ def _accelerate(model: nn.Module, example: Any) -> Report:
     report = Report()
     reason = _why_nothing(model)
     if reason is not None:
-        report.entries.append(Entry("", type(model).__name__, None, reason))
+        report.note_left("", type(model).__name__, reason)
         return report
     inputs = {} if example is None else _inputs_of(model, example)
     owners = Counter(id(p) for part in model.modules() for p in part._parameters.values())
-    done: set[int] = set()
+    settled: set[int] = set()  # modules that need no further look
     for name, module in list(model.named_modules()):
-        if id(module) in done or isinstance(module, Swapped):
+        if id(module) in settled or isinstance(module, Swapped):
             continue
         if isinstance(module, torch.jit.ScriptModule):
-            done.update(id(part) for part in module.modules())
-            report.entries.append(Entry(name, type(module).__name__, None, "it is a TorchScript module"))
+            settled.update(map(id, module.modules()))
+            report.note_left(name, type(module).__name__, Reason("it is a TorchScript module"))
         elif isinstance(module, _DENSE):
-            _add(report, name, module, None, "a dense recurrence; the operators convolve along rows and diagonals")
-        elif _recurrence(name, module, report) or _masked(name, module, report, owners):
-            done.update(id(part) for part in module.modules() if not _is_input_part(module, part))
+            reason = Reason("a dense recurrence; the operators convolve along rows and diagonals")
+            report.note_left(name, type(module).__name__, reason)
+        elif parts := (
+            recurrent.attempt(name, module, report) or mask_recognition.attempt(name, module, report, owners)
+        ):
+            settled.update(map(id, parts))
         elif type(module).forward is nn.Sequential.forward:
-            _sequential(name, module, report)
+            sequential.attempt(name, module, report)
         elif next(module.children(), None) is not None and not isinstance(module, _CONTAINERS):
-            _own_forward(name, module, report, inputs.get(id(module)))
+            own_forward.attempt(name, module, report, inputs.get(id(module)))
     return report
 
 
@@ -106,12 +102,12 @@ def restore(model: nn.Module) -> None:
         unswap(module)
 
 
-def _why_nothing(model: nn.Module) -> str | None:
+def _why_nothing(model: nn.Module) -> Reason | None:
     for p in (*model.parameters(), *model.buffers()):
         if is_lazy(p):
-            return "it has lazy parameters: run it once first"
+            return Reason("it has lazy parameters: run it once first")
         if p.is_meta:
-            return "it lies on the meta device: nothing can be tried"
+            return Reason("it lies on the meta device: nothing can be tried")
     return None
 
 
@@ -119,218 +115,12 @@ _DENSE = (nn.RNNBase, nn.RNNCellBase)
 _CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 
 
-def _add(report: Report, name: str, module: nn.Module, swapped: str | None, detail: str) -> bool:
-    kind = type(original_forward(module)).__name__
-    report.entries.append(Entry(name, kind, swapped, detail))
-    return swapped is not None
-
-
-# --- masked convolutions and recurrences -----------------------------------------------------------------------------
-
-
-def _masked(name: str, module: nn.Module, report: Report, owners: Counter[int]) -> bool:
-    if not mask_recognition.is_candidate(module):
-        return _untried(name, module, report, None)
-    reason = why_not(module)
-    plan = reason if reason is not None else mask_recognition.recognise(module)
-    inner = [part for part in module.modules() if part is not module and not mask_recognition.is_computed_alone(part)]
-    # What holds a tensor beside its weight, and no smaller part that does: the rest has nothing to do with masks.
-    looks_masked = isinstance(module, nn.Conv2d) or (
-        mask_recognition.has_extras(module) and not any(mask_recognition.is_candidate(part) for part in inner)
-    )
-    if plan is None or isinstance(plan, str):
-        if plan is not None and looks_masked:
-            _add(report, name, module, None, plan)
-            return isinstance(plan, ComputedWeight)
-        return _untried(name, module, report, plan)
-
-    def swapper(copied: nn.Module) -> None:
-        swap(copied, masked.AcceleratedMaskedConv2d, plan)
-
-    weight = ".".join(plan.weight)
-    twin = mask_recognition.copied(module)  # to read a computed weight may change what it is computed from
-    in_channels = masked.weight_of(twin, plan).shape[1]
-    height, width = (k * d for k, d in zip(plan.kernel, plan.dilation, strict=True))
-    try:
-        for size in ((height + 1, width + 3), (height + 2, max(width // 2, 2))):
-            x = random_input(module, (2, in_channels, *size))
-            prove(mask_recognition.copied(module), swapper, [x], live={weight: plan.live()})
-    except NotEqualError as error:
-        return _add(report, name, module, None, str(error)) if looks_masked else False
-    if not plan.computed and mask_recognition.writes_its_weight(module, plan):
-        if owners[id(masked.weight_of(module, plan))] > 1:
-            return _add(report, name, module, None, "its weight, into which it writes zeros, is shared")
-        plan = replace(plan, writes=True)
-        masked.zero_masked_taps(module, plan)
-    swapper(module)
-    return _add(report, name, module, plan.operator, str(plan))
-
-
-def _untried(name: str, module: nn.Module, report: Report, tried: str | None) -> bool:
-    """A line for a module that holds a mask of its own, and none for others."""
-    reason = mask_recognition.why_not_tried(module)
-    return reason is not None and _add(report, name, module, None, tried or reason)
-
-
-def _recurrence(name: str, module: nn.Module, report: Report) -> bool:
-    plan = recurrent.recognise(module)
-    if plan is None:
-        return False
-    reason = why_not(module)
-    if isinstance(plan, str) or reason is not None:
-        _add(report, name, module, None, reason or str(plan))
-        return False
-    swap(module, recurrent.AcceleratedLoop, plan)
-    return _add(report, name, module, f"{plan.front}_lstm", str(plan))
-
-
-def _is_input_part(module: nn.Module, part: nn.Module) -> bool:
-    """The convolution inside a swapped recurrence, which goes on being called and may be masked."""
-    plan = getattr(module, "_genkernels_plan", None)
-    return isinstance(plan, recurrent.LoopPlan) and part is getattr(module, plan.input_part)
-
-
-# --- blocks ----------------------------------------------------------------------------------------------------------
-
-
-def _describe(layers: Sequence[str]) -> str:
-    return " + ".join(layers)
-
-
-def _sequential(name: str, module: nn.Module, report: Report) -> None:
-    layers = [part for part in module._modules.values() if part is not None]
-    if len(layers) < len(module._modules):
-        return
-    names = list(module._modules)
-    kept = []
-    for run, reason in blocks.runs_of(layers):
-        part = layers[run.start : run.stop]
-        if len(part) == 1 and mask_recognition.is_candidate(part[0]):
-            continue  # it gets a line of its own
-        where = f"{name}.{names[run.start]}" if name else names[run.start]
-        where = where if run.stop == run.start + 1 else f"{where}-{names[run.stop - 1]}"
-        kinds = _describe([type(layer).__name__ for layer in part])
-        if reason is None:
-            reason = why_not(module) or _prove_run(part)
-        if reason is None:
-            kept.append(run)
-            report.entries.append(Entry(where, kinds, *blocks.operators_of(part)))
-        else:
-            report.entries.append(Entry(where, kinds, None, reason))
-    if kept:
-        plan = blocks.SequentialPlan(tuple(kept), tuple(original_class(layer) for layer in layers))
-        swap(module, blocks.AcceleratedSequential, plan)
-
-
-def _prove_run(layers: Sequence[nn.Module]) -> str | None:
-    alone = nn.Sequential(*layers)
-    plan = blocks.SequentialPlan((blocks.Run(0, len(layers)),), tuple(original_class(layer) for layer in layers))
-    x = random_input(alone, blocks.trial_input_shape(layers[0]))
-    try:
-        prove(alone, lambda copied: swap(copied, blocks.AcceleratedSequential, plan), [x])
-    except NotEqualError as error:
-        return str(error)
-    return None
-
-
-def _own_forward(name: str, module: nn.Module, report: Report, inputs: tuple[Any, ...] | None) -> None:
-    if not any(type(part) in blocks.CONVOLUTIONS or blocks.is_instance_norm(part) for part in module.modules()):
-        return
-    reason = why_not(module)
-    traced = trace(module) if reason is None else reason
-    if isinstance(traced, str):
-        reported = any(entry.name == name for entry in report.entries)
-        if not reported and any(type(child) in blocks.CONVOLUTIONS for child in module.children()):
-            _add(report, name, module, None, traced)
-        return
-    found = graphs.find_runs(module, traced.graph)
-    cropped = " and ".join(_cropped(module, traced.graph))
-    if not found and cropped and not any(entry.name == name for entry in report.entries):
-        _add(report, name, module, None, f"the padded result of {cropped} is cropped, which no operator does")
-    kept, names_of_operators = [], []
-    for run, reason in found:
-        if reason is None:
-            kept.append(graphs.names_of(run))
-            names_of_operators.append(graphs.operator_of(module, run))
-        else:
-            _add(report, name, module, None, f"{_describe(graphs.names_of(run))}: {reason}")
-    if not kept:
-        return
-
-    def swapper(taken: nn.Module) -> None:
-        graphs.swap_forward(taken, tuple(kept), traced)
-
-    error: str | None = "give example= (an input of the model): what reaches it is not known"
-    trials = [inputs] if inputs is not None else _guesses(module, traced.graph)
-    for trial in trials:
-        if len(trial) != traced.arguments:
-            error = f"it is called with {len(trial)} of its {traced.arguments} arguments"
-            continue
-        try:
-            prove(module, swapper, trial)
-        except CannotRunError as reason:
-            error = f"give example= (an input of the model): {reason}"
-        except NotEqualError as reason:
-            error = str(reason)
-            break
-        else:
-            error = None
-            break
-    for names, by in zip(kept, names_of_operators, strict=True):
-        _add(report, name, module, None if error else by, error or f"{_describe(names)}: one operator")
-    if error is None:
-        swapper(module)
-
-
-def _cropped(module: nn.Module, graph: Graph) -> list[str]:
-    """Convolutions with padding of whose result only a part of the rows or columns is read."""
-    names = []
-    for node in graph.nodes:
-        conv = module.get_submodule(str(node.target)) if node.op == "call_module" else None
-        if type(conv) is not nn.Conv2d or conv.padding in ("valid", (0, 0)) or not node.users:
-            continue
-        if all(r.target is operator.getitem and r.args[0] is node and _crops(r.args[1]) for r in node.users):
-            names.append(str(node.target))
-    return names
-
-
-def _crops(index: Any) -> bool:
-    """Whether an index of [N, C, H, W] cuts rows or columns off at an end, and does nothing else to these."""
-    parts = list(index) if isinstance(index, tuple) else [index]
-    if Ellipsis in parts:
-        at = parts.index(Ellipsis)
-        parts[at : at + 1] = [slice(None)] * (5 - len(parts))
-    places = parts[2:4]
-    whole = slice(None)
-    return all(isinstance(part, slice) and part.step is None for part in places) and any(p != whole for p in places)
-
-
-def _guesses(module: nn.Module, graph: Graph) -> list[tuple[Tensor, ...]]:
-    """Inputs that a module with one argument may take, by the layer that reads it first."""
-    places = [node for node in graph.nodes if node.op == "placeholder"]
-    if len(places) != 1:
-        return []
-    for reader in places[0].users:
-        layer = module.get_submodule(str(reader.target)) if reader.op == "call_module" else None
-        while isinstance(layer, nn.Sequential) and len(layer):
-            layer = layer[0]
-        if isinstance(layer, nn.Linear):
-            return [(random_input(module, (2, layer.in_features)),)]
-        if isinstance(layer, nn.InstanceNorm2d):
-            return [(random_input(module, (2, layer.num_features, s, s)),) for s in _TRIAL_SIZES]
-        if isinstance(layer, blocks.CONVOLUTIONS):
-            small = [1, 4] if isinstance(layer, nn.ConvTranspose2d) else []
-            return [(random_input(module, (2, layer.in_channels, s, s)),) for s in (*small, *_TRIAL_SIZES)]
-    return []
-
-
 def _inputs_of(model: nn.Module, example: Any) -> dict[int, tuple[Any, ...]]:
-    """What each module is given first when the model runs on the example, of which nothing remains."""
+    """What each module is given first when a copy of the model runs on the example."""
     arguments = example if isinstance(example, tuple) else (example,)
     twin = copy.deepcopy(model)
-    pairs = list(zip(model.modules(), twin.modules(), strict=True))
     seen: dict[int, tuple[Any, ...]] = {}
-    for own, copied in pairs:
+    for own, copied in list(zip(model.modules(), twin.modules(), strict=True)):
 
         def note(_: nn.Module, args: tuple[Any, ...], own: nn.Module = own) -> None:
             seen.setdefault(id(own), args)

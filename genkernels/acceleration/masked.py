@@ -1,6 +1,6 @@
-"""How other people's masked convolutions run once they have been recognised (mask_recognition.py).
+"""The two ways in which a masked convolution runs once it has been recognised (mask_recognition.py).
 
-In one of two ways. A mask of :func:`genkernels.ops.masked_conv2d` is left to that operator. Where the live taps are one
+A mask of :func:`genkernels.ops.masked_conv2d` is left to that operator. Where the live taps are one
 rectangle of the kernel, the same for all channels (the vertical stack of a Gated PixelCNN keeps whole rows), the layer
 is a dense convolution with a smaller kernel.
 """
@@ -20,12 +20,11 @@ from .. import ops
 from ..ops.conv_bn_act.heuristics import always_takes_kernel
 from ..ops.core.prepared_call import are_plain_tensors
 from ..ops.masked_conv.mask import MaskSpec, mask_tensor
+from .module_state import Path
 from .swap import Swapped, is_hooked, is_one_tensor
 
 _LEAST_SKIPPED = 4_000_000  # multiply-adds by masked taps, from which a smaller kernel is quicker on a CPU
 _AUTOCAST = (torch.float32, torch.bfloat16, torch.float16)
-
-Path = tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +33,8 @@ class Plan:
 
     Attributes:
         weight, bias: where they are, as paths of attributes.
-        masks: the tensors from which the layer makes its mask, by path, with their values: where these change, the
-            layer goes its own way again.
+        masks: the tensors from which the layer makes its mask, by path, with their values: once these change, the
+            layer's own forward runs again.
         parts: paths of the modules inside.
         writes: whether the layer writes zeros into the masked taps of its weight, as it did in every pass.
         computed: whether something computes the weight in each pass (weight norm, say); it may be plain later on.
@@ -69,7 +68,7 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class MaskPlan(Plan):
-    """A mask that :func:`genkernels.ops.masked_conv2d` knows.
+    """A mask that :func:`genkernels.ops.masked_conv2d` has.
 
     Attributes:
         spec: the mask, of the whole odd kernel.
@@ -200,7 +199,6 @@ class AcceleratedMaskedConv2d(Swapped):
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         plan = self._genkernels_plan
-        # What is left to the layer itself need not be looked at any closer.
         takes = plan is not None and not kwargs and is_one_tensor(args) and plan.takes(args[0])
         if not takes or not _has_its_dtype(self, plan, args[0]) or not _holds(self, plan):
             return super().forward(*args, **kwargs)  # type: ignore[misc]
@@ -210,7 +208,7 @@ class AcceleratedMaskedConv2d(Swapped):
 
 
 def _has_its_dtype(module: Any, plan: Plan, x: Tensor) -> bool:
-    """Whether an image has the weight's dtype: what the layer casts is its own affair."""
+    """Whether an image has the weight's dtype: another one, which the layer may cast, is left to its own forward."""
     weight = next(get(module, plan.weight[:-1]).parameters()) if plan.computed else get(module, plan.weight)
     if x.dtype == weight.dtype:
         return True
@@ -226,7 +224,7 @@ def _holds(module: Any, plan: Plan) -> bool:
     if any(is_hooked(get(module, path)) for path in plan.parts):
         return False
     if not plan.computed and plan.weight[-1] not in get(module, plan.weight[:-1])._parameters:
-        return False  # somebody computes it now
+        return False  # something computes it now
     if not torch.compiler.is_compiling():
         _look_at_masks(module, plan)
     return not module._genkernels_other_mask
@@ -265,12 +263,7 @@ def _same(mask: Tensor, value: Tensor) -> bool:
     return mask.shape == value.shape and torch.equal(mask.detach().cpu().to(value.dtype), value)
 
 
-def weight_of(module: nn.Module, plan: Plan) -> Tensor:
-    weight: Tensor = get(module, plan.weight)
-    return weight
-
-
 def zero_masked_taps(module: nn.Module, plan: Plan) -> None:
-    """For a layer that writes the zeros into its weight in every pass, behind autograd's back, as its own pass does."""
-    weight = weight_of(module, plan)
+    """What a layer that writes the zeros into its weight does in every pass, unseen by autograd."""
+    weight = get(module, plan.weight)
     weight.data.mul_(plan.live().to(weight))

@@ -1,4 +1,4 @@
-"""Row and Diagonal LSTM layers that loop over rows or columns in Python.
+"""Row and Diagonal LSTM layers that loop over rows or columns in Python, as one operator.
 
 The interface that is looked for: a module that maps [N, C, H, W] to [N, h, H, W], is called with that one tensor, and
 has exactly two children with parameters, and none of its own:
@@ -14,7 +14,7 @@ free, and so is the order of the four gates, which is found by trying. The input
 it is (and is swapped by itself where it is a masked convolution); the loop becomes one operator. A bidirectional layer
 is two such modules and whatever their parent does with their results; each becomes one operator.
 
-A loop may make its tensors in a dtype of its own (``torch.zeros(n, h, w)``, ``x.float()``). It is then proven in the
+A loop may make its tensors in a dtype of its own (``torch.zeros(n, h, w)``, ``x.float()``). It is then checked in the
 dtype that the model has, and once the model has another one the loop itself runs again.
 
 In the skewed map a bias fills the cells beside the image. Where these are neither zeroed nor masked, what is in them
@@ -39,11 +39,16 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..ops.wavefront_lstm.converters import GATES, state_from_conv1d
-from .swap import Swapped, is_hooked, is_one_tensor, swap, unswap, why_weight_is_computed
-from .tracing import state_of
-from .verify import CannotRunError, NotEqualError, first_line, prove, random_input
+from .computed_weight import why_weight_is_computed
+from .mask_candidates import is_own
+from .module_state import state_of
+from .report import Reason, Report
+from .swap import Swapped, is_hooked, is_one_tensor, swap, unswap, why_no_swap
+from .verify import CannotRunError, NotEquivalentError, check_equivalence, first_line, random_input
 
 _STATE_PARTS = (nn.Conv1d, nn.Conv2d)
+# What somebody's forward may raise on a random input.
+_TROUBLE = (RuntimeError, TypeError, ValueError, IndexError, AttributeError)
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,7 @@ class LoopPlan:
         beside: what fills the cells beside the image of a skewed map: nothing (""), the bias of the state-to-state
             part ("state"), or that and the bias of an input-to-state part that is called on the skewed map ("input").
         autocast: what dtype it gives under autocast: of its "input", always "float32", or the "autocast" one.
-        only: the one dtype of parameters for which this was proven; None for any.
+        only: the one dtype of parameters in which this was checked; None for any.
     """
 
     input_part: str
@@ -114,9 +119,24 @@ def _not_skewed(gates: Tensor) -> Tensor:
     return row[:, None] + column < height - 1
 
 
+def attempt(name: str, module: nn.Module, report: Report) -> list[nn.Module]:
+    """Swaps a loop that is a Row or Diagonal LSTM, or notes why it is left; the modules that need no further look."""
+    plan = recognise(module)
+    if plan is not None:
+        plan = why_no_swap(module) or plan
+    if isinstance(plan, Reason):
+        report.note_left(name, type(module).__name__, plan)
+    if not isinstance(plan, LoopPlan):
+        return []
+    swap(module, AcceleratedLoop, plan)
+    report.note_swapped(name, type(module).__name__, f"{plan.front}_lstm", str(plan))
+    input_part = module.get_submodule(plan.input_part)  # it goes on being called, and may be masked
+    return [part for part in module.modules() if part is not input_part]
+
+
 def parts_of(module: nn.Module) -> list[tuple[str, str]]:
     """Names of what may be the input-to-state and the state-to-state part; none where this is no such layer."""
-    if type(module).__module__.startswith("genkernels."):
+    if is_own(module):
         return []
     children = [(name, child) for name, child in module.named_children() if next(child.parameters(), None) is not None]
     if len(children) != 2:
@@ -137,8 +157,8 @@ def _taps(state: Any) -> int:
     return max(state.kernel_size) if sorted(state.kernel_size)[:-1] in ([], [1]) else 0
 
 
-def recognise(module: nn.Module) -> LoopPlan | str | None:
-    """A plan that has been proven, the reason why there is none, or None for other modules."""
+def recognise(module: nn.Module) -> LoopPlan | Reason | None:
+    """A plan that has been checked, the reason why there is none, or None for other modules."""
     reason = None
     for parts in parts_of(module):
         found = _recognise(module, *parts)
@@ -148,7 +168,7 @@ def recognise(module: nn.Module) -> LoopPlan | str | None:
     return reason
 
 
-def _recognise(module: nn.Module, input_part: str, state_part: str) -> LoopPlan | str | None:
+def _recognise(module: nn.Module, input_part: str, state_part: str) -> LoopPlan | Reason | None:
     convolution, state = getattr(module, input_part), getattr(module, state_part)
     weight = next(p for p in convolution.parameters() if p.dim() == 4)
     x = random_input(module, (2, weight.shape[1], 3, 4))
@@ -158,13 +178,13 @@ def _recognise(module: nn.Module, input_part: str, state_part: str) -> LoopPlan 
     if computed is not None:
         return computed
     if is_hooked(state):
-        return "hooks on its state-to-state part would not be called"
+        return Reason("hooks on its state-to-state part would not be called")
     try:
         autocast = _autocast(module, x)
     except _TROUBLE as error:
-        return f"it could not be tried: {first_line(error)}"
+        return Reason(f"it could not be tried: {first_line(error)}")
     if autocast is None:
-        return "its forward changes its attributes"
+        return Reason("its forward changes its attributes")
     front = "row" if _taps(state) == 3 else "diagonal"
     plan = LoopPlan(input_part, state_part, front, GATES, autocast=autocast)
     own = dict(module.named_parameters(recurse=False))
@@ -176,37 +196,34 @@ def _recognise(module: nn.Module, input_part: str, state_part: str) -> LoopPlan 
     found = _find(without, plan, x)
     names = ", ".join(own)
     if isinstance(found, LoopPlan) and _begins_with(module, found, x):
-        return f"its initial state is learned ({names}); the operator begins with zeros"
-    return f"the operator has no place for its own parameters ({names})"
+        return Reason(f"its initial state is learned ({names}); the operator begins with zeros")
+    return Reason(f"the operator has no place for its own parameters ({names})")
 
 
-_TROUBLE = (RuntimeError, TypeError, ValueError, IndexError, AttributeError)
-
-
-def _find(module: nn.Module, plan: LoopPlan, x: Tensor) -> LoopPlan | str:
+def _find(module: nn.Module, plan: LoopPlan, x: Tensor) -> LoopPlan | Reason:
     """The order of the gates and what is beside the image, by trying; or the reason why nothing fits."""
     state, reason = getattr(module, plan.state_part), ""
     other = random_input(module, (2, x.shape[1], 5, 3))  # higher than wide, so more of what is beside the image
     with torch.random.fork_rng(devices=[]):
         for tried in _nearest(module, plan, x):
 
-            def swapper(copied: nn.Module, tried: LoopPlan = tried) -> None:
-                swap(copied, AcceleratedLoop, tried)
+            def swapper(taken: nn.Module, tried: LoopPlan = tried) -> None:
+                swap(taken, AcceleratedLoop, tried)
 
             try:
-                in_float64 = [prove(module, swapper, [each], may_round=True) for each in (x, other)]
+                in_float64 = [check_equivalence(module, swapper, [each], may_round=True) for each in (x, other)]
             except CannotRunError as error:
                 reason = str(error)
                 break
-            except NotEqualError as error:
+            except NotEquivalentError as error:
                 reason = reason or str(error)
             else:
                 return tried if all(in_float64) else replace(tried, only=state.weight.dtype)
-    return f"no order of the gates makes it a {plan.front} LSTM ({reason})"
+    return Reason(f"no order of the gates makes it a {plan.front} LSTM ({reason})")
 
 
 def _nearest(module: nn.Module, plan: LoopPlan, x: Tensor) -> list[LoopPlan]:
-    """The plans whose output is that of the loop, or nearest to it: the others need no proof."""
+    """The plans whose output is that of the loop, or nearest to it: the others need no check."""
     twin = copy.deepcopy(module).float().eval()
     distances = {}
     with torch.no_grad():
@@ -223,7 +240,7 @@ def _nearest(module: nn.Module, plan: LoopPlan, x: Tensor) -> list[LoopPlan]:
             distances[tried] = float((got - expected).norm()) if fits else torch.inf
     near = min(distances.values()) + 1e-4 * float(expected.norm())
     if not near < torch.inf:
-        return [plan]  # its proof has the reason
+        return [plan]  # its check has the reason
     return [tried for tried, distance in distances.items() if distance <= near]
 
 
@@ -242,7 +259,7 @@ def _loops(module: nn.Module, name: str, x: Tensor) -> bool:
     calls: list[int] = []
     twin = copy.deepcopy(module).float().eval()
     getattr(twin, name).register_forward_hook(lambda *_: calls.append(1))
-    # Whatever a stranger's forward does with a random input.
+    # Whatever somebody's forward does with a random input.
     with suppress(Exception), torch.no_grad(), torch.random.fork_rng(devices=[]):
         twin(x)
     return len(calls) > 1

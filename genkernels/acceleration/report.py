@@ -1,8 +1,18 @@
-"""What ``accelerate`` did, as a table."""
+"""The report of ``accelerate``: what was swapped and what was left, with the reasons, as a table."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why a module, or a run of layers, is left as it is. What code decides by is its class, never its text."""
+
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
 
 
 @dataclass(frozen=True)
@@ -35,6 +45,16 @@ class Report:
     @property
     def left(self) -> list[Entry]:
         return [entry for entry in self.entries if entry.swapped is None]
+
+    def note_swapped(self, name: str, kind: str, operator: str, detail: str) -> None:
+        self.entries.append(Entry(name, kind, operator, detail))
+
+    def note_left(self, name: str, kind: str, reason: Reason) -> None:
+        self.entries.append(Entry(name, kind, None, str(reason)))
+
+    def __contains__(self, name: str) -> bool:
+        """Whether a module has a line."""
+        return any(entry.name == name for entry in self.entries)
 
     def __str__(self) -> str:
         rows = [("module", "class", "now", "")]

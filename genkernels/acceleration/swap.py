@@ -1,10 +1,19 @@
-"""Swapping a module's forward pass and nothing else: its class becomes a subclass, its ``__dict__`` stays.
+"""The swap of a module's forward pass and of nothing else: its class becomes a subclass, its ``__dict__`` stays.
 
-So parameters, buffers, hooks, ``state_dict`` keys and ``isinstance`` are what they were. The subclass is made on the
-spot; pickle and deepcopy make it again from its two halves, which both can be imported.
+So parameters, buffers, hooks, ``state_dict`` keys and ``isinstance`` are what they were. For a class ``Net`` that is to
+run as ``kind`` says (``AcceleratedSequential``, say) the subclass is made on the spot, once:
+
+    Net'  ->  kind  ->  Swapped  ->  Net  ->  nn.Module
+
+``Net'`` holds the two halves for pickle and deepcopy, which make it again from them (both can be imported), and a
+``forward`` with the signature of Net's, which tools read. ``kind.forward`` is the fused pass; its ``super().forward``
+is Net's own, for the calls that the fused pass does not take. Net' and kind cannot be one class: kind serves every Net,
+and signature and halves are those of one.
 
 A parametrized module has a class of its own, which PyTorch made and unmakes: a subclass of what the module was, with a
-property for each computed tensor. It stays on top, and what is below is swapped.
+property for each computed tensor. It stays on top, and what is below is swapped:
+
+    ParametrizedNet  ->  Net        becomes        ParametrizedNet  ->  Net'  ->  kind  ->  Swapped  ->  Net
 """
 
 from __future__ import annotations
@@ -15,6 +24,8 @@ from typing import Any
 
 import torch
 from torch import nn
+
+from .report import Reason
 
 PLAN = "_genkernels_plan"
 
@@ -43,7 +54,7 @@ def _again(kind: Any, original: Any) -> Any:
 def made_class(kind: Any, original: Any) -> Any:
     """The subclass that runs as ``kind`` says, one for each class."""
 
-    @wraps(original.forward)  # for those who look at its arguments
+    @wraps(original.forward)  # for its signature
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         return kind.forward(self, *args, **kwargs)
 
@@ -58,14 +69,14 @@ def made_class(kind: Any, original: Any) -> Any:
     return type(original)(original.__name__, (kind, original), names)
 
 
-def why_not(module: nn.Module) -> str | None:
+def why_no_swap(module: nn.Module) -> Reason | None:
     """The reason why the class of a module cannot be swapped, or None."""
     if "forward" in module.__dict__:
-        return "its forward is replaced on the instance"
+        return Reason("its forward is replaced on the instance")
     if type(module).__call__ is not nn.Module.__call__:
-        return "its __call__ is overridden"
+        return Reason("its __call__ is overridden")
     if type(module).__reduce_ex__ is not object.__reduce_ex__ or type(module).__reduce__ is not object.__reduce__:
-        return "its class pickles in a way of its own"
+        return Reason("its class pickles in a way of its own")
     return None
 
 
@@ -123,42 +134,13 @@ def original_class(module: nn.Module) -> type[nn.Module]:
     return module._genkernels_original if parametrized is None else parametrized
 
 
-def original_forward(module: nn.Module) -> nn.Module:
-    """The module with its own class again, sharing its ``__dict__``: for looking at what it did."""
-    if not isinstance(module, Swapped):
-        return module
-    original: Any = module._genkernels_original
-    if _is_parametrized_swap(module):
-        original = _on_base(type(module), original)
-    shadow: nn.Module = original.__new__(original)
-    object.__setattr__(shadow, "__dict__", module.__dict__)
-    return shadow
-
-
 def is_one_tensor(args: tuple[Any, ...]) -> bool:
     """Whether a layer is called as usual; not so by a tracer, which hands over a stand-in."""
     return len(args) == 1 and isinstance(args[0], torch.Tensor)
 
 
 def is_hooked(module: nn.Module) -> bool:
-    """Whether somebody wants to see this module's calls, which a fused pass does not make."""
+    """Whether a hook has to see this module's calls, which a fused pass does not make."""
     return bool(
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     )
-
-
-class ComputedWeight(str):
-    """The reason why a module is left whose weight is computed in each pass."""
-
-
-def why_weight_is_computed(module: nn.Module) -> ComputedWeight | None:
-    """Weight norm, spectral norm and their like, old and new: the reason, or None."""
-    for part in module.modules():
-        if nn.utils.parametrize.is_parametrized(part):
-            return ComputedWeight("a parametrization computes its weight")
-        for name, _ in part.named_parameters(recurse=False):
-            if name in ("weight_g", "weight_v"):
-                return ComputedWeight("weight norm computes its weight")
-            if name == "weight_orig":
-                return ComputedWeight("spectral norm or pruning computes its weight")
-    return None

@@ -1,20 +1,32 @@
-"""A module's forward pass as a graph, with its children as black boxes, and what has to stay for it to hold.
+"""A module's forward pass as a graph, its children as black boxes, and the guards under which the graph holds.
 
 ``torch.fx`` runs the forward once with a stand-in for the input and writes down the calls. What happens beside them is
 not in the graph, so it is looked for: the pass runs on a copy, which must come out unchanged; random numbers must not
 be drawn; gradients, autocast and checkpointing must not be switched for a part of it. Every attribute that the forward
-reads on its way, its own or a child's, is remembered with its value.
+reads on its way, its own or a child's, is kept with its value as a guard.
+
+Why not Dynamo, whose guards are tested by many? It was tried in this place (torch 2.13, 13 models of the tests, the
+forward compiled with a backend that fuses): it follows more forwards (dropped paths, checkpointing, results kept as
+attributes) and costs the same in each call (10 to 70 us either way), but it takes from a model what must stay:
+``torch.fx.symbolic_trace``, ``torch.jit.trace`` and ``make_fx`` refuse a function that Dynamo compiled; a hook that is
+registered on a layer after the first call is not called (``skip_nnmodule_hook_guards``), nor is a global module hook; a
+child that is swapped itself is traced through, and with it the choice between PyTorch and the kernel by size. A graph
+belongs to one mode, one setting of gradients and one kind of size, so it is made, unchecked, within somebody's call
+(0.1 to 0.4 s each, after 1.2 s and 144 MB for the import), where the two passes here take 8 ms, before any call. And
+the graphs of a class share one limit of 8, which eight residual blocks of different widths reach: later ones run
+uncompiled. ``torch.fx`` alone has no guards at all: they are this file.
 """
 
 from __future__ import annotations
 
 import copy
+import pickle
 import random
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -22,93 +34,103 @@ from torch import Tensor, fx, nn
 from torch.fx.graph import Graph
 
 from ..ops.core.torch_internals import saved_tensors_hooks
-from .swap import original_forward
+from .module_state import Path, places_of, state_of
+from .report import Reason
 
-Path = tuple[str, ...]
 _CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
-_OWN_NAMES = frozenset(nn.Module().__dict__)
+_OF_EVERY_MODULE = frozenset(nn.Module().__dict__)
 _AUTOCAST = ("cpu", "cuda")
 
 
 @dataclass(frozen=True)
-class Watched:
-    """What steered a traced pass.
+class Trace:
+    """The graph of a pass, and its guards: what steered it, by (module, attribute, value), and has to stay.
 
-    Attributes:
-        attributes: (module, name, value) of what was read.
-        children: (module, names) of the module itself and of the containers in it.
+    The attribute ``_modules`` stands for the names of a module's children, as far as they are not None.
     """
 
-    attributes: tuple[tuple[Path, str, Any], ...]
-    children: tuple[tuple[Path, tuple[str, ...]], ...]
-
-    def holds(self, module: Any) -> bool:
-        for path, names in self.children:
-            part = _part(module, path)
-            if part is None or _names(part) != names:
-                return False
-        return all(getattr(_part(module, path), name, None) == value for path, name, value in self.attributes)
-
-
-@dataclass(frozen=True)
-class Trace:
-    """The graph of a pass, how many arguments it takes, and what has to stay."""
-
     graph: Graph
-    arguments: int
-    watched: Watched
+    guards: tuple[tuple[Path, str, Any], ...]
+
+    @property
+    def arguments(self) -> int:
+        return sum(node.op == "placeholder" for node in self.graph.nodes)
+
+
+def hold(guards: tuple[tuple[Path, str, Any], ...], module: nn.Module) -> bool:
+    for path, name, value in guards:
+        part: Any = module
+        for step in path:
+            part = None if part is None else part._modules.get(step)
+        if (_names(part) if name == "_modules" else getattr(part, name, None)) != value:
+            return False
+    return True
+
+
+def _names(module: nn.Module | None) -> tuple[str, ...] | None:
+    return None if module is None else tuple(name for name, child in module._modules.items() if child is not None)
 
 
 _ONE_AT_A_TIME = threading.RLock()  # torch.fx exchanges methods of nn.Module while it traces
-_DRAWS = "its forward draws random numbers while it decides what to do"
-_TRIALS = 3  # another thread may have drawn them
+_TRIALS = 3  # another thread may have drawn the random numbers
 
 
-def trace(module: nn.Module) -> Trace | str:
+class _DrawsRandomNumbers(Reason):
+    """One that may be another thread's doing."""
+
+
+def trace(module: nn.Module) -> Trace | Reason:
     """The pass of a module, the same in training and evaluation; or why there is none."""
     with _ONE_AT_A_TIME:
         for _ in range(_TRIALS):
             found = _trace(module)
-            if found != _DRAWS:
+            if not isinstance(found, _DrawsRandomNumbers):
                 break
         return found
 
 
-def _trace(module: nn.Module) -> Trace | str:
+def _trace(module: nn.Module) -> Trace | Reason:
     graphs: list[Graph] = []
     read: dict[tuple[Path, str], Any] = {}
     try:
         for other_mode in (True, False):
-            twin = copy.deepcopy(original_forward(module))
+            twin = copy.deepcopy(module)
             if other_mode:
                 twin.train(not twin.training)
-            with _random_numbers_kept() as drawn, _recorded_reads(twin, read), _surroundings(plain=other_mode):
-                tracer = _Tracer()
-                before = state_of(twin)
-                graphs.append(tracer.trace(twin))
-                changed = state_of(twin) != before
-            for happened, what in (
-                (changed, "changes its attributes"),
-                (tracer.switched, "switches gradients, autocast or checkpointing for a part of it"),
-            ):
-                if happened:
-                    return f"its forward {what}"
-            if drawn:
-                return _DRAWS
-    except Exception as error:  # whatever a stranger's forward does with a stand-in
+            graph = _trace_once(twin, plain=other_mode, read=read)
+            if isinstance(graph, Reason):
+                return graph
+            graphs.append(graph)
+    except Exception as error:  # whatever somebody's forward does with a stand-in
         text = str(error).splitlines()[0][:100] if str(error) else type(error).__name__
-        return f"torch.fx cannot follow its forward: {text}"
+        return Reason(f"torch.fx cannot follow its forward: {text}")
     if str(graphs[0]) != str(graphs[1]):
-        return "its forward does other things in training than in evaluation"
+        return Reason("its forward does other things in training than in evaluation")
     for node in graphs[0].nodes:
         if node.op == "get_attr" and str(node.target).startswith("_tensor_constant"):
-            return "its forward makes tensors that do not depend on its input"
+            return Reason("its forward makes tensors that do not depend on its input")
     for (path, name), value in read.items():
         if not _can_be_compared(value):
-            return f"its forward reads {'.'.join((*path, name))}, whose changes would go unnoticed"
-    arguments = sum(node.op == "placeholder" for node in graphs[0].nodes)
-    values = tuple((path, name, copy.deepcopy(value)) for (path, name), value in read.items())
-    return Trace(graphs[0], arguments, Watched(values, tuple(_children(module))))
+            return Reason(f"its forward reads {'.'.join((*path, name))}, whose changes would go unnoticed")
+    containers = [(path, part) for path, part in places_of(module) if not path or isinstance(part, _CONTAINERS)]
+    children = [(path, "_modules", _names(part)) for path, part in containers]
+    attributes = [(path, name, copy.deepcopy(value)) for (path, name), value in read.items()]
+    return Trace(graphs[0], (*children, *attributes))
+
+
+def _trace_once(twin: nn.Module, *, plain: bool, read: dict[tuple[Path, str], Any]) -> Graph | Reason:
+    """The graph of a copy in the mode that it is in; what the forward reads is added to ``read``."""
+    with _random_numbers_kept() as drawn, _recorded_reads(twin) as seen, _surroundings(plain=plain):
+        tracer, before = _Tracer(), state_of(twin)
+        graph = tracer.trace(twin)
+        if state_of(twin) != before:
+            return Reason("its forward changes its attributes")
+        if tracer.switched:
+            return Reason("its forward switches gradients, autocast or checkpointing for a part of it")
+        if drawn():
+            return _DrawsRandomNumbers("its forward draws random numbers while it decides what to do")
+    read.update({**seen, **read})
+    return graph
 
 
 class _Tracer(fx.Tracer):
@@ -149,7 +171,7 @@ def _seen_outside() -> tuple[Any, ...]:
 
 @contextmanager
 def _surroundings(plain: bool) -> Iterator[None]:
-    """Gradients on and autocast off, or the other way round, so that a part that wants either one is seen."""
+    """Gradients on and autocast off, or the other way round, so that a part that switches to either is seen."""
     before = [torch.is_autocast_enabled(d) for d in _AUTOCAST]
     try:
         for device in _AUTOCAST:
@@ -162,91 +184,52 @@ def _surroundings(plain: bool) -> Iterator[None]:
 
 
 @contextmanager
-def _random_numbers_kept() -> Iterator[list[str]]:
-    """Yields a list that names the generators that were drawn from; they are as they were afterwards."""
-    drawn: list[str] = []
-    python, own = random.getstate(), torch.get_rng_state()
-    numpy = np.random.get_state()  # noqa: NPY002 - it is the old one that strangers draw from
+def _random_numbers_kept() -> Iterator[Callable[[], bool]]:
+    """Yields a function that says whether a global generator was drawn from; they are set back afterwards."""
+
+    def states() -> tuple[Any, ...]:  # numpy's old generator is the one that models draw from
+        return random.getstate(), np.random.get_state(), torch.get_rng_state().numpy()  # noqa: NPY002
+
+    before = states()
     try:
-        yield drawn
+        yield lambda: pickle.dumps(states()) != pickle.dumps(before)
     finally:
-        if random.getstate() != python:
-            drawn.append("random")
-        if any(not np.array_equal(a, b) for a, b in zip(np.random.get_state(), numpy, strict=True)):  # noqa: NPY002
-            drawn.append("numpy")
-        if not torch.equal(torch.get_rng_state(), own):
-            drawn.append("torch")
-        random.setstate(python)
-        np.random.set_state(numpy)  # noqa: NPY002
-        torch.set_rng_state(own)
+        random.setstate(before[0])
+        np.random.set_state(before[1])  # noqa: NPY002
+        torch.set_rng_state(torch.from_numpy(before[2]))
 
 
 @contextmanager
-def _recorded_reads(root: nn.Module, read: dict[tuple[Path, str], Any]) -> Iterator[None]:
-    """Every attribute of root and its parts that is read meanwhile, by place, with its value at first.
+def _recorded_reads(root: nn.Module) -> Iterator[dict[tuple[Path, str], Any]]:
+    """Yields every attribute of root and its parts that is read meanwhile, by place, with its value at first.
 
     Modules and parameters lie elsewhere than in ``__dict__`` and are seen by torch.fx itself. The parts, a copy's, get
     classes of their own for that time: other modules, and other threads, notice nothing.
     """
-    places = {id(part): tuple(name.split(".")) if name else () for name, part in root.named_modules()}
+    read: dict[tuple[Path, str], Any] = {}
+    places = {id(part): path for path, part in places_of(root)}
 
     def look(module: Any, name: str) -> Any:
-        value = super(object.__getattribute__(module, "__class__"), module).__getattribute__(name)
-        if name not in _OWN_NAMES and not name.startswith("__") and id(module) in places:
-            own = object.__getattribute__(module, "__dict__")
-            if name in own and not name.startswith("_genkernels_"):
-                read.setdefault((places[id(module)], name), copy.copy(value))
+        value = super(type(module), module).__getattribute__(name)
+        steers = name not in _OF_EVERY_MODULE and not name.startswith("__")
+        if steers and id(module) in places and name in object.__getattribute__(module, "__dict__"):
+            read.setdefault((places[id(module)], name), copy.copy(value))
         return value
 
     own = {part: type(part) for part in root.modules()}
     try:
         for part, kind in own.items():
-            seen = {"__getattribute__": look, "__module__": kind.__module__, "__qualname__": kind.__qualname__}
-            made: Any = type(kind)
-            part.__class__ = made(kind.__name__, (kind,), seen)
-        yield
+            names = {"__getattribute__": look, "__module__": kind.__module__, "__qualname__": kind.__qualname__}
+            part.__class__ = cast("Any", type(kind))(kind.__name__, (kind,), names)
+        yield read
     finally:
         for part, kind in own.items():
             part.__class__ = kind
-
-
-def state_of(root: nn.Module, parameters: bool = True) -> list[Any]:
-    """By which is seen whether anything in a module has changed: identities, versions, the entries of lists."""
-    found: list[Any] = []
-    for part in root.modules():
-        for name, value in part.__dict__.items():
-            if name == "_parameters" and not parameters:
-                continue
-            whole = value if name in ("_buffers", "_parameters", "_modules") else {name: value}
-            for inner, each in whole.items():
-                version = each._version if isinstance(each, Tensor) and not each.is_inference() else 0
-                found.append((name, inner, id(each), version))
-                if isinstance(each, (list, dict, set)):
-                    entries = [*each, *each.values()] if isinstance(each, dict) else each
-                    found.append([id(entry) for entry in entries])
-    return found
 
 
 def _can_be_compared(value: Any) -> bool:
     """Whether a copy of a value equals it, as numbers, words, their lists and functions do, and objects seldom."""
     try:
         return bool(copy.deepcopy(value) == value) and not isinstance(value, Tensor)
-    except Exception:  # whatever a stranger's object does when it is compared
+    except Exception:  # whatever somebody's object does when it is compared
         return False
-
-
-def _children(module: nn.Module) -> Iterator[tuple[Path, tuple[str, ...]]]:
-    yield (), _names(module)
-    for name, part in module.named_modules():
-        if name and isinstance(part, _CONTAINERS):
-            yield tuple(name.split(".")), _names(part)
-
-
-def _names(module: nn.Module) -> tuple[str, ...]:
-    return tuple(name for name, child in module._modules.items() if child is not None)
-
-
-def _part(module: Any, path: Path) -> Any:
-    for name in path:
-        module = None if module is None else module._modules.get(name)
-    return module

@@ -1,13 +1,13 @@
-"""Equality before a swap: the module as it was and as it would be, side by side on random inputs.
+"""Equivalence before a swap: the module as it was and as it would be, side by side on random inputs.
 
 Both run on copies, in training and in evaluation mode, once in float64 (where rounding hides nothing) and once in the
 model's own dtype (where the kernels run), which has to do where the module cannot be run in float64. Outputs, the
-gradients of inputs and parameters, and the buffers afterwards are compared; and the dtype that autocast gives, which a
-layer may have a will of its own about.
+gradients of inputs and parameters, and the buffers afterwards are compared; and the dtype that autocast gives, which
+some layers choose themselves.
 
 Where a ReLU's argument is zero but for rounding, either side of the kink is right, and the gradient of all that it
 reads changes with the side. So outputs that small send no gradient; and as such arguments may lie inside of a module,
-where nobody sees them, a gradient in the module's own dtype counts as different only if it is for several inputs.
+where they cannot be seen, a gradient in the module's own dtype counts as different only if it is for several inputs.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ _BESIDE_ZERO = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 2e-2, 
 _TRIALS = 4  # inputs for which a gradient has to differ
 
 
-class NotEqualError(Exception):
+class NotEquivalentError(Exception):
     """The reason why a swap is not made."""
 
 
-class CannotRunError(NotEqualError):
+class CannotRunError(NotEquivalentError):
     """The module cannot be run as it is."""
 
 
-class _GradientNotEqualError(NotEqualError):
+class _GradientNotEquivalentError(NotEquivalentError):
     """Outputs are equal, gradients are not."""
 
 
-def prove(
+def check_equivalence(
     module: nn.Module,
     swapper: Swapper,
     inputs: Sequence[Any],
@@ -50,7 +50,7 @@ def prove(
     live: dict[str, Tensor] | None = None,
     may_round: bool = False,
 ) -> bool:
-    """Raise a NotEqualError unless the swapped module computes what the module does.
+    """Raise a NotEquivalentError unless the swapped module computes what the module does.
 
     Args:
         module: stays as it is.
@@ -60,33 +60,43 @@ def prove(
         may_round: a module that makes tensors of less than float64 even when it is moved there need not be equal there.
 
     Returns:
-        Whether float64 counts too; else the proof is one for the module's own dtype alone.
+        Whether float64 counts too; else only the module's own dtype was checked.
     """
     own = next((p.dtype for p in module.parameters()), torch.float32)
     in_float64 = True
     for dtype in dict.fromkeys((torch.float64, own)):
         for training in (True, False):
-            for trial in range(_TRIALS):
-                before = copy.deepcopy(module).to(dtype).train(training)
-                if not training:
-                    before.eval()
-                after = copy.deepcopy(before)
-                swapper(after)
-                try:
-                    expected, got = _results(before, after, _varied(inputs, trial), dtype, live)
-                    _compare(got, expected, dtype, training)
-                except NotEqualError as error:
-                    cannot = isinstance(error, CannotRunError) or (may_round and _rounds(before, inputs, dtype))
-                    if dtype != own and cannot:
-                        in_float64 = False
-                        break  # it makes tensors of its own dtype, say
-                    again = isinstance(error, _GradientNotEqualError) and dtype != torch.float64
-                    if not again or trial == _TRIALS - 1:
-                        raise
-                else:
-                    break
+            try:
+                before, after = _check_mode(module, swapper, inputs, dtype, training, live)
+            except NotEquivalentError as error:
+                cannot = isinstance(error, CannotRunError) or (may_round and _rounds(module, inputs, dtype))
+                if dtype == own or not cannot:
+                    raise
+                in_float64 = False  # it makes tensors of its own dtype, say
     _compare_autocast(before, after, inputs, own)
     return in_float64
+
+
+def _check_mode(
+    module: nn.Module, swapper: Swapper, inputs: Sequence[Any], dtype: torch.dtype, training: bool,
+    live: dict[str, Tensor] | None,
+) -> tuple[nn.Module, nn.Module]:  # fmt: skip
+    """Two copies, as they were and swapped, that are equal in a dtype and a mode."""
+    for trial in range(_TRIALS):
+        before = copy.deepcopy(module).to(dtype).train(training)
+        if not training:
+            before.eval()
+        after = copy.deepcopy(before)
+        swapper(after)
+        try:
+            expected, got = _results(before, after, _varied(inputs, trial), dtype, live)
+            _compare(got, expected, dtype, training)
+        except _GradientNotEquivalentError:
+            if dtype == torch.float64 or trial == _TRIALS - 1:
+                raise
+        else:
+            break
+    return before, after
 
 
 def random_input(module: nn.Module, shape: Sequence[int]) -> Tensor:
@@ -132,7 +142,7 @@ def _results(
             else:
                 grads = expected_grads  # nothing to compare
     except _TROUBLE as error:
-        raise NotEqualError(f"the operator does not take it: {first_line(error)}") from error
+        raise NotEquivalentError(f"the operator does not take it: {first_line(error)}") from error
 
     def found(module: nn.Module, outputs: list[Tensor], gradients: list[Tensor]) -> dict[str, list[Tensor]]:
         return {
@@ -182,7 +192,7 @@ def _rounds(module: nn.Module, inputs: Sequence[Any], dtype: torch.dtype) -> boo
     """Whether it makes tensors that are less exact than the dtype it was moved to."""
     try:
         with _Precisions() as precisions:
-            _run(copy.deepcopy(module), inputs, dtype)
+            _run(copy.deepcopy(module).to(dtype), inputs, dtype)
     except _TROUBLE:
         return False
     return any(torch.finfo(seen).eps > torch.finfo(dtype).eps for seen in precisions.seen)
@@ -226,7 +236,7 @@ def _compare_autocast(before: nn.Module, after: nn.Module, inputs: Sequence[Any]
                 outputs = [first_line(error)]
         found.append([t.dtype if isinstance(t, Tensor) else t for t in outputs])
     if found[0] != found[1]:
-        raise NotEqualError(f"its output under autocast is {found[0]}, and would be {found[1]}")
+        raise NotEquivalentError(f"its output under autocast is {found[0]}, and would be {found[1]}")
 
 
 def _compare(
@@ -238,11 +248,11 @@ def _compare(
         # By norm, as a value near the kink of an activation may fall either way; zeros count by the largest.
         size = max((float(t.double().norm()) for t in tensors), default=0.0)
         if len(tensors) != len(got[what]):
-            raise NotEqualError(f"its {what}s differ in number in {mode} mode")
+            raise NotEquivalentError(f"its {what}s differ in number in {mode} mode")
         for a, b in zip(got[what], tensors, strict=True):
             if a.shape != b.shape or a.dtype != b.dtype:
-                raise NotEqualError(f"its {what} differs in shape or dtype in {mode} mode")
+                raise NotEquivalentError(f"its {what} differs in shape or dtype in {mode} mode")
             difference = float((a.double() - b.double()).norm())
             if not difference <= tolerance * max(size, 1e-12):
-                kind = _GradientNotEqualError if what == "gradient" else NotEqualError
+                kind = _GradientNotEquivalentError if what == "gradient" else NotEquivalentError
                 raise kind(f"its {what} differs by {difference:.2g} of {size:.2g} in {mode} mode")

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.usefixtures("seeded")
 
 
 def assert_equal_to_its_loop(plain, fast, *, float64=True):
-    """Outputs, gradients and dtypes, at sizes that no proof has seen."""
+    """Outputs, gradients and dtypes, at sizes that no check has seen."""
     for shape in ((2, 3, 5, 7), (2, 3, 7, 2), (1, 3, 1, 4), (1, 3, 4, 1)):
         x = torch.randn(shape)
         assert_same(step(fast, x), step(plain, x))
@@ -47,6 +47,21 @@ def skew(x, new=torch.Tensor.new_zeros):
 def unskew(columns, width):
     whole = torch.stack(columns, 3)
     return torch.stack([whole[:, :, row, row : row + width] for row in range(whole.shape[2])], 2)
+
+
+@pytest.mark.parametrize("name", styles.LOOPS)
+def test_recurrences_that_loop(name):
+    detail, runs = {
+        "row": ("Row LSTM, gates in the order o, f, i, g", 2),  # and the masked convolution before it
+        "diagonal": ("Diagonal LSTM, gates in the order i, g, f, o", 1),
+        "bidirectional": ("Diagonal LSTM, gates in the order i, g, f, o", 2),
+    }[name]
+    plain, fast, report = pair(styles.LOOPS[name], swapped=runs)
+    assert report.swapped[0].detail == detail
+    x = torch.randn(2, 3, 5, 7)
+    assert_same(step(fast, x), step(plain, x))
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(fast(x), plain(x), rtol=0.1, atol=0.1)
 
 
 # --- tensors of a dtype of their own ---------------------------------------------------------------------------------
@@ -103,7 +118,7 @@ def test_tensors_of_a_dtype_of_their_own_are_no_obstacle(how):
 
 
 @pytest.mark.parametrize("how", ["result", "float of the result", "skewed map"])
-def test_in_a_dtype_that_was_not_proven_the_loop_itself_runs(how, monkeypatch):
+def test_in_a_dtype_that_was_not_checked_the_loop_itself_runs(how, monkeypatch):
     plain, fast, _ = pair(ZerosOfASkewedMap if how == "skewed map" else lambda: Zeros(how))
     name, calls = "diagonal_lstm" if how == "skewed map" else "row_lstm", []
     operator = getattr(recurrent.ops, name)

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import genkernels
-from genkernels.acceleration import blocks
-from genkernels.acceleration.verify import NotEqualError, prove, random_input
+from genkernels.acceleration import sequential
+from genkernels.acceleration.verify import NotEquivalentError, check_equivalence, random_input
 
 
 def beside_the_kink(activation: nn.Module) -> nn.Sequential:
@@ -17,7 +17,7 @@ def beside_the_kink(activation: nn.Module) -> nn.Sequential:
     conv = nn.Conv2d(32, 64, 3, padding=1)
     with torch.no_grad():
         conv.bias.zero_()
-        y = conv(random_input(conv, blocks.trial_input_shape(conv)))
+        y = conv(random_input(conv, sequential.trial_input_shape(conv)))
         conv.bias.copy_(-y[0].flatten(1)[torch.arange(64), torch.arange(64) % y[0, 0].numel()])
     return nn.Sequential(conv, activation)
 
@@ -46,8 +46,8 @@ def test_a_kink_inside_of_a_module_is_no_reason_either():
         with torch.no_grad():
             taken.first[0].bias.add_(2e-7)  # to the other side, as another order of the sums would
 
-    x = random_input(module, blocks.trial_input_shape(module.first[0]))
-    prove(module, lambda taken: nudge(taken) if taken.second.weight.dtype == torch.float32 else None, [x])
+    x = random_input(module, sequential.trial_input_shape(module.first[0]))
+    check_equivalence(module, lambda taken: nudge(taken) if taken.second.weight.dtype == torch.float32 else None, [x])
     assert all(p.equal(q) for p, q in zip(module.parameters(), flipped.parameters(), strict=True))
 
 
@@ -71,8 +71,8 @@ def test_a_gradient_that_is_always_wrong_is_found():
         def forward(self, x):
             return self.layer(Wrong.apply(x) if self.wrong else x)
 
-    with pytest.raises(NotEqualError, match="its gradient differs"):
-        prove(Doubtful(), lambda taken: setattr(taken, "wrong", True), [torch.randn(3, 5)])
+    with pytest.raises(NotEquivalentError, match="its gradient differs"):
+        check_equivalence(Doubtful(), lambda taken: setattr(taken, "wrong", True), [torch.randn(3, 5)])
 
 
 @pytest.mark.parametrize("seed", range(4))

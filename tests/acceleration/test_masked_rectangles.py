@@ -192,7 +192,7 @@ def whole(layer):
 @pytest.mark.parametrize("change, options, reason", [
     (random_mask, {}, "not causal"),
     (holed, {}, "not causal"),
-    (holed_above, {}, "none that the kernel knows"),
+    (holed_above, {}, "none that the kernel has"),
     (of_one_channel, {}, "not causal"),
     (whole, {}, "nothing to skip"),
     (None, {"stride": 2}, "stride is (2, 2)"),

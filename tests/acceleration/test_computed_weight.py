@@ -6,7 +6,7 @@ import io
 import pytest
 import torch
 from helpers import public_styles as styles
-from helpers.accelerated import assert_same, step
+from helpers.accelerated import assert_same, pair, step
 from torch import nn
 from torch.nn.utils import parametrize, prune
 
@@ -130,6 +130,19 @@ def test_a_norm_taken_away_afterwards_counts(norm, layer):
     assert_same(step(fast, X), step(plain, X))
     genkernels.restore(fast)
     assert type(fast) is type(plain) is type(LAYERS[layer]())
+
+
+@pytest.mark.parametrize("style", ["data", "broadcast"])
+def test_a_parametrization_registered_since_counts_and_restore_leaves_it(style):
+    plain, fast, _ = pair(styles.MASKED[style])
+    step(plain, X), step(fast, X)
+    for layer in (plain, fast):
+        nn.utils.parametrizations.weight_norm(layer)
+    assert_same(step(fast, X), step(plain, X))
+    genkernels.restore(fast)
+    assert_same(step(fast, X), step(plain, X))
+    nn.utils.parametrize.remove_parametrizations(fast, "weight")
+    assert type(fast) is type(styles.MASKED[style]())
 
 
 def test_a_mask_changed_after_the_swap_counts():
