@@ -13,10 +13,10 @@ from ..models import PixelCNN
 from ..train.checkpoint import CHECKPOINT
 from ..train.compare import Comparison, compare_with_plain
 from ..train.errors import TrainingError
-from ..train.loop import Limits
 from ..train.metrics import evaluate
 from ..train.pictures import check_picture_path, save_curve, save_grids
 from ..train.run import start_run
+from ..train.settings import Limits
 from .progress import counted, progress
 
 BATCH_SIZE, LEARNING_RATE = 32, 5e-4

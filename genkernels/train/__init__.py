@@ -3,9 +3,10 @@
 from .checkpoint import load_model
 from .data.sources import Dataset, open_dataset, quantise
 from .errors import GenkernelsError
-from .loop import Limits, Settings, Trainer
+from .loop import Trainer
 from .metrics import Evaluation, evaluate
 from .run import resume_run, start_run
+from .settings import Limits, Settings
 
 __all__ = [
     "Dataset",

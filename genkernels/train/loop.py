@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from .ctrl_c import InterruptRequest
 from .errors import TrainingError
 from .lock import FolderLock
 from .objectives import NotFiniteError
-from .recipes import find_recipe
+from .recipes import Recipe
+from .settings import Limits, Settings
 
 HISTORY = "history.jsonl"
 
@@ -31,36 +32,6 @@ SAVE_SECONDS = 30.0
 DEFAULT_SAMPLES = 16
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What decides the course of a run, and so must stay as it was when it is resumed.
-
-    Attributes:
-        data: specification of the data set; ``size`` as :func:`genkernels.train.data.sources.open_dataset` takes it.
-        batch_size: images per step; the last batch of an epoch may be smaller.
-        learning_rate, optimizer: "adam" or "rmsprop", their other constants as the family's objective has them.
-        clip: largest norm of the gradient of the loss (of nats per sub-pixel, for a likelihood); infinity for none.
-        seed: of the initial weights, the order of the images and everything else that is random.
-    """
-
-    data: str
-    size: tuple[int, int] | None
-    batch_size: int
-    learning_rate: float
-    optimizer: str
-    clip: float
-    seed: int
-
-
-@dataclass(frozen=True)
-class Limits:
-    """When to stop, whichever comes first: epochs and steps of the whole run, minutes from now."""
-
-    epochs: int | None = None
-    steps: int | None = None
-    minutes: float | None = None
-
-
 class Trainer:
     """Trains a model and keeps ``model.pt`` and ``history.jsonl`` in a folder.
 
@@ -68,7 +39,7 @@ class Trainer:
     all families.
 
     Args:
-        recipe: name of the model's recipe.
+        recipe: that of the model; its objective takes the steps.
         model: moved to ``device``.
         train_images, test_images: levels, uint8 [N, C, H, W], on the CPU.
         settings: see :class:`Settings`.
@@ -79,7 +50,7 @@ class Trainer:
 
     def __init__(
         self,
-        recipe: str,
+        recipe: Recipe,
         model: GenerativeModel,
         train_images: Tensor,
         test_images: Tensor,
@@ -94,7 +65,7 @@ class Trainer:
         self.model = model.to(self.device)
         self.train_images, self.test_images = train_images, test_images
         self.train_labels, self.test_labels = train_labels, test_labels
-        self.objective = find_recipe(recipe).objective
+        self.objective = recipe.objective
         self.optimizers = self.objective.optimizers(model, settings)
         self.epoch = 0
         self.batch = 0  # batches done in this epoch

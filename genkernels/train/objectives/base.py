@@ -5,18 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ...models import GenerativeModel
+from ..data.sources import Dataset
 from ..errors import GenkernelsError
 from ..metrics import Measure
-
-if TYPE_CHECKING:
-    from ..data.sources import Dataset
-    from ..loop import Settings
+from ..settings import Settings
 
 Progress = Callable[[int, int], None]  # called as progress(done, total)
 Model = TypeVar("Model", bound=GenerativeModel)
