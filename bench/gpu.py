@@ -54,7 +54,7 @@ def main() -> int:
     if missing:
         print(f"bench.gpu: nothing was run: {missing}", file=sys.stderr)
         return 2
-    from bench.gpu_tools import gpu_machine
+    from bench.core.gpu_timing import gpu_machine
 
     out = (options.out or RESULTS / gpu_machine()["slug"]).resolve()
     out.mkdir(parents=True, exist_ok=True)

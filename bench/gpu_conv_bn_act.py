@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.gpu_tools import check_as_exact, command_line, gpu_machine, interleave_on_gpu, measure_gpu_ceilings
-from bench.report import Claim, Report, Row
-from bench.roofline import Work
+from bench.core.gpu_timing import check_as_exact, command_line, gpu_machine, interleave_on_gpu, measure_gpu_ceilings
+from bench.core.report import Claim, Report, Row
+from bench.core.roofline import Work
 from genkernels.ops import conv_transpose2d_bn_act
 
 DTYPE = torch.bfloat16

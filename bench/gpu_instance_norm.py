@@ -13,11 +13,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from bench.bench_instance_norm import Shape, ours, tensors, two_layers
+from bench.core.gpu_timing import check_as_exact, command_line, gpu_machine, interleave_on_gpu, measure_gpu_ceilings
+from bench.core.report import Claim, Report, Row
+from bench.core.roofline import Work
 from bench.gpu_conv_bn_act import COMPILED, EAGER, LAST, OURS, step_of
-from bench.gpu_tools import check_as_exact, command_line, gpu_machine, interleave_on_gpu, measure_gpu_ceilings
-from bench.report import Claim, Report, Row
-from bench.roofline import Work
+from bench.instance_norm import Shape, ours, tensors, two_layers
 
 DTYPE = torch.bfloat16
 DEVICE = "cuda"  # replaced in tests

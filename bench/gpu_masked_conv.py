@@ -11,7 +11,11 @@ from __future__ import annotations
 
 import torch
 
-from bench.baselines import (
+from bench.core.gpu_timing import check_as_exact, command_line, gpu_machine, interleave_on_gpu, measure_gpu_ceilings
+from bench.core.report import Claim, Report, Row
+from bench.core.roofline import Work
+from bench.core.timing import check_equal
+from bench.masked_conv_baselines import (
     BUILDERS,
     COMPILED,
     EAGER,
@@ -22,10 +26,6 @@ from bench.baselines import (
     masked_conv_work,
     random_problem,
 )
-from bench.gpu_tools import check_as_exact, command_line, gpu_machine, interleave_on_gpu, measure_gpu_ceilings
-from bench.report import Claim, Report, Row
-from bench.roofline import Work
-from bench.timing import check_equal
 from genkernels.ops.masked_conv.mask import MaskSpec
 
 DTYPE = torch.bfloat16

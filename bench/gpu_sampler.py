@@ -21,11 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.gpu_tools import check_as_exact, command_line, gpu_machine, measure_gpu_ceilings
+from bench.core.gpu_timing import check_as_exact, command_line, gpu_machine, measure_gpu_ceilings
+from bench.core.report import Claim, Report, Row
+from bench.core.roofline import Work
+from bench.core.timing import MismatchError, Timing, interleave, summarise
 from bench.gpu_wavefront_lstm import captured
-from bench.report import Claim, Report, Row
-from bench.roofline import Work
-from bench.timing import MismatchError, Timing, interleave, summarise
 from genkernels import sampling
 from genkernels.models import GatedPixelCNN, PixelCNN
 from genkernels.sampling.executors import pytorch, registry

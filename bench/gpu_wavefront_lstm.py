@@ -22,11 +22,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.bench_wavefront_lstm import FORWARD, STEP, cell
-from bench.gpu_tools import command_line, gpu_machine, measure_gpu_ceilings
-from bench.report import Claim, Report, Row
-from bench.roofline import Work
-from bench.timing import Timing, check_equal, interleave
+from bench.core.gpu_timing import command_line, gpu_machine, measure_gpu_ceilings
+from bench.core.report import Claim, Report, Row
+from bench.core.roofline import Work
+from bench.core.timing import Timing, check_equal, interleave
+from bench.wavefront_lstm import FORWARD, STEP, cell
 from genkernels.ops import diagonal_bilstm
 
 PUBLIC = "Conv1d loop"
@@ -182,7 +182,7 @@ def captured(call: Callable[[], Any]) -> Callable[[], Any]:
 
 
 def timed(calls: dict[str, Callable[[], object]], seconds: float) -> dict[str, Timing]:
-    """As :func:`bench.timing.interleave`, each turn being as many calls as fill TURN, and one wait."""
+    """As :func:`bench.core.timing.interleave`, each turn being as many calls as fill TURN, and one wait."""
     repeats = {}
     for name, call in calls.items():
         for _ in range(3):

@@ -1,7 +1,7 @@
 """A training step of the small PixelCNN: ours against its plain PyTorch twin, eager and compiled, on the CPU.
 
-    python -m bench.bench_pixelcnn [--quick] [--seconds S] [--json DIR]
-    pytest bench/bench_pixelcnn.py --benchmark-only [-k NAME]
+    python -m bench.pixelcnn [--quick] [--seconds S] [--json DIR]
+    pytest bench/pixelcnn.py --benchmark-only [-k NAME]
 
 The step is the forward pass, the loss, the backward pass and an Adam step. All alternatives start from the
 same weights, and their losses and gradients are checked against the twin in float64 before anything is timed.
@@ -18,10 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.baselines import NHWC, masked_conv_work, to_layout
-from bench.report import Claim, Report, Row, command_line
-from bench.roofline import Work, measure_ceilings
-from bench.timing import check_equal, interleave
+from bench.core.report import Claim, Report, Row, command_line
+from bench.core.roofline import Work, measure_ceilings
+from bench.core.timing import check_equal, interleave
+from bench.masked_conv_baselines import NHWC, masked_conv_work, to_layout
 from genkernels.models import PixelCNN
 from genkernels.nn import MaskedConv2d
 from genkernels.ops.masked_conv.mask import MaskSpec
@@ -142,4 +142,4 @@ def test_training_step(benchmark: Any, name: str) -> None:
 
 
 if __name__ == "__main__":
-    command_line(run, "bench.bench_pixelcnn", seconds=30.0)
+    command_line(run, "bench.pixelcnn", seconds=30.0)

@@ -1,6 +1,6 @@
 """Sampling: ours against full forward passes, row-cropped ones and a cached PyTorch sampler, on the CPU.
 
-    python -m bench.bench_sampler [--quick] [--seconds S] [--json DIR]
+    python -m bench.sampler [--quick] [--seconds S] [--json DIR]
 
 prints the tables and the summary, and writes DIR/<machine>/sampler.json.
 
@@ -21,10 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.report import Claim, Report, Row, command_line
-from bench.roofline import Ceilings, Work, measure_ceilings
-from bench.timing import MismatchError, Timing, interleave
-from bench.timing import summarise as summarise_times
+from bench.core.report import Claim, Report, Row, command_line
+from bench.core.roofline import Ceilings, Work, measure_ceilings
+from bench.core.timing import MismatchError, Timing, interleave
+from bench.core.timing import summarise as summarise_times
 from genkernels import sampling
 from genkernels.models import CausalAudioNet, GatedPixelCNN, PixelCNN, PixelRNN
 from genkernels.sampling.request import check_request
@@ -176,4 +176,4 @@ def run(quick: bool, seconds: float) -> Report:
 
 
 if __name__ == "__main__":
-    command_line(run, "bench.bench_sampler", seconds=5.0)
+    command_line(run, "bench.sampler", seconds=5.0)

@@ -1,7 +1,7 @@
 """A whole training step of DCGAN: ours against the same networks in plain PyTorch, eager and compiled, on the CPU.
 
-    python -m bench.bench_dcgan [--quick] [--no-compile] [--seconds S] [--json DIR]
-    pytest bench/bench_dcgan.py --benchmark-only [-k NAME]
+    python -m bench.dcgan [--quick] [--no-compile] [--seconds S] [--json DIR]
+    pytest bench/dcgan.py --benchmark-only [-k NAME]
 
 The step is the discriminator's (real and generated images, each in a pass of its own, backward, Adam) and then the
 generator's (a third pass through the discriminator, backward, Adam). All alternatives take it through the same
@@ -21,10 +21,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench.baselines import NHWC, to_layout
-from bench.report import Claim, Report, Row, command_line
-from bench.roofline import Work, measure_ceilings
-from bench.timing import check_equal, interleave
+from bench.core.report import Claim, Report, Row, command_line
+from bench.core.roofline import Work, measure_ceilings
+from bench.core.timing import check_equal, interleave
+from bench.masked_conv_baselines import NHWC, to_layout
 from genkernels.models import DCGAN
 from genkernels.models.dcgan import discriminator_loss, generator_loss
 from genkernels.nn import ConvBnAct2d, ConvTransposeBnAct2d
@@ -192,4 +192,4 @@ def test_training_step(benchmark: Any, name: str) -> None:
 if __name__ == "__main__":
     with_compile = "--no-compile" not in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--no-compile"]
-    command_line(lambda quick, seconds: run(quick, seconds, with_compile), "bench.bench_dcgan", seconds=20.0)
+    command_line(lambda quick, seconds: run(quick, seconds, with_compile), "bench.dcgan", seconds=20.0)

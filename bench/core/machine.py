@@ -14,7 +14,7 @@ import torch
 
 import genkernels
 
-_ROOT = Path(__file__).resolve().parents[1]
+_ROOT = Path(__file__).resolve().parents[2]
 
 # (vendor, family) -> [(first model, last model, name)]: told even where a hypervisor hides the model name.
 _MICROARCHITECTURES = {

@@ -1,10 +1,10 @@
 """Convolution + batch norm + activation: the blocks of the 64x64 DCGAN against every alternative a user has.
 
-    python -m bench.bench_conv_bn_act [--quick] [--seconds S] [--json DIR]
+    python -m bench.conv_bn_act [--quick] [--seconds S] [--json DIR]
 
 times all alternatives in turn, prints the tables and the summary, and writes DIR/<machine>/conv_bn_act.json.
 
-    pytest bench/bench_conv_bn_act.py --benchmark-only [-k 'up_512 and eager']
+    pytest bench/conv_bn_act.py --benchmark-only [-k 'up_512 and eager']
 
 runs the same callables under pytest-benchmark; a speed-up to quote is taken from the first form.
 
@@ -25,10 +25,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.baselines import COMPILED, NCHW, NHWC, OURS, Layout, is_ours, to_layout
-from bench.report import Claim, Report, Row, command_line
-from bench.roofline import Ceilings, Work, measure_ceilings
-from bench.timing import check_equal, geometric_mean, interleave
+from bench.core.report import Claim, Report, Row, command_line
+from bench.core.roofline import Ceilings, Work, measure_ceilings
+from bench.core.timing import check_equal, geometric_mean, interleave
+from bench.masked_conv_baselines import COMPILED, NCHW, NHWC, OURS, Layout, is_ours, to_layout
 from genkernels import ops
 
 EAGER = "three layers"
@@ -313,4 +313,4 @@ def _bench(benchmark: Any, shape: Shape, name: str, training: bool) -> None:
 
 
 if __name__ == "__main__":
-    command_line(run, "bench.bench_conv_bn_act", seconds=4.0)
+    command_line(run, "bench.conv_bn_act", seconds=4.0)

@@ -1,7 +1,7 @@
 """What ``genkernels.accelerate`` gives a model that is written with plain torch layers, on the CPU.
 
-    python -m bench.bench_accelerate [--quick] [--seconds S] [--json DIR]
-    pytest bench/bench_accelerate.py --benchmark-only
+    python -m bench.accelerate [--quick] [--seconds S] [--json DIR]
+    pytest bench/accelerate.py --benchmark-only
 
 A training step of a 64 x 64 DCGAN (both networks, Adam included) and of a PixelCNN of eight 7 x 7 masked convolutions
 that write zeros into their weights, with batch norm between; and sampling from the latter. Losses and samples are
@@ -23,9 +23,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import genkernels
-from bench.report import Claim, Report, Row, command_line
-from bench.roofline import measure_ceilings
-from bench.timing import MismatchError, Timing, interleave
+from bench.core.report import Claim, Report, Row, command_line
+from bench.core.roofline import measure_ceilings
+from bench.core.timing import MismatchError, Timing, interleave
 from genkernels.ops.conv_bn_act.heuristics import always_kernel
 
 PLAIN, OURS, COMPILED, OURS_COMPILED = "plain PyTorch", "accelerated", "torch.compile", "accelerated, torch.compile"
@@ -307,4 +307,4 @@ def test_training_step(benchmark: Any, case: str, name: str) -> None:
 
 
 if __name__ == "__main__":
-    command_line(run, "bench.bench_accelerate", seconds=8.0)
+    command_line(run, "bench.accelerate", seconds=8.0)

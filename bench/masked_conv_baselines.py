@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.roofline import Work
+from bench.core.roofline import Work
 from genkernels import ops
 from genkernels.ops.masked_conv.mask import MaskSpec, channel_group_of, mask_tensor
 

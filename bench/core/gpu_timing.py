@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench import report
-from bench.roofline import Ceilings
-from bench.timing import MismatchError, Timing, order_of_round, summarise
+from bench.core import report
+from bench.core.roofline import Ceilings
+from bench.core.timing import MismatchError, Timing, order_of_round, summarise
 
 FLUSH_BYTES = 1 << 28  # several times the L2 cache
 WARM_UP_CALLS = 3
@@ -56,7 +56,7 @@ def graph_of(call: Callable[[], object]) -> torch.cuda.CUDAGraph:
 def interleave_on_gpu(
     calls: Mapping[str, Callable[[], object]], *, seconds: float, min_rounds: int = 11
 ) -> dict[str, Timing]:
-    """Seconds per call of each, as :func:`bench.timing.interleave`: graphs in turn, L2 flushed before each."""
+    """Seconds per call of each, as :func:`bench.core.timing.interleave`: graphs in turn, L2 flushed before each."""
     graphs = {name: graph_of(call) for name, call in calls.items()}
     flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device="cuda")
     samples: dict[str, list[float]] = {name: [] for name in calls}

@@ -3,7 +3,7 @@
 One file per machine and benchmark, ``bench/results/<machine>/<benchmark>.json``. It holds the timings
 themselves; the tables are computed from them when shown, so they cannot disagree with their data.
 
-    python -m bench.report bench/results/<machine> [...]   prints the Markdown of the files found there
+    python -m bench.core.report bench/results/<machine> [...]   prints the Markdown of the files found there
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench import machine as here
-from bench.roofline import Ceilings, Work
-from bench.timing import Timing
+from bench.core import machine as here
+from bench.core.roofline import Ceilings, Work
+from bench.core.timing import Timing
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Report:
-    """A finished benchmark; ``machine`` and ``software`` are what :mod:`bench.machine` tells, here and now."""
+    """A finished benchmark; ``machine`` and ``software`` are what :mod:`bench.core.machine` tells, here and now."""
 
     benchmark: str
     title: str
@@ -227,7 +227,7 @@ def _number(value: float | None, unit: str) -> str:
 
 
 def command_line(run: Callable[[bool, float], Report], prog: str, *, seconds: float) -> None:
-    """What ``python -m bench.bench_<operation>`` does: measure, show, and write the JSON if asked.
+    """What ``python -m bench.<operation>`` does: measure, show, and write the JSON if asked.
 
     Args:
         run: (quick, seconds for each case) -> the report.
@@ -246,7 +246,7 @@ def command_line(run: Callable[[bool, float], Report], prog: str, *, seconds: fl
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.report", description="Print results as Markdown.")
+    parser = argparse.ArgumentParser(prog="python -m bench.core.report", description="Print results as Markdown.")
     parser.add_argument("paths", nargs="+", type=Path, help="JSON files, or folders that hold some")
     parser.add_argument("--full", action="store_true", help="every alternative of every case, too")
     options = parser.parse_args()

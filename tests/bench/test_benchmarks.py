@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench is no part of the installed package
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # bench is no part of the installed package
 
-from bench import bench_masked_conv, bench_pixelcnn
-from bench.baselines import BUILDERS, live_taps, masked_conv_work, names_for, prepare, random_problem
-from bench.machine import machine
-from bench.report import Claim, Report, Row, markdown, table
-from bench.roofline import Ceilings, Work, measure_ceilings
-from bench.timing import MismatchError, Timing, check_equal, geometric_mean, interleave, order_of_round
+from bench import masked_conv, pixelcnn
+from bench.core.machine import machine
+from bench.core.report import Claim, Report, Row, markdown, table
+from bench.core.roofline import Ceilings, Work, measure_ceilings
+from bench.core.timing import MismatchError, Timing, check_equal, geometric_mean, interleave, order_of_round
+from bench.masked_conv_baselines import BUILDERS, live_taps, masked_conv_work, names_for, prepare, random_problem
 from genkernels.models import PixelCNN
 from genkernels.ops.masked_conv.mask import MaskSpec, mask_tensor
 
@@ -73,9 +73,9 @@ def test_the_twins_of_pixelcnn_agree():
     torch.manual_seed(0)
     model = PixelCNN(in_channels=1, hidden_channels=5, num_layers=2, levels=4)
     images = torch.randint(0, 4, (2, 1, 6, 7), dtype=torch.uint8)
-    names = [name for name in bench_pixelcnn.NAMES if "compile" not in name]
+    names = [name for name in pixelcnn.NAMES if "compile" not in name]
     assert len(names) == 3
-    for trainer in bench_pixelcnn.trainers(model, images, names).values():
+    for trainer in pixelcnn.trainers(model, images, names).values():
         before = trainer.results()[0]
         for _ in range(3):
             trainer.step()
@@ -169,8 +169,8 @@ def test_flops_count_the_live_taps(spec):
 def test_the_work_of_pixelcnn_is_that_of_its_layers():
     model = PixelCNN(in_channels=1, hidden_channels=5, num_layers=2, levels=4)
     taps = [layer.live_taps().sum().item() for layer in model.layers]
-    pixels = bench_pixelcnn.BATCH * bench_pixelcnn.SIZE**2
-    assert bench_pixelcnn.step_work(model).flops == 2 * pixels * (2 * taps[0] + 3 * sum(taps[1:]))
+    pixels = pixelcnn.BATCH * pixelcnn.SIZE**2
+    assert pixelcnn.step_work(model).flops == 2 * pixels * (2 * taps[0] + 3 * sum(taps[1:]))
 
 
 def test_the_floor_is_the_larger_of_arithmetic_and_memory():
@@ -221,7 +221,7 @@ def test_a_report_comes_back_as_it_was_saved(report, tmp_path):
     assert path == tmp_path / report.machine["slug"] / "some_op.json"
     assert Report.load(path) == report
     text = json.dumps(json.loads(path.read_text()))
-    assert str(Path.home()) not in text and str(Path(__file__).parents[1]) not in text
+    assert str(Path.home()) not in text and str(Path(__file__).parents[2]) not in text
 
 
 def test_the_markdown_compares_with_the_best_of_each_side(report):
@@ -254,19 +254,19 @@ def test_a_machine_is_named_by_its_processor():
 
 
 def test_the_summary_of_the_masked_convolution():
-    deep, thin = bench_masked_conv.SHAPES[1], bench_masked_conv.SHAPES[0]
-    times = {"ours": 2, "ours, channels_last": 1, bench_masked_conv.EAGER: 4, "cropped": 3}
+    deep, thin = masked_conv.SHAPES[1], masked_conv.SHAPES[0]
+    times = {"ours": 2, "ours, channels_last": 1, masked_conv.EAGER: 4, "cropped": 3}
 
     def rows(shape, times, ours):
         timings = {name: timed(ms) for name, ms in times.items()}
-        groups = (bench_masked_conv.FORWARD, bench_masked_conv.STEP)
-        return [Row(g, str(shape), timings, ours, bench_masked_conv.EAGER, Work(10**8, 1)) for g in groups]
+        groups = (masked_conv.FORWARD, masked_conv.STEP)
+        return [Row(g, str(shape), timings, ours, masked_conv.EAGER, Work(10**8, 1)) for g in groups]
 
     measured = {
         deep: rows(deep, times, ("ours", "ours, channels_last")),
-        thin: rows(thin, {"ours": 1, bench_masked_conv.EAGER: 1, "cropped": 0.5}, ("ours",)),
+        thin: rows(thin, {"ours": 1, masked_conv.EAGER: 1, "cropped": 0.5}, ("ours",)),
     }
-    claims = bench_masked_conv.summarise(measured, Ceilings("avx2", 2, 200.0, 10.0))
+    claims = masked_conv.summarise(measured, Ceilings("avx2", 2, 200.0, 10.0))
     forward = [claim for claim in claims if claim.text.startswith("forward:")]
     values = [claim.value for claim in forward]
     expected = [math.sqrt(2), math.sqrt(0.75), 0.5, 2.0, math.sqrt(1.5), 0.5, 0.5, 0.5]

@@ -1,7 +1,7 @@
 """Whether ``genkernels.accelerate`` loses anywhere: single layers from tiny to large, against what they were before.
 
-    python -m bench.bench_sizes [--quick] [--seconds S] [--json DIR]
-    pytest bench/bench_sizes.py --benchmark-only
+    python -m bench.sizes [--quick] [--seconds S] [--json DIR]
+    pytest bench/sizes.py --benchmark-only
 
 Masked convolutions that write zeros into their weight, and blocks of each kind that the rule for taking this library's
 kernel knows (``ops/conv_bn_act/choice.py``). Training is forward and backward in training mode; evaluation is forward
@@ -21,16 +21,16 @@ import torch
 from torch import Tensor, nn
 
 import genkernels
-from bench.baselines import NCHW, NHWC, to_layout
-from bench.bench_accelerate import WritesItsWeight
-from bench.report import Claim, Report, Row, command_line
-from bench.roofline import measure_ceilings
-from bench.timing import check_equal, interleave
+from bench.accelerate import WritesItsWeight
+from bench.core.report import Claim, Report, Row, command_line
+from bench.core.roofline import measure_ceilings
+from bench.core.timing import check_equal, interleave
+from bench.masked_conv_baselines import NCHW, NHWC, to_layout
 
 LAYOUTS = {"contiguous": NCHW, "channels_last": NHWC}
 OURS, PLAIN = "accelerated", "plain PyTorch"
 LEAST = 0.95  # of the plain layer's speed: two timings of the same thing differ by as much
-CALL = 15e-6  # seconds that looking at a call may cost, see bench_overhead.py: tiny layers take a few times as long
+CALL = 15e-6  # seconds that looking at a call may cost, see overhead.py: tiny layers take a few times as long
 MASKED = ((1, 8, 8, 8, 3), (1, 1, 64, 28, 7), (16, 1, 64, 28, 7), (16, 3, 32, 32, 5), (1, 64, 64, 28, 3),
           (64, 16, 16, 4, 3), (16, 64, 64, 28, 7), (2, 256, 256, 8, 3))  # fmt: skip
 # Transposed or not, batch, channels in and out, image before, kernel, stride, padding, activation, batch norm.
@@ -139,4 +139,4 @@ def test_training(benchmark: Any, index: int, which: str) -> None:
 
 
 if __name__ == "__main__":
-    command_line(run, "bench.bench_sizes", seconds=0.5)
+    command_line(run, "bench.sizes", seconds=0.5)

@@ -1,10 +1,10 @@
 """Masked convolution: ours against every alternative a user has, forward and forward + backward, on the CPU.
 
-    python -m bench.bench_masked_conv [--quick] [--seconds S] [--json DIR]
+    python -m bench.masked_conv [--quick] [--seconds S] [--json DIR]
 
 times all alternatives in turn, prints the tables and the summary, and writes DIR/<machine>/masked_conv.json.
 
-    pytest bench/bench_masked_conv.py --benchmark-only [-k 'k7A and cropped']
+    pytest bench/masked_conv.py --benchmark-only [-k 'k7A and cropped']
 
 runs the same callables under pytest-benchmark, one group per shape and pass; the alternatives come one after
 the other there, so a speed-up to quote is taken from the first form.
@@ -20,10 +20,10 @@ from typing import Any
 
 import pytest
 
-from bench.baselines import EAGER, Problem, is_ours, masked_conv_work, names_for, prepare, random_problem
-from bench.report import Claim, Report, Row, command_line
-from bench.roofline import Ceilings, measure_ceilings
-from bench.timing import check_equal, geometric_mean, interleave
+from bench.core.report import Claim, Report, Row, command_line
+from bench.core.roofline import Ceilings, measure_ceilings
+from bench.core.timing import check_equal, geometric_mean, interleave
+from bench.masked_conv_baselines import EAGER, Problem, is_ours, masked_conv_work, names_for, prepare, random_problem
 from genkernels.ops.masked_conv.mask import MaskSpec
 
 FORWARD = "forward"
@@ -189,4 +189,4 @@ def _bench(benchmark: Any, shape: Shape, name: str, group: str, *, input_grad: b
 
 
 if __name__ == "__main__":
-    command_line(run, "bench.bench_masked_conv", seconds=10.0)
+    command_line(run, "bench.masked_conv", seconds=10.0)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench is no part of the installed package
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # bench is no part of the installed package
 
 from bench import (
     gpu,
@@ -17,13 +17,12 @@ from bench import (
     gpu_instance_norm,
     gpu_masked_conv,
     gpu_sampler,
-    gpu_tools,
     gpu_wavefront_lstm,
-    report,
 )
-from bench.bench_instance_norm import Shape
-from bench.roofline import Ceilings
-from bench.timing import MismatchError, Timing, check_equal
+from bench.core import gpu_timing, report
+from bench.core.roofline import Ceilings
+from bench.core.timing import MismatchError, Timing, check_equal
+from bench.instance_norm import Shape
 from genkernels.models import PixelCNN
 from genkernels.ops.masked_conv.mask import MaskSpec
 
@@ -140,12 +139,12 @@ def test_the_diagonal_walks_that_are_timed_are_the_same_walk(on_cpu, name):
 def test_a_result_further_from_float64_than_the_peer_is_refused():
     exact = torch.randn(100, dtype=torch.float64)
     near, far = exact.float() + 1e-3, exact.float() + 3e-3
-    gpu_tools.check_as_exact({"ours": [near], "peer": [near]}, [exact], peer="peer", ours=["ours"])
+    gpu_timing.check_as_exact({"ours": [near], "peer": [near]}, [exact], peer="peer", ours=["ours"])
     with pytest.raises(MismatchError, match="ours, result 0"):
-        gpu_tools.check_as_exact({"ours": [far], "peer": [near]}, [exact], peer="peer", ours=["ours"])
+        gpu_timing.check_as_exact({"ours": [far], "peer": [near]}, [exact], peer="peer", ours=["ours"])
     far[0] = torch.nan
     with pytest.raises(MismatchError):
-        gpu_tools.check_as_exact({"ours": [far], "peer": [near]}, [exact], peer="peer", ours=["ours"])
+        gpu_timing.check_as_exact({"ours": [far], "peer": [near]}, [exact], peer="peer", ours=["ours"])
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
@@ -160,7 +159,7 @@ def test_every_benchmark_that_the_runner_lists_exists_and_the_gpu_tests_are_foun
     assert all((ROOT / "bench" / f"{name}.py").is_file() for name in gpu.BENCHMARKS)
     names = {str(file.relative_to(ROOT / "tests")) for file in gpu.gpu_tests()}
     assert {"ops/test_masked_conv_triton.py", "ops/test_wavefront_lstm_cuda.py", "sampling/test_cuda.py"} <= names
-    assert "test_bench_gpu.py" not in names
+    assert "bench/test_gpu_benchmarks.py" not in names
 
 
 def test_a_step_that_fails_or_hangs_is_told_and_its_output_kept(tmp_path):

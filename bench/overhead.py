@@ -1,7 +1,7 @@
 """What a call costs beside its work: layers at a size where there is next to nothing to compute.
 
-    python -m bench.bench_overhead [--quick] [--seconds S] [--json DIR]
-    pytest bench/bench_overhead.py --benchmark-only
+    python -m bench.overhead [--quick] [--seconds S] [--json DIR]
+    pytest bench/overhead.py --benchmark-only
 
 Batch 1, 8 channels, 8 x 8 pixels, forward pass with autograd recording, one thread. The claim is the difference of two
 medians of one run, in microseconds.
@@ -16,9 +16,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench.report import Claim, Report, Row, command_line
-from bench.roofline import measure_ceilings
-from bench.timing import check_equal, interleave
+from bench.core.report import Claim, Report, Row, command_line
+from bench.core.roofline import measure_ceilings
+from bench.core.timing import check_equal, interleave
 from genkernels.nn import ConvBnAct2d, ConvTransposeBnAct2d, MaskedConv2d
 
 OURS, PLAIN = "ours", "plain PyTorch"
@@ -87,4 +87,4 @@ def test_call(benchmark: Any, name: str, which: str) -> None:
 
 
 if __name__ == "__main__":
-    command_line(run, "bench.bench_overhead", seconds=3.0)
+    command_line(run, "bench.overhead", seconds=3.0)

@@ -1,10 +1,10 @@
 """Instance norm and activation, alone and in whole networks, against what PyTorch has, on the CPU.
 
-    python -m bench.bench_instance_norm [--quick] [--seconds S] [--json DIR]
+    python -m bench.instance_norm [--quick] [--seconds S] [--json DIR]
 
 times all alternatives in turn, prints the tables and the summary, and writes DIR/<machine>/instance_norm.json.
 
-    pytest bench/bench_instance_norm.py --benchmark-only
+    pytest bench/instance_norm.py --benchmark-only
 
 runs the same callables under pytest-benchmark; a speed-up to quote is taken from the first form.
 
@@ -25,10 +25,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import genkernels
-from bench.baselines import COMPILED, NCHW, NHWC, OURS, to_layout
-from bench.report import Claim, Report, Row, command_line
-from bench.roofline import Ceilings, Work, measure_ceilings
-from bench.timing import check_equal, geometric_mean, interleave
+from bench.core.report import Claim, Report, Row, command_line
+from bench.core.roofline import Ceilings, Work, measure_ceilings
+from bench.core.timing import check_equal, geometric_mean, interleave
+from bench.masked_conv_baselines import COMPILED, NCHW, NHWC, OURS, to_layout
 from genkernels import ops
 
 EAGER = "two layers"
@@ -220,4 +220,4 @@ def test_instance_norm(benchmark: Any, shape: Shape, name: str, backward: bool) 
 
 
 if __name__ == "__main__":
-    command_line(run, "bench.bench_instance_norm", seconds=4.0)
+    command_line(run, "bench.instance_norm", seconds=4.0)

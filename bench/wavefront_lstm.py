@@ -1,12 +1,12 @@
 """Row LSTM and one direction of the Diagonal LSTM: ours against the loop of public code, eager and compiled.
 
-    python -m bench.bench_wavefront_lstm [--quick] [--seconds S] [--json DIR]
+    python -m bench.wavefront_lstm [--quick] [--seconds S] [--json DIR]
 
 times all alternatives in turn, prints the tables and the summary, and writes DIR/<machine>/wavefront_lstm.json. What
 torch.compile is given is one step of the loop, and the summary says for how long it compiles. Given the whole loop it
 unrolls some fifty steps, forward and backward, and was not done after 5.8 minutes on two cores.
 
-    pytest bench/bench_wavefront_lstm.py --benchmark-only [-k NAME]
+    pytest bench/wavefront_lstm.py --benchmark-only [-k NAME]
 
 runs the same callables under pytest-benchmark.
 
@@ -31,9 +31,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.report import Claim, Report, Row, command_line
-from bench.roofline import Ceilings, Work, measure_ceilings
-from bench.timing import check_equal, interleave
+from bench.core.report import Claim, Report, Row, command_line
+from bench.core.roofline import Ceilings, Work, measure_ceilings
+from bench.core.timing import check_equal, interleave
 from genkernels import ops
 
 FORWARD = "forward"
@@ -211,7 +211,7 @@ def names(case: Case) -> list[str]:
 
 def peak_memory(case: Case, name: str) -> int:
     """Bytes that one step adds to a fresh process at its peak."""
-    code = f"from bench.bench_wavefront_lstm import print_peak; print_peak({CASES.index(case)}, {name!r})"
+    code = f"from bench.wavefront_lstm import print_peak; print_peak({CASES.index(case)}, {name!r})"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1]
     )
@@ -336,4 +336,4 @@ def _bench(benchmark: Any, case: Case, name: str, group: str) -> None:
 
 
 if __name__ == "__main__":
-    command_line(run, "bench.bench_wavefront_lstm", seconds=10.0)
+    command_line(run, "bench.wavefront_lstm", seconds=10.0)
