@@ -1,18 +1,25 @@
-"""Row LSTM and one direction of the Diagonal LSTM: ours against the loop of public code, eager and compiled.
+"""Row LSTM and Diagonal LSTM: ours against the loops of public code, eager and compiled.
 
-    python -m bench.wavefront_lstm [--quick] [--seconds S] [--json DIR]
+    python -m bench.wavefront_lstm [--device cpu|cuda] [--quick] [--[no-]compile] [--seconds S] [--json PLACE]
 
-times all alternatives in turn, prints the tables and the summary, and writes DIR/<machine>/wavefront_lstm.json. What
-torch.compile is given is one step of the loop, and the summary says for how long it compiles. Given the whole loop it
-unrolls some fifty steps, forward and backward, and was not done after 5.8 minutes on two cores.
+times all alternatives in turn, prints the tables and the summary, and writes wavefront_lstm.json or
+gpu_wavefront_lstm.json.
 
     pytest bench/wavefront_lstm.py --benchmark-only [-k NAME]
 
-runs the same callables under pytest-benchmark.
+runs the same callables on the CPU under pytest-benchmark.
 
-A case is a layer on h channels: input-to-state convolution (1x1, or masked 1x3 for rows) to 4h, and the walk. Every
-alternative is checked against float64 (output and all gradients) before it is timed. Peak memory is what one step
-adds to a fresh process.
+On the CPU a case is a layer on h channels: input-to-state convolution (1x1, or masked 1x3 for rows) to 4h, and the
+recurrence, in one direction of the Diagonal LSTM. What torch.compile is given is one step of the loop, and the summary
+says for how long it compiles. Given the whole loop it unrolls some fifty steps, forward and backward, and was not done
+after 5.8 minutes on two cores. Peak memory is what one step adds to a fresh process.
+
+On a GPU a case is the recurrence in both directions over gates that are there already, since the product before it is
+the same for all, in bfloat16. The loops are timed as they are and captured in a CUDA graph; torch.compile unrolls sixty
+steps, which takes minutes, and is timed with --compile alone. Times are those of many calls behind each other with one
+wait at the end, so a launch that hides behind the one before it counts as little as in a training loop.
+
+Every alternative is checked against float64 (output and all gradients) before it is timed.
 """
 
 from __future__ import annotations
@@ -20,7 +27,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,12 +35,14 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from bench.core.report import Claim, Report, Row, command_line
-from bench.core.roofline import Ceilings, Work, measure_ceilings
-from bench.core.timing import check_equal, interleave
+from bench.core.checks import check_equal
+from bench.core.gpu_timing import captured, interleave_queued
+from bench.core.report import Claim, Report, Row
+from bench.core.roofline import Ceilings, Work
+from bench.core.session import CPU, Budget, Device, Session, command_line, gpu
+from bench.wavefront_lstm_baselines import fused_loop, public_loop, row_loop, row_step, skewed_loop, skewed_step
 from genkernels import ops
 
 FORWARD = "forward"
@@ -51,24 +60,24 @@ COMPILED_TARGET = 7.0  # of the first case
 
 @dataclass(frozen=True)
 class Case:
-    """One layer: what is walked, on how much, and how many times quicker than eager a step is to be."""
+    """One layer: its geometry, on how much, and how many times quicker than eager forward and backward are to be."""
 
-    front: str
+    geometry: str
     batch: int
     hidden: int
     size: int
     target: float
 
     def __str__(self) -> str:
-        return f"{self.front}, {self.batch}×{self.hidden}, {self.size}²"
+        return f"{self.geometry}, {self.batch}×{self.hidden}, {self.size}²"
 
     @property
     def eager(self) -> str:
-        return EAGER if self.front == "diagonal" else EAGER_ROW
+        return EAGER if self.geometry == "diagonal" else EAGER_ROW
 
     @property
     def steps(self) -> int:
-        return self.size if self.front == "row" else 2 * self.size - 1
+        return self.size if self.geometry == "row" else 2 * self.size - 1
 
     def work(self, *, backward: bool) -> Work:
         """Multiply-adds of the live taps, of input and state, at the real pixels; each tensor read or written once.
@@ -76,7 +85,7 @@ class Case:
         Backward does the forward's arithmetic twice more: for what was read, and for the weights.
         """
         pixels, h = self.batch * self.size**2, self.hidden
-        taps = (2 + 3) if self.front == "row" else (1 + 2)  # of the 1x3 mask B two are live
+        taps = (2 + 3) if self.geometry == "row" else (1 + 2)  # of the 1x3 mask B two are live
         flops, weights = 2 * pixels * taps * 4 * h * h, taps * 4 * h * h
         forward = Work(flops, 4 * (2 * pixels * h + weights))
         return forward + Work(2 * flops, 4 * (3 * pixels * h + 2 * weights)) if backward else forward
@@ -95,58 +104,12 @@ CASES = (
 # --- the alternatives -------------------------------------------------------------------------------------------
 
 Layer = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # x, input weight, input bias, Conv1d weight -> h
-Step = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]  # gates, h, c, Conv1d weight -> h, c
 
 
-def cell(gates: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-    i, f, g, o = gates.chunk(4, 1)
-    c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
-    return torch.sigmoid(o) * torch.tanh(c), c
-
-
-def skewed_step(gates: Tensor, h: Tensor, c: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    return cell(gates + F.conv1d(F.pad(h, (1, 0)), state), c)
-
-
-def row_step(gates: Tensor, h: Tensor, c: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    return cell(gates + F.conv1d(h, state, padding=1), c)
-
-
-def skewed_loop(x: Tensor, weight: Tensor, bias: Tensor, state: Tensor, step: Step = skewed_step) -> Tensor:
-    """As public code has it: skew, walk over the columns with a Conv1d of two taps, stack, unskew.
-
-    Both skews are one padding and a change of shape, the quickest way there is.
-    """
-    batch, _, height, width = x.shape
-    columns = height + width - 1
-    gates = F.conv2d(x, weight, bias)
-    flat = F.pad(gates, (0, height)).flatten(2)[:, :, : height * columns]
-    skewed = flat.unflatten(2, (height, columns))  # row r moved r places to the right
-    h = c = x.new_zeros(batch, state.shape[1], height)
-    walked = []
-    for k in range(columns):
-        h, c = step(skewed[:, :, :, k], h, c, state)
-        walked.append(h)
-    flat = F.pad(torch.stack(walked, 3).flatten(2), (0, height))
-    return flat.unflatten(2, (height, columns + 1))[:, :, :, :width]
-
-
-def row_loop(x: Tensor, weight: Tensor, bias: Tensor, state: Tensor, step: Step = row_step) -> Tensor:
-    """As public code has it: a masked 1x3 convolution, then a Conv1d of three taps for every row."""
-    mask = weight.new_tensor([1.0, 1.0, 0.0])
-    gates = F.conv2d(x, weight * mask, bias, padding=(0, 1))
-    h = c = x.new_zeros(x.shape[0], state.shape[1], x.shape[3])
-    rows = []
-    for k in range(x.shape[2]):
-        h, c = step(gates[:, :, k], h, c, state)
-        rows.append(h)
-    return torch.stack(rows, 2)
-
-
-def ours(front: str, checkpoint: bool) -> Layer:
+def ours(geometry: str, checkpoint: bool) -> Layer:
     def layer(x: Tensor, weight: Tensor, bias: Tensor, state: Tensor) -> Tensor:
         taps = state.permute(2, 0, 1)  # [4h, h, k] -> [k, 4h, h]
-        if front == "row":
+        if geometry == "row":
             return ops.row_lstm_layer(x, weight, bias, taps, checkpoint=checkpoint)
         return ops.diagonal_lstm_layer(x, weight, bias, taps, taps=(-1, 0), checkpoint=checkpoint)
 
@@ -158,8 +121,8 @@ class Problem:
 
     def __init__(self, case: Case, dtype: torch.dtype = torch.float32) -> None:
         generator = torch.Generator().manual_seed(0)
-        h, taps = case.hidden, 3 if case.front == "row" else 2
-        width = 3 if case.front == "row" else 1
+        h, taps = case.hidden, 3 if case.geometry == "row" else 2
+        width = 3 if case.geometry == "row" else 1
 
         def random(*shape: int) -> Tensor:
             return torch.randn(shape, generator=generator).to(dtype)
@@ -173,8 +136,8 @@ class Problem:
 
     def layer(self, name: str) -> Layer:
         if name in OURS:
-            return ours(self.case.front, "checkpoint" in name)
-        loop, step = (skewed_loop, skewed_step) if self.case.front == "diagonal" else (row_loop, row_step)
+            return ours(self.case.geometry, "checkpoint" in name)
+        loop, step = (skewed_loop, skewed_step) if self.case.geometry == "diagonal" else (row_loop, row_step)
         return partial(loop, step=torch.compile(step, dynamic=False, fullgraph=True)) if name == COMPILED else loop
 
     def calls(self, name: str) -> tuple[Callable[[], Tensor], Callable[[], tuple[Tensor, ...]]]:
@@ -221,7 +184,7 @@ def peak_memory(case: Case, name: str) -> int:
 def print_peak(index: int, name: str) -> None:
     """Run one step and print by how much the process grew meanwhile. A tiny step has loaded all code before."""
     case = CASES[index]
-    Problem(Case(case.front, 2, 8, 4, 0)).calls(name)[1]()
+    Problem(Case(case.geometry, 2, 8, 4, 0)).calls(name)[1]()
     step = Problem(case).calls(name)[1]
     Path("/proc/self/clear_refs").write_text("5")  # sets the high-water mark back to what is in use
     before = _status("VmHWM")
@@ -237,8 +200,8 @@ def _status(key: str) -> int:
 # --- all in turn ------------------------------------------------------------------------------------------------
 
 
-def measure(case: Case, seconds: float, min_rounds: int) -> tuple[list[Row], Claim]:
-    """Check, then time, every alternative for one case; and how long torch.compile takes."""
+def measure(session: Session, case: Case, compiling: list[Claim]) -> list[Row]:
+    """Check, then time, every alternative for one case; notes how long torch.compile takes."""
     problem = Problem(case)
     torch.compiler.reset()  # else every case counts as a recompilation of the same step
     calls = {name: problem.calls(name) for name in names(case)}
@@ -246,16 +209,14 @@ def measure(case: Case, seconds: float, min_rounds: int) -> tuple[list[Row], Cla
     with torch._inductor.config.patch(force_disable_caches=True):  # of earlier runs
         for call in calls[COMPILED]:
             call()
-    compiling = Claim(f"{case}: {COMPILED} compiles for", time.perf_counter() - start, " s")
+    compiling.append(Claim(f"{case}: {COMPILED} compiles for", time.perf_counter() - start, " s"))
     check_equal({name: step() for name, (_, step) in calls.items()}, problem.reference(), tolerance=TOLERANCE)
-    rows = [
+    return [
         Row(
             group=group,
             case=str(case),
-            timings=interleave(
-                {name: pair[index] for name, pair in calls.items() if group == STEP or "checkpoint" not in name},
-                seconds=seconds,
-                min_rounds=min_rounds,
+            timings=session.time(
+                {name: pair[index] for name, pair in calls.items() if group == STEP or "checkpoint" not in name}
             ),
             ours=OURS if group == STEP else OURS[:2],
             baseline=case.eager,
@@ -263,11 +224,10 @@ def measure(case: Case, seconds: float, min_rounds: int) -> tuple[list[Row], Cla
         )
         for index, group in enumerate((FORWARD, STEP))
     ]
-    return rows, compiling
 
 
 def summarise(case: Case, rows: list[Row], ceilings: Ceilings) -> list[Claim]:
-    """Speed-ups, share of peak, µs per step of the walk, and peak memory of one case."""
+    """Speed-ups, share of peak, µs per step, and peak memory of one case."""
     claims = []
     for row, target in zip(rows, (FORWARD_TARGET, case.target), strict=True):
         text = f"{case}, {row.group}:"
@@ -279,7 +239,7 @@ def summarise(case: Case, rows: list[Row], ceilings: Ceilings) -> list[Claim]:
         best = row.timings[row.best_ours()].median
         goal = FLOOR_TARGET if first else None
         claims.append(Claim(f"{text} share of peak, better layout", ceilings.share_of_peak(row.work, best), "%", goal))
-        claims.append(Claim(f"{text} per step of the walk", row.timings[OURS[0]].median / case.steps * 1e6, " µs"))
+        claims.append(Claim(f"{text} per step", row.timings[OURS[0]].median / case.steps * 1e6, " µs"))
     memory = {name: peak_memory(case, name) for name in (*OURS, case.eager)}
     text = f"{case}, {STEP}: peak memory of {case.eager} ({memory[case.eager] / 1e6:.0f} MB) over"
     for name in (OURS[0], OURS[2]):
@@ -290,26 +250,131 @@ def summarise(case: Case, rows: list[Row], ceilings: Ceilings) -> list[Claim]:
     return claims
 
 
-def run(quick: bool, seconds: float) -> Report:
-    """Measure everything; the ceilings before and after, of which the higher counts."""
-    seconds, min_rounds = (min(seconds, 0.5), 3) if quick else (seconds, 11)
-    ceilings = measure_ceilings()
-    measured: dict[Case, list[Row]] = {}
+# --- on a GPU ---------------------------------------------------------------------------------------------------
+
+PUBLIC = "Conv1d loop"
+FUSED = "one product a step"
+GPU_COMPILED = f"{FUSED}, torch.compile"
+GRAPH = ", CUDA graph"
+GPU_OURS = ("ours", f"ours{GRAPH}")
+GPU_TOLERANCE = 0.05  # bfloat16 against float64 over some sixty steps
+# gates_left, gates_right, weight_left, weight_right -> h
+RECURRENCES: dict[str, Callable[..., Tensor]] = {
+    GPU_OURS[0]: ops.diagonal_bilstm, PUBLIC: public_loop, FUSED: fused_loop,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class BiLstmCase:
+    batch: int
+    hidden: int
+    size: int
+
+    def __str__(self) -> str:
+        return f"{self.batch}×{self.hidden}, {self.size}²"
+
+    @property
+    def steps(self) -> int:
+        return 2 * self.size - 1
+
+    def work(self, *, backward: bool) -> Work:
+        """Products of both directions at the real pixels, in bfloat16; each tensor read or written once."""
+        pixels, h = self.batch * self.size**2, self.hidden
+        flops = 2 * (2 * pixels * 2 * 4 * h * h)
+        forward = Work(flops, 2 * (2 * pixels * 5 * h + 2 * 2 * 4 * h * h))
+        return forward + Work(2 * flops, 2 * forward.bytes) if backward else forward
+
+
+GPU_CASES = (BiLstmCase(64, 128, 32), BiLstmCase(16, 64, 28))  # torch.compile is given the first
+
+
+class BiLstmProblem:
+    """The tensors of a case, and what an alternative computes from them."""
+
+    def __init__(self, case: BiLstmCase, device: Device) -> None:
+        generator = torch.Generator().manual_seed(0)
+        h = case.hidden
+
+        def random(*shape: int, scale: float = 1.0) -> Tensor:
+            return (torch.randn(shape, generator=generator) * scale).to(device.name, device.dtype)
+
+        gates, weight = (case.batch, 4 * h, case.size, case.size), (2, 4 * h, h)
+        self.inputs = [random(*gates).contiguous(memory_format=torch.channels_last) for _ in range(2)]
+        self.inputs += [random(*weight, scale=(2 * h) ** -0.5) for _ in range(2)]
+        self.grad = random(case.batch, h, case.size, case.size).contiguous(memory_format=torch.channels_last)
+
+    def calls(self, recurrence: Callable[..., Tensor]) -> tuple[Callable[[], Tensor], Callable[[], tuple[Tensor, ...]]]:
+        """(a forward pass, a forward and backward pass that returns h and the gradients)."""
+        inputs = [t.detach().requires_grad_() for t in self.inputs]
+
+        def forward() -> Tensor:
+            with torch.no_grad():
+                return recurrence(*inputs)
+
+        def step() -> tuple[Tensor, ...]:
+            y = recurrence(*inputs)
+            return (y, *torch.autograd.grad(y, inputs, self.grad))
+
+        return forward, step
+
+    def reference(self) -> tuple[Tensor, ...]:
+        """h and the gradients of a loop in float64."""
+        inputs = [t.detach().double().requires_grad_() for t in self.inputs]
+        y = fused_loop(*inputs)
+        return (y.detach(), *torch.autograd.grad(y, inputs, self.grad.double()))
+
+
+def measure_on_gpu(session: Session, case: BiLstmCase, claims: list[Claim], compiled: bool) -> list[Row]:
+    """Check, then time, every alternative for one case; notes what follows in ``claims``."""
+    problem = BiLstmProblem(case, session.device)
+    calls = {name: problem.calls(recurrence) for name, recurrence in RECURRENCES.items()}
+    if compiled:
+        forward, step = calls[GPU_COMPILED] = problem.calls(torch.compile(fused_loop, dynamic=False, fullgraph=True))
+        start = time.perf_counter()
+        forward(), step()
+        claims.append(Claim(f"{case}: {GPU_COMPILED} compiles for", time.perf_counter() - start, " s"))
+    for name, pair in list(calls.items()):
+        calls[name + GRAPH] = (captured(pair[0]), captured(pair[1]))
+    check_equal({name: step() for name, (_, step) in calls.items()}, problem.reference(), tolerance=GPU_TOLERANCE)
+    rows = []
+    for index, group in enumerate((FORWARD, STEP)):
+        row = Row(
+            group=group,
+            case=str(case),
+            timings=session.time({name: pair[index] for name, pair in calls.items()}),
+            ours=GPU_OURS,
+            baseline=PUBLIC,
+            work=case.work(backward=group == STEP),
+        )
+        rows.append(row)
+        text, best = f"{case}, {group}:", row.best_other()
+        claims.append(Claim(f"{text} per step", row.timings[GPU_OURS[0]].median / case.steps * 1e6, " µs"))
+        claims.append(Claim(f"{text} over {PUBLIC}", row.speed_up(PUBLIC), "×"))
+        claims.append(Claim(f"{text} over {best}, the quickest other", row.speed_up(best, row.best_ours()), "×"))
+    return rows
+
+
+def run(session: Session, cases: Sequence[Case] | None = None) -> Report:
+    """Measure everything on the CPU."""
     compiling: list[Claim] = []
-    for case in CASES:
-        print(f"{case} ...", flush=True)
-        measured[case], claim = measure(case, seconds, min_rounds)
-        compiling.append(claim)
-    ceilings = ceilings.highest(measure_ceilings())
-    claims = [claim for case, rows in measured.items() for claim in summarise(case, rows, ceilings)]
-    return Report(
-        benchmark="wavefront_lstm",
-        title="Row LSTM and Diagonal LSTM layers, float32",
-        ceilings=ceilings,
-        rows=tuple(row for rows in measured.values() for row in rows),
-        claims=(*claims, *compiling),
-        settings={"quick": quick, "seconds": seconds, "min_rounds": min_rounds},
-    )
+    measured = session.over(cases or CASES, partial(measure, compiling=compiling))
+    assert session.ceilings is not None
+    claims = [claim for case, rows in measured.items() for claim in summarise(case, rows, session.ceilings)]
+    rows = [row for rows in measured.values() for row in rows]
+    return session.report("wavefront_lstm", "Row LSTM and Diagonal LSTM layers, float32", rows, [*claims, *compiling])
+
+
+def run_on_gpu(session: Session, cases: Sequence[BiLstmCase] = GPU_CASES) -> Report:
+    """Measure everything on a GPU."""
+    claims: list[Claim] = []
+    compiled = bool(session.compiled)
+
+    def one(session: Session, case: BiLstmCase) -> list[Row]:
+        return measure_on_gpu(session, case, claims, compiled and case == cases[0])
+
+    rows = [row for rows in session.over(cases, one).values() for row in rows]
+    title = "Diagonal BiLSTM recurrences on a GPU, bfloat16"
+    return session.report("wavefront_lstm", title, rows, claims, compiled=compiled)
 
 
 # --- pytest-benchmark -------------------------------------------------------------------------------------------
@@ -336,4 +401,8 @@ def _bench(benchmark: Any, case: Case, name: str, group: str) -> None:
 
 
 if __name__ == "__main__":
-    command_line(run, "bench.wavefront_lstm", seconds=10.0)
+    devices = {"cpu": (CPU, Budget(10.0)), "cuda": (gpu(torch.bfloat16, interleave_queued), Budget(1.0))}
+    command_line(
+        lambda session: run_on_gpu(session) if session.device.is_gpu else run(session),
+        "bench.wavefront_lstm", devices, compiles=True,
+    )  # fmt: skip

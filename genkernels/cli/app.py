@@ -1,4 +1,4 @@
-"""The commands: info, demo, train, sample, evaluate. They read options and print; genkernels.train works."""
+"""The commands info, demo, train, sample and evaluate: options and output; the work is :mod:`genkernels.train`'s."""
 
 from __future__ import annotations
 

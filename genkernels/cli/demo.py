@@ -1,4 +1,4 @@
-"""``genkernels demo``: one minute from nothing to new digits, and honest timings at the end."""
+"""``genkernels demo``: a PixelCNN trained on digits for a minute, pictures of its samples, and timings."""
 
 from __future__ import annotations
 

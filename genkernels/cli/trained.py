@@ -19,7 +19,8 @@ def test_images(
 ) -> tuple[str, torch.Tensor, torch.Tensor | None]:
     """The name, the test images, in levels, and their labels, where the model takes them.
 
-    Of ``data``, of which it is said where they are unlike those that the model was trained on, or of the latter.
+    They are those of ``data``, with a note where they are unlike those that the model was trained on, or else of the
+    latter.
     """
     model, settings = trained.model, trained.content["settings"]
     dataset = open_dataset(data or settings["data"], None if data else settings["size"], skip_broken=skip_broken)
@@ -38,7 +39,7 @@ def test_images(
 
 
 def _unlike_training(content: dict[str, Any], dataset: Dataset, levels: int) -> list[str]:
-    """What makes figures over other images than the model's own another thing."""
+    """Notes on why figures over these images do not compare with those over the model's own."""
     notes = []
     trained, found = content["config"].get("image_size"), tuple(dataset.test.shape[2:])
     if trained is not None and tuple(trained) != found:

@@ -1,5 +1,4 @@
-"""Checkpoints: a model with what is needed to rebuild it, and to go on training it as if nothing had
-happened.
+"""Checkpoints: a model with its configuration and, to go on training it exactly, the state of its run.
 
 One file of plain values and tensors, so it loads with ``weights_only=True``: nothing in it can run code.
 """

@@ -1,4 +1,4 @@
-"""The training loop: one step after another until a limit, with checkpoints from which it goes on exactly."""
+"""Training loop: one step after another until a limit, with checkpoints from which it goes on exactly."""
 
 from __future__ import annotations
 
@@ -35,8 +35,7 @@ DEFAULT_SAMPLES = 16
 class Trainer:
     """Trains a model and keeps ``model.pt`` and ``history.jsonl`` in a folder.
 
-    What a step is and what is measured is the business of the recipe's objective; everything else is the same for
-    all families.
+    The recipe's objective takes the steps and measures; everything else is the same for all families.
 
     Args:
         recipe: that of the model; its objective takes the steps.
@@ -70,18 +69,18 @@ class Trainer:
         self.epoch = 0
         self.batch = 0  # batches done in this epoch
         self.step = 0
-        self.limits = Limits()  # the ones that it was last asked to keep
+        self.limits = Limits()  # those of the last call of run()
         self.seconds = 0.0  # of training so far, over all resumed parts
         self.history: list[dict[str, float]] = []
         self.samples = DEFAULT_SAMPLES  # images to draw at the end
         self.stopped_by: int | None = None  # the number of the signal that ended the last part early
-        self._recent: list[dict[str, float]] = []  # what the steps since the last record gave
+        self._recent: list[dict[str, float]] = []  # results of the steps since the last record
         self._order: tuple[int, Tensor] | None = None
         self._saved_step = -1
 
     @property
     def fingerprint(self) -> list[int]:
-        """What tells these images from others: how many there are, and the sum of their levels."""
+        """Fingerprint of the images, to tell them from others: how many there are, and the sum of their levels."""
         return [len(self.train_images), len(self.test_images), int(self.train_images.sum(dtype=torch.int64))]
 
     @property

@@ -1,4 +1,4 @@
-"""What can be trained by name: the model of each recipe, and its default settings."""
+"""Recipes: the models that can be trained by name, each with its objective and default settings."""
 
 from __future__ import annotations
 

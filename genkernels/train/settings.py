@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides the course of a run, and so must stay as it was when it is resumed.
+    """Everything that decides the course of a run, and so must stay as it was when it is resumed.
 
     Attributes:
         data: specification of the data set; ``size`` as :func:`genkernels.train.data.sources.open_dataset` takes it.

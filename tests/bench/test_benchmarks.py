@@ -14,13 +14,14 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # bench is no part of the installed package
 
 from bench import masked_conv, pixelcnn
+from bench.core.checks import MismatchError, check_equal
 from bench.core.machine import machine
-from bench.core.report import Claim, Report, Row, markdown, table
+from bench.core.report import Claim, Report, Row, geometric_mean, markdown, table
 from bench.core.roofline import Ceilings, Work, measure_ceilings
-from bench.core.timing import MismatchError, Timing, check_equal, geometric_mean, interleave, order_of_round
 from bench.masked_conv_baselines import BUILDERS, live_taps, masked_conv_work, names_for, prepare, random_problem
 from genkernels.models import PixelCNN
 from genkernels.ops.masked_conv.mask import MaskSpec, mask_tensor
+from genkernels.timing import Timing
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -82,58 +83,7 @@ def test_the_twins_of_pixelcnn_agree():
         assert trainer.results()[0] < before  # it trains
 
 
-# --- timing ------------------------------------------------------------------------------------------------
-
-
-class FakeMachine:
-    """Callables that take as long as they say, and the clock that they turn."""
-
-    def __init__(self):
-        self.now = 0.0
-        self.log = []
-
-    def clock(self):
-        return self.now
-
-    def call(self, name, durations):
-        left = iter(durations)
-
-        def run():
-            self.log.append(name)
-            self.now += next(left)
-
-        return run
-
-
-def test_timing_takes_turns_and_keeps_medians():
-    fake = FakeMachine()
-    warm_up = [9.0, 1.0, 1.0]
-    calls = {
-        "a": fake.call("a", [*warm_up, 1.0, 100.0, 1.0, 1.0, 1.0]),  # one disturbance
-        "b": fake.call("b", [*warm_up, 2.0, 3.0, 4.0, 5.0, 6.0]),
-        "c": fake.call("c", [*warm_up, *[7.0] * 5]),
-    }
-    timings = interleave(calls, seconds=0, min_rounds=5, clock=fake.clock)
-    assert {name: t.median for name, t in timings.items()} == {"a": 1.0, "b": 4.0, "c": 7.0}
-    assert timings["b"].p20 == pytest.approx(2.8) and timings["b"].p80 == pytest.approx(5.2)
-    assert timings["a"].rounds == 5 and timings["a"].calls == 1
-    rounds = ["".join(fake.log[9 + 3 * i : 12 + 3 * i]) for i in range(5)]
-    assert rounds == ["abc", "acb", "cab", "cba", "bca"]
-
-
-def test_timing_fills_its_budget_and_repeats_short_calls():
-    fake = FakeMachine()
-    calls = {"short": fake.call("short", [0.001] * 10**6), "long": fake.call("long", [0.25] * 10**6)}
-    timings = interleave(calls, seconds=2.0, min_rounds=3, min_turn=0.01, clock=fake.clock)
-    assert timings["short"].calls == 10 and timings["long"].calls == 1
-    assert timings["short"].median == pytest.approx(0.001)
-    assert timings["short"].rounds == math.ceil(2.0 / 0.26)
-
-
-def test_nobody_always_starts():
-    names = ["a", "b", "c"]
-    starts = [order_of_round(names, index)[0] for index in range(6)]
-    assert sorted(starts) == ["a", "a", "b", "b", "c", "c"]
+# --- checks ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("wrong", [lambda t: t + 0.1, lambda t: t[:1], lambda t: t * float("nan")])
@@ -254,7 +204,7 @@ def test_a_machine_is_named_by_its_processor():
 
 
 def test_the_summary_of_the_masked_convolution():
-    deep, thin = masked_conv.SHAPES[1], masked_conv.SHAPES[0]
+    deep, thin = masked_conv.SHAPES["cpu"][1], masked_conv.SHAPES["cpu"][0]
     times = {"ours": 2, "ours, channels_last": 1, masked_conv.EAGER: 4, "cropped": 3}
 
     def rows(shape, times, ours):

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # bench is no part of the installed package
 
 from bench import dcgan
-from bench.core.timing import MismatchError
+from bench.core.checks import MismatchError
 
 NAMES = (*dcgan.OURS, *dcgan.PLAIN)
 
