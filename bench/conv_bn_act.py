@@ -119,10 +119,10 @@ class Problem:
     """The tensors of one block on a device, in a given layout, or in float64."""
 
     def __init__(self, shape: Shape, *, device: Device = CPU, layout: Layout = NCHW, double: bool = False) -> None:
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator(device.name).manual_seed(0)
 
         def random(*size: int) -> Tensor:
-            values = torch.randn(size, generator=generator).to(device.name)
+            values = torch.randn(size, generator=generator, device=device.name)
             return to_layout(values, layout) if len(size) == 4 else values
 
         s = shape

@@ -76,10 +76,10 @@ def two_layers(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 def tensors(shape: Shape, device: Device) -> list[Tensor]:
     """x and the gradient of y in the device's dtype; weight and bias in float32."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(device.name).manual_seed(0)
     image = (shape.batch, shape.channels, shape.size, shape.size)
     sizes = (image, image, (shape.channels,), (shape.channels,))
-    x, grad, weight, bias = (torch.randn(size, generator=generator).to(device.name) for size in sizes)
+    x, grad, weight, bias = (torch.randn(size, generator=generator, device=device.name) for size in sizes)
     return [x.to(device.dtype), grad.to(device.dtype), weight, bias]
 
 

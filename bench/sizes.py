@@ -21,11 +21,11 @@ import torch
 from torch import Tensor, nn
 
 import genkernels
+from bench.accelerate import WritesItsWeight
 from bench.core.alternatives import LAYOUTS, NCHW, Layout, to_layout
 from bench.core.checks import check_equal
 from bench.core.report import Claim, Report, Row
 from bench.core.session import CPU, Budget, Session, command_line
-from genkernels.train.plain_pixelcnn import WritesItsWeight
 
 OURS, PLAIN = "accelerated", "plain PyTorch"
 LEAST = 0.95  # of the plain layer's speed: two timings of the same thing differ by as much

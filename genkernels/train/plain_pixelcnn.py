@@ -33,14 +33,6 @@ class PlainMaskedConv2d(nn.Conv2d):
         return F.conv2d(x, self.weight * self.mask, self.bias, padding=self.padding)
 
 
-class WritesItsWeight(PlainMaskedConv2d):
-    """The other usual way: zeros are written into the weight itself, in every call."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.weight.data *= self.mask
-        return F.conv2d(x, self.weight, self.bias, padding=self.padding)
-
-
 class PlainPixelCNN(nn.Module):
     """The twin of a grey :class:`~genkernels.models.PixelCNN` without residual blocks, with a copy of its
     weights.
