@@ -1,6 +1,6 @@
 """Row LSTM and Diagonal LSTM: ours against the loops of public code, eager and compiled.
 
-    python -m bench.wavefront_lstm [--device cpu|cuda] [--quick] [--[no-]compile] [--seconds S] [--json PLACE]
+    python -m bench.wavefront_lstm [--device cpu|cuda] [--quick] [--compile] [--seconds S] [--json PLACE]
 
 times all alternatives in turn, prints the tables and the summary, and writes wavefront_lstm.json or
 gpu_wavefront_lstm.json.

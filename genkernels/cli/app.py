@@ -28,7 +28,7 @@ from .demo import run_demo
 from .info import show_info
 from .options import Checkpoint, Data, Device, Seed, SkipBroken, device_of, size_of
 from .progress import counted, progress
-from .trained import complete_images, given_images, test_images
+from .trained import complete_images, evaluation_images, given_images
 
 DEFAULT_EPOCHS = 10
 
@@ -269,7 +269,7 @@ def evaluate(
     objective = trained.recipe.objective
     if objective.unmeasured is not None:
         raise GenkernelsError(objective.unmeasured)
-    name, images, labels = test_images(console, trained, data, skip_broken)
+    name, images, labels = evaluation_images(console, trained, data, skip_broken)
     with counted(console, "evaluating") as step:
         measures = objective.evaluate(trained.model.to(where), images, batch_size, step, importance_samples, labels)
     for measure in measures:

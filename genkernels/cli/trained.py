@@ -14,7 +14,7 @@ from ..train.errors import GenkernelsError
 from ..train.run import absolute_spec, labels_for
 
 
-def test_images(
+def evaluation_images(
     console: Console, trained: TrainedModel, data: str | None, skip_broken: bool = False
 ) -> tuple[str, torch.Tensor, torch.Tensor | None]:
     """The name, the test images, in levels, and their labels, where the model takes them.
@@ -53,7 +53,7 @@ def _unlike_training(content: dict[str, Any], dataset: Dataset, levels: int) -> 
 def given_images(
     console: Console, trained: TrainedModel, data: str | None, n: int
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    _, images, labels = test_images(console, trained, data)
+    _, images, labels = evaluation_images(console, trained, data)
     if n > len(images):
         raise GenkernelsError(f"-n {n}: there are only {len(images)} test images to complete")
     return images[:n], None if labels is None else labels[:n]

@@ -170,6 +170,8 @@ def test_a_report_comes_back_as_it_was_saved(report, tmp_path):
     path = report.save(tmp_path)
     assert path == tmp_path / report.machine["slug"] / "some_op.json"
     assert Report.load(path) == report
+    assert report.save(tmp_path / "named.json") == tmp_path / "named.json"
+    assert Report.load(tmp_path / "named.json") == report
     text = json.dumps(json.loads(path.read_text()))
     assert str(Path.home()) not in text and str(Path(__file__).parents[2]) not in text
 
