@@ -24,13 +24,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
 TOTAL_SECONDS = 500
-# The benchmarks: module under bench/, and seconds it may take. Each writes the JSON file that --json names.
+# The benchmarks: module under bench/, and seconds it may take. Each writes the file that --json names.
 BENCHMARKS: dict[str, int] = {
-    "gpu_masked_conv": 130,
-    "gpu_conv_bn_act": 150,
-    "gpu_wavefront_lstm": 60,
-    "gpu_sampler": 110,
-    "gpu_instance_norm": 40,
+    "masked_conv": 130,
+    "conv_bn_act": 150,
+    "wavefront_lstm": 60,
+    "sampler": 110,
+    "instance_norm": 40,
 }
 TEST_SECONDS = 200
 BUILD_SECONDS = 240
@@ -54,7 +54,7 @@ def main() -> int:
     if missing:
         print(f"bench.gpu: nothing was run: {missing}", file=sys.stderr)
         return 2
-    from bench.gpu_tools import gpu_machine
+    from bench.core.machine import gpu_machine
 
     out = (options.out or RESULTS / gpu_machine()["slug"]).resolve()
     out.mkdir(parents=True, exist_ok=True)
@@ -91,7 +91,9 @@ def steps(out: Path) -> list[Step]:
     pytest = [python, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider"]
     chosen.append(Step("tests", [[*pytest, str(file)] for file in gpu_tests()], TEST_SECONDS))
     for name, seconds in BENCHMARKS.items():
-        chosen.append(Step(name, [[python, "-m", f"bench.{name}", "--json", str(out / f"{name}.json")]], seconds))
+        file = out / f"gpu_{name}.json"
+        command = [python, "-m", f"bench.{name}", "--device", "cuda", "--json", str(file)]
+        chosen.append(Step(f"gpu_{name}", [command], seconds))
     return chosen
 
 

@@ -8,8 +8,7 @@ from .acceleration import accelerate, restore
 from .allocator import keep_freed_memory
 from .backends import available_backends, build_info
 from .sampling import fast_sampler
-
-__version__ = "0.1.0"
+from .version import __version__
 
 __all__ = [
     "__version__",

@@ -19,6 +19,8 @@ from typing import Any
 # share one thread pool and obey torch.set_num_threads.
 import torch
 
+from .version import __version__
+
 _native: ModuleType | None = None
 _native_error: Exception | None = None
 try:
@@ -77,8 +79,6 @@ def build_info() -> dict[str, Any]:
         `version`, `python`, `torch` and `platform` as text; `native` with the extension's own account, or
         None; `native_error` with the reason in the latter case, or None. Needs no GPU and asks none.
     """
-    from . import __version__
-
     return {
         "version": __version__,
         "python": platform.python_version(),

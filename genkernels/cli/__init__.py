@@ -1,4 +1,12 @@
-"""The command ``genkernels``: see :mod:`genkernels.cli.app`."""
+"""The command ``genkernels``.
+
+app.py         its commands: info, demo, train, sample, evaluate
+options.py     options that several commands take
+trained.py     a trained model with the images of a data set
+demo.py        genkernels demo
+info.py        genkernels info
+progress.py    progress on a terminal or in a log
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The commands: info, demo, train, sample, evaluate. They read options and print; genkernels.train works."""
+"""The commands info, demo, train, sample and evaluate: options and output; the work is :mod:`genkernels.train`'s."""
 
 from __future__ import annotations
 
@@ -14,19 +14,21 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from .. import __version__
-from ..models import AutoregressiveModel, GenerativeModel
-from ..train.checkpoint import CHECKPOINT, load_model
-from ..train.data.sources import SPECS, Dataset, dequantise, open_dataset, quantise
+from ..models import AutoregressiveModel
+from ..train.checkpoint import CHECKPOINT, open_model
 from ..train.errors import GenkernelsError
-from ..train.loop import DEFAULT_SAMPLES, Limits, Trainer
+from ..train.loop import DEFAULT_SAMPLES, Trainer
 from ..train.objectives import OPTIMIZERS
 from ..train.pictures import check_picture_path, save_curve, save_grids
-from ..train.recipes import RECIPES, find_recipe
-from ..train.run import anywhere, labels_for, resume_run, start_run
+from ..train.recipes import RECIPES
+from ..train.run import resume_run, start_run
+from ..train.settings import Limits
+from ..version import __version__
 from .demo import run_demo
 from .info import show_info
+from .options import Checkpoint, Data, Device, Seed, SkipBroken, device_of, size_of
 from .progress import counted, progress
+from .trained import complete_images, evaluation_images, given_images
 
 DEFAULT_EPOCHS = 10
 
@@ -64,74 +66,6 @@ def _console() -> Console:
     # A file or a log is not 80 columns wide: a command broken in two would be another command.
     width = None if sys.stdout.isatty() else 1000
     return Console(highlight=False, markup=False, emoji=False, width=width)
-
-
-# --- what several commands take -------------------------------------------------------------------------
-
-Data = Annotated[str | None, typer.Option(help=f"One of: {', '.join(SPECS)}.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; by default a GPU where there is one.")]
-Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Equal seeds give equal results.")]
-Checkpoint = Annotated[Path, typer.Argument(help="A model.pt that train wrote, or the folder of its run.")]
-SkipBroken = Annotated[bool, typer.Option("--skip-broken", help="Leave out files of a folder that cannot be read.")]
-
-
-def _device(name: str | None) -> torch.device:
-    try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        if device.type in ("cpu", "cuda"):
-            torch.empty(0, device=device)
-            return device
-    except (RuntimeError, AssertionError) as error:
-        raise typer.BadParameter(f"--device {name}: {str(error).splitlines()[0]}") from error
-    raise typer.BadParameter(f"--device {name}: expected cpu, cuda, cuda:1 ...")
-
-
-def _size(text: str | None) -> tuple[int, int] | None:
-    """ "32" or "32x48" (height x width) as a pair."""
-    if text is None:
-        return None
-    parts = text.lower().split("x")
-    if len(parts) > 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise typer.BadParameter(f"--size: expected 32 or 32x48 (height x width); got {text!r}")
-    return int(parts[0]), int(parts[-1])
-
-
-def _test_images(
-    console: Console, model: GenerativeModel, content: dict[str, Any], data: str | None, skip_broken: bool = False
-) -> tuple[str, torch.Tensor, torch.Tensor | None]:
-    """The name, the test images, in levels, and their labels, where the model takes them.
-
-    Of ``data``, of which it is said where they are unlike those that the model was trained on, or of the latter.
-    """
-    settings = content["settings"]
-    dataset = open_dataset(data or settings["data"], None if data else settings["size"], skip_broken=skip_broken)
-    channels, *size = dataset.test.shape[1:]
-    if channels != model.in_channels:
-        raise GenkernelsError(f"the model takes {model.in_channels} channels; {dataset.name} has {channels}")
-    if not isinstance(model, AutoregressiveModel) and tuple(size) != model.image_size:
-        expected, found = (f"{height} x {width}" for height, width in (model.image_size, size))
-        raise GenkernelsError(f"the model takes images of {expected}; those of {dataset.name} are {found}")
-    levels = find_recipe(content["recipe"]).objective.levels(model)
-    if data is not None and anywhere(data) != anywhere(settings["data"]):
-        for note in _unlike_training(content, dataset, levels):
-            console.print(f"note: {note}")
-    _, labels = labels_for(content["recipe"], model, dataset)
-    return data or settings["data"], quantise(dataset.test, levels), labels
-
-
-def _unlike_training(content: dict[str, Any], dataset: Dataset, levels: int) -> list[str]:
-    """What makes figures over other images than the model's own another thing."""
-    notes = []
-    trained, found = content["config"].get("image_size"), tuple(dataset.test.shape[2:])
-    if trained is not None and tuple(trained) != found:
-        before, now = (f"{height} x {width}" for height, width in (trained, found))
-        notes.append(f"the model was trained on images of {before}; these are {now}")
-    if levels < dataset.levels:
-        notes.append(f"the model knows {levels} grey levels; these images have {dataset.levels}, and are rounded down")
-    return notes
-
-
-# --- the commands ---------------------------------------------------------------------------------------
 
 
 def _show_version(wanted: bool) -> None:
@@ -204,7 +138,7 @@ def train(
     if resume and overwrite:
         raise typer.BadParameter("--resume and --overwrite exclude each other")
     settings = {
-        "data": data, "size": _size(size), "batch_size": batch_size, "learning_rate": lr,
+        "data": data, "size": size_of(size), "batch_size": batch_size, "learning_rate": lr,
         "optimizer": optimizer, "clip": clip, "seed": seed,
     }  # fmt: skip
     options = {
@@ -215,7 +149,7 @@ def train(
     settings = {name: value for name, value in settings.items() if value is not None}
     options = {name: value for name, value in options.items() if value is not None}
     place = out or Path("runs") / f"{model}-{(data or 'digits').partition(':')[0]}"
-    console, where = _console(), _device(device)
+    console, where = _console(), device_of(device)
     check_picture_path(Path("samples.png"))
     if resume:
         trainer, dataset = resume_run(model, place, settings, options, device=where, skip_broken=skip_broken)
@@ -300,9 +234,9 @@ def sample(
     if data is not None and not complete:
         raise typer.BadParameter("--data: only --complete takes images from a data set")
     check_picture_path(out)
-    where, console = _device(device), _console()
-    model, content = load_model(checkpoint)
-    model.to(where)
+    where, console = device_of(device), _console()
+    trained = open_model(checkpoint)
+    model = trained.model.to(where)
     generator = torch.Generator().manual_seed(seed)
     with counted(console, "sampling") as step:
         if complete:
@@ -310,42 +244,12 @@ def sample(
                 raise GenkernelsError(
                     f"--complete: only autoregressive models complete images; not a {type(model).__name__}"
                 )
-            given, labels = _given_images(console, model, content, data, n)
-            grids = _complete(model, given, labels, generator, step, 1.0 if temperature is None else temperature)
+            given, labels = given_images(console, trained, data, n)
+            grids = complete_images(model, given, labels, generator, step, 1.0 if temperature is None else temperature)
         else:
-            objective = find_recipe(content["recipe"]).objective
-            grids = {"samples": objective.sample(model, n, generator, step, temperature, label)}
+            grids = {"samples": trained.recipe.objective.sample(model, n, generator, step, temperature, label)}
     save_grids(out, grids, 256)
     console.print(f"written to {out}")
-
-
-def _given_images(
-    console: Console, model: GenerativeModel, content: dict[str, Any], data: str | None, n: int
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    _, images, labels = _test_images(console, model, content, data)
-    if n > len(images):
-        raise GenkernelsError(f"-n {n}: there are only {len(images)} test images to complete")
-    return images[:n], None if labels is None else labels[:n]
-
-
-def _complete(
-    model: AutoregressiveModel,
-    given: torch.Tensor,
-    labels: torch.Tensor | None,
-    generator: torch.Generator,
-    step: Any,
-    temperature: float,
-) -> dict[str, torch.Tensor]:
-    """Grids of images in 0 .. 255: their upper halves, those completed, and the real ones."""
-    known = torch.zeros(1, 1, *given.shape[2:], dtype=torch.bool)
-    known[:, :, : given.shape[2] // 2] = True
-    condition = None if labels is None else labels.to(next(model.parameters()).device)
-    drawn = model.sample(
-        len(given), condition=condition, given=given, known=known, size=tuple(given.shape[2:]),
-        temperature=temperature, generator=generator, progress=step,
-    )  # fmt: skip
-    grids = {"given": given * known, "completed": drawn.cpu(), "real": given}
-    return {title: dequantise(images, model.levels) for title, images in grids.items()}
 
 
 @app.command()
@@ -360,14 +264,14 @@ def evaluate(
     device: Device = None,
 ) -> None:
     """Figures of the test images of a data set: for a likelihood, nats per image and bits per sub-pixel."""
-    where, console = _device(device), _console()
-    model, content = load_model(checkpoint)
-    objective = find_recipe(content["recipe"]).objective
+    where, console = device_of(device), _console()
+    trained = open_model(checkpoint)
+    objective = trained.recipe.objective
     if objective.unmeasured is not None:
         raise GenkernelsError(objective.unmeasured)
-    name, images, labels = _test_images(console, model, content, data, skip_broken)
+    name, images, labels = evaluation_images(console, trained, data, skip_broken)
     with counted(console, "evaluating") as step:
-        measures = objective.evaluate(model.to(where), images, batch_size, step, importance_samples, labels)
+        measures = objective.evaluate(trained.model.to(where), images, batch_size, step, importance_samples, labels)
     for measure in measures:
         if math.isnan(measure.mean):
             raise GenkernelsError(f"{checkpoint}: the model gives no number of {measure.label} for these images (nan)")

@@ -1,4 +1,4 @@
-"""``genkernels demo``: one minute from nothing to new digits, and honest timings at the end."""
+"""``genkernels demo``: a PixelCNN trained on digits for a minute, pictures of its samples, and timings."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from ..models import PixelCNN
 from ..train.checkpoint import CHECKPOINT
 from ..train.compare import Comparison, compare_with_plain
 from ..train.errors import TrainingError
-from ..train.loop import Limits
 from ..train.metrics import evaluate
 from ..train.pictures import check_picture_path, save_curve, save_grids
 from ..train.run import start_run
+from ..train.settings import Limits
 from .progress import counted, progress
 
 BATCH_SIZE, LEARNING_RATE = 32, 5e-4

@@ -1,4 +1,4 @@
-"""``genkernels info``: what is installed here, what it can run on, and why something cannot."""
+"""``genkernels info``: versions, build and backends of this installation, and why one is not there."""
 
 from __future__ import annotations
 

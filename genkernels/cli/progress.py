@@ -1,4 +1,4 @@
-"""Progress for people: a moving bar on a terminal, now and then a line anywhere else."""
+"""Progress of a command: a moving bar on a terminal, now and then a line anywhere else."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Report = Callable[[float, str], None]
 
 @contextmanager
 def progress(console: Console, label: str) -> Iterator[Report]:
-    """Yields ``report(done, text)``: done is 0 .. 1, text what else is to be said, such as the loss."""
+    """Yields ``report(done, text)``: done is 0 .. 1, text is shown beside it, such as the loss."""
     if console.is_terminal:
         columns = (
             TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:3.0f}%"),

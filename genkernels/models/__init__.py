@@ -1,4 +1,16 @@
-"""The model families, assembled from :mod:`genkernels.nn`."""
+"""The model families, assembled from :mod:`genkernels.nn`.
+
+base.py              the base class of all families
+autoregressive.py    that of those with an exact likelihood: input convention, likelihood, sampling
+pixelcnn.py          PixelCNN
+gated_pixelcnn.py    gated PixelCNN: two stacks, no blind spot, classes
+pixelrnn.py          PixelRNN: Row and Diagonal LSTM
+causal_audio.py      PixelCNN along time, and the µ-law
+vae.py               variational autoencoder
+autoencoder.py       autoencoder, and a classifier that starts from its encoder
+dcgan.py             DCGAN: generator and discriminator
+conv_stacks.py       an image down to a vector, and a vector up to an image
+"""
 
 from .autoencoder import Autoencoder
 from .autoregressive import AutoregressiveModel, bits_per_dim

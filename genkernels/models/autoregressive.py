@@ -1,5 +1,4 @@
-"""What every autoregressive image model shares: the input convention, the likelihood and pixel-by-pixel
-sampling.
+"""Base class of autoregressive image models: input convention, likelihood and pixel-by-pixel sampling.
 
 p(x) is the product over sub-pixels, row by row and R, G, B in turn inside a pixel, of p(x_i | all before it)
 (van den Oord et al. 2016, "Pixel Recurrent Neural Networks", section 2). A model gives all factors of an
@@ -47,7 +46,7 @@ def log_likelihood(logits: Tensor, images: Tensor) -> Tensor:
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """x in channels_last; as it is under ``torch.func.vmap``, which knows no such layout."""
+    """x in channels_last; as it is under ``torch.func.vmap``, which has no such layout."""
     if not torch.compiler.is_compiling() and vmap_is_active():
         return x
     return x.contiguous(memory_format=torch.channels_last)

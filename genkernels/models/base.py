@@ -1,4 +1,4 @@
-"""What all families share."""
+"""The base class of all families."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class GenerativeModel(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
-        """Sets what of a new model's weights is not its layers' own affair. For subclasses."""
+        """Sets those weights of a new model that its layers do not set themselves. For subclasses."""
 
     def check_images(self, x: Tensor) -> None:
         """Raise a ValueError unless x is [N, in_channels, H, W] of the model's size."""

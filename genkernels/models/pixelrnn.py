@@ -46,9 +46,10 @@ class PixelRNN(AutoregressiveModel):
     With the diagonal recurrence a pixel sees every pixel before it, already after one block; with the row recurrence
     it sees a triangle above it, whose sides the taps set.
 
-    One thing the paper leaves open: behind a mask-A layer no feature of a row knows the row's last pixel, so the walk
-    from the right, which hands each row to the next, would never pass that pixel on. The diagonal model therefore
-    works on the image with one more column of zeros, whose features do know it, and drops that column's logits.
+    One thing the paper leaves open: behind a mask-A layer no feature of a row depends on the row's last pixel, so the
+    direction from the right, which hands each row to the next, would never pass that pixel on. The diagonal model
+    therefore works on the image with one more column of zeros, whose features do depend on it, and drops that column's
+    logits.
 
     Args:
         in_channels: 1 for grey images, 3 for R, G, B.

@@ -1,11 +1,29 @@
-"""Training by recipe: what the command line runs, and what a script can run as well."""
+"""Training by recipe, from the command line or from a script.
+
+recipes.py          recipes by name: model, objective, defaults
+settings.py         settings and limits of a run
+run.py              a run in a folder: started or resumed
+loop.py             the training loop
+objectives/         one training objective per family
+data/               data sets by name, as uint8 tensors
+metrics.py          means over images, the likelihood first of all
+pictures.py         grids of images, and curves
+checkpoint.py       model and training state in one file
+atomic_write.py     files that are written whole or not at all
+lock.py             one process at a time in a run's folder
+ctrl_c.py           Ctrl-C and SIGTERM between two steps
+errors.py           errors that a user can mend
+compare.py          our PixelCNN timed against its twin in plain PyTorch
+plain_pixelcnn.py   that twin
+"""
 
 from .checkpoint import load_model
 from .data.sources import Dataset, open_dataset, quantise
 from .errors import GenkernelsError
-from .loop import Limits, Settings, Trainer
+from .loop import Trainer
 from .metrics import Evaluation, evaluate
 from .run import resume_run, start_run
+from .settings import Limits, Settings
 
 __all__ = [
     "Dataset",

@@ -1,4 +1,4 @@
-"""Files that are either the old version or the new one, never half of one."""
+"""Atomic writing: a file is the old version or the new one, never half of one."""
 
 from __future__ import annotations
 

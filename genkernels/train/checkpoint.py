@@ -1,5 +1,4 @@
-"""Checkpoints: a model with what is needed to rebuild it, and to go on training it as if nothing had
-happened.
+"""Checkpoints: a model with its configuration and, to go on training it exactly, the state of its run.
 
 One file of plain values and tensors, so it loads with ``weights_only=True``: nothing in it can run code.
 """
@@ -10,6 +9,7 @@ import io
 import pickle
 import zipfile
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch
 from ..models import GenerativeModel
 from .atomic_write import write_atomically
 from .errors import CheckpointError, GenkernelsError
-from .recipes import find_recipe
+from .recipes import Recipe, find_recipe
 
 CHECKPOINT = "model.pt"  # in a run's folder
 FORMAT = "genkernels-checkpoint-1"
@@ -28,12 +28,14 @@ _UNREADABLE = (
 _NEEDED = {"recipe": str, "config": dict, "model": dict, "settings": dict}
 
 
-def save_checkpoint(path: Path, recipe: str, model: GenerativeModel, settings: dict[str, Any], **training: Any) -> None:
+def save_checkpoint(
+    path: Path, recipe: Recipe, model: GenerativeModel, settings: dict[str, Any], **training: Any
+) -> None:
     """Write a checkpoint; the old file of that name stays whole until the new one is on disk.
 
     Args:
         path: the file.
-        recipe: the name of the model's recipe.
+        recipe: that of the model; its name is stored.
         model: its ``config`` and ``state_dict`` are stored.
         settings: plain values: at least ``data``, the specification of the data set.
         training: what a resumed run needs: plain values, containers and tensors.
@@ -43,7 +45,7 @@ def save_checkpoint(path: Path, recipe: str, model: GenerativeModel, settings: d
     """
     content = {
         "format": FORMAT,
-        "recipe": recipe,
+        "recipe": recipe.name,
         "config": model.config,
         "model": model.state_dict(),
         "settings": settings,
@@ -86,29 +88,44 @@ def checkpoint_in(path: Path | str) -> Path:
     return path / CHECKPOINT if path.is_dir() else path
 
 
-def model_from_checkpoint(content: dict[str, Any], name: Path) -> GenerativeModel:
-    """The model of a checkpoint read by :func:`read_checkpoint`, in evaluation mode; ``name`` is for
-    messages.
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model in evaluation mode, the recipe that it was trained by, and the checkpoint's content."""
+
+    recipe: Recipe
+    model: GenerativeModel
+    content: dict[str, Any]
+
+
+def open_model(path: Path | str) -> TrainedModel:
+    """The model in a checkpoint or in a run's folder, on the CPU.
 
     Raises:
-        CheckpointError: its recipe is unknown, its weights do not fit its configuration, or are not finite.
+        CheckpointError: the file is missing, damaged or something else; its recipe is unknown, its weights do not fit
+            its configuration, or are not finite.
     """
+    return trained_model(read_checkpoint(path), checkpoint_in(path))
+
+
+def trained_model(content: dict[str, Any], path: Path) -> TrainedModel:
+    """As :func:`open_model`, of what :func:`read_checkpoint` gave; ``path`` is for messages."""
     for weight, values in content["model"].items():
         if isinstance(values, torch.Tensor) and values.is_floating_point() and not values.isfinite().all():
-            raise CheckpointError(f"{name}: its weight {weight!r} is not finite: the training has diverged")
+            raise CheckpointError(f"{path}: its weight {weight!r} is not finite: the training has diverged")
     try:
-        model = find_recipe(content["recipe"]).build(**content["config"])
+        recipe = find_recipe(content["recipe"])
+        model = recipe.build(**content["config"])
         model.load_state_dict(content["model"])
     except (GenkernelsError, RuntimeError) as error:
-        raise CheckpointError(f"{name}: its weights and its configuration do not fit: {error}") from error
-    return model.eval()
+        raise CheckpointError(f"{path}: its weights and its configuration do not fit: {error}") from error
+    return TrainedModel(recipe, model.eval(), content)
 
 
 def load_model(path: Path | str) -> tuple[GenerativeModel, dict[str, Any]]:
     """The model in a checkpoint or in a run's folder, in evaluation mode on the CPU, and the checkpoint's content.
 
     Raises:
-        CheckpointError: the file is missing, damaged or something else.
+        CheckpointError: see :func:`open_model`.
     """
-    content = read_checkpoint(path)
-    return model_from_checkpoint(content, checkpoint_in(path)), content
+    trained = open_model(path)
+    return trained.model, trained.content

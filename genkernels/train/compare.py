@@ -1,16 +1,15 @@
-"""Our PixelCNN against its plain PyTorch twin: shown to compute the same, then timed, here and now."""
+"""Comparison of our PixelCNN with its twin in plain PyTorch: results first, then times on this machine."""
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from ..models import PixelCNN
+from ..timing import interleave
 from .plain_pixelcnn import PlainPixelCNN
 
 
@@ -27,28 +26,6 @@ class Comparison:
     def speedup(self) -> float:
         """Above 1 where ours is faster."""
         return self.plain / self.ours
-
-
-def interleaved_medians(
-    candidates: Mapping[str, Callable[[], object]], *, rounds: int, budget: float
-) -> tuple[dict[str, float], int]:
-    """Median seconds of each candidate, and the number of rounds that were timed.
-
-    Every round runs each once, so that a machine that slows down for a while slows all of them. One round
-    first is not counted. Stops after ``rounds`` of them, or three and ``budget`` seconds.
-    """
-    times: dict[str, list[float]] = {name: [] for name in candidates}
-    for work in candidates.values():
-        work()
-    began = time.perf_counter()
-    for done in range(rounds):
-        if done >= 3 and time.perf_counter() - began > budget:
-            break
-        for name, work in candidates.items():
-            start = time.perf_counter()
-            work()
-            times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in times.items()}, len(times[name])
 
 
 def largest_difference(model: PixelCNN, plain: PlainPixelCNN, images: Tensor) -> float:
@@ -81,7 +58,7 @@ def compare_with_plain(
         model: grey, without residual blocks, float32, on the CPU. Its weights stay as they are.
         images: one training batch of levels, uint8 [N, 1, H, W].
         samples: images to draw; plain PyTorch does it with one full forward pass per pixel.
-        rounds, budget: see :func:`interleaved_medians`; for each piece of work.
+        rounds, budget: of each piece of work so many rounds are timed, or at least three and ``budget`` seconds long.
 
     Raises:
         RuntimeError: the twins differ by more than float32 rounding explains.
@@ -103,8 +80,11 @@ def compare_with_plain(
     }
     rows = []
     for what, candidates in work.items():
-        medians, done = interleaved_medians(candidates, rounds=rounds, budget=budget)
-        rows.append(Comparison(what, medians["ours"], medians["plain"], done))
+        timings = interleave(
+            candidates, seconds=budget, min_rounds=min(3, rounds), max_rounds=rounds, min_turn=0.0, warm_up=1
+        )
+        ours, theirs = timings["ours"], timings["plain"]
+        rows.append(Comparison(what, ours.median, theirs.median, ours.rounds))
     model.zero_grad()
     return rows
 

@@ -1,4 +1,4 @@
-"""A run's folder belongs to one process at a time."""
+"""Lock on a run's folder: one process at a time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The training loop: one step after another until a limit, with checkpoints from which it goes on exactly."""
+"""Training loop: one step after another until a limit, with checkpoints from which it goes on exactly."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from .ctrl_c import InterruptRequest
 from .errors import TrainingError
 from .lock import FolderLock
 from .objectives import NotFiniteError
-from .recipes import find_recipe
+from .recipes import Recipe
+from .settings import Limits, Settings
 
 HISTORY = "history.jsonl"
 
@@ -31,44 +32,13 @@ SAVE_SECONDS = 30.0
 DEFAULT_SAMPLES = 16
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What decides the course of a run, and so must stay as it was when it is resumed.
-
-    Attributes:
-        data: specification of the data set; ``size`` as :func:`genkernels.train.data.sources.open_dataset` takes it.
-        batch_size: images per step; the last batch of an epoch may be smaller.
-        learning_rate, optimizer: "adam" or "rmsprop", their other constants as the family's objective has them.
-        clip: largest norm of the gradient of the loss (of nats per sub-pixel, for a likelihood); infinity for none.
-        seed: of the initial weights, the order of the images and everything else that is random.
-    """
-
-    data: str
-    size: tuple[int, int] | None
-    batch_size: int
-    learning_rate: float
-    optimizer: str
-    clip: float
-    seed: int
-
-
-@dataclass(frozen=True)
-class Limits:
-    """When to stop, whichever comes first: epochs and steps of the whole run, minutes from now."""
-
-    epochs: int | None = None
-    steps: int | None = None
-    minutes: float | None = None
-
-
 class Trainer:
     """Trains a model and keeps ``model.pt`` and ``history.jsonl`` in a folder.
 
-    What a step is and what is measured is the business of the recipe's objective; everything else is the same for
-    all families.
+    The recipe's objective takes the steps and measures; everything else is the same for all families.
 
     Args:
-        recipe: name of the model's recipe.
+        recipe: that of the model; its objective takes the steps.
         model: moved to ``device``.
         train_images, test_images: levels, uint8 [N, C, H, W], on the CPU.
         settings: see :class:`Settings`.
@@ -79,7 +49,7 @@ class Trainer:
 
     def __init__(
         self,
-        recipe: str,
+        recipe: Recipe,
         model: GenerativeModel,
         train_images: Tensor,
         test_images: Tensor,
@@ -94,23 +64,23 @@ class Trainer:
         self.model = model.to(self.device)
         self.train_images, self.test_images = train_images, test_images
         self.train_labels, self.test_labels = train_labels, test_labels
-        self.objective = find_recipe(recipe).objective
+        self.objective = recipe.objective
         self.optimizers = self.objective.optimizers(model, settings)
         self.epoch = 0
         self.batch = 0  # batches done in this epoch
         self.step = 0
-        self.limits = Limits()  # the ones that it was last asked to keep
+        self.limits = Limits()  # those of the last call of run()
         self.seconds = 0.0  # of training so far, over all resumed parts
         self.history: list[dict[str, float]] = []
         self.samples = DEFAULT_SAMPLES  # images to draw at the end
         self.stopped_by: int | None = None  # the number of the signal that ended the last part early
-        self._recent: list[dict[str, float]] = []  # what the steps since the last record gave
+        self._recent: list[dict[str, float]] = []  # results of the steps since the last record
         self._order: tuple[int, Tensor] | None = None
         self._saved_step = -1
 
     @property
     def fingerprint(self) -> list[int]:
-        """What tells these images from others: how many there are, and the sum of their levels."""
+        """Fingerprint of the images, to tell them from others: how many there are, and the sum of their levels."""
         return [len(self.train_images), len(self.test_images), int(self.train_images.sum(dtype=torch.int64))]
 
     @property

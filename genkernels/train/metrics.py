@@ -1,4 +1,4 @@
-"""How good a model is: means over images that it was not trained on, the likelihood first of all."""
+"""Metrics: means over images that a model was not trained on, the likelihood first of all."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Measure:
 
     Attributes:
         key: its name in the history, after "test_".
-        label: what it is, for people: "nats per image".
+        label: its name in tables: "nats per image".
         mean, standard_error: of the figure, and of that mean; the error of one image is NaN.
         images: how many.
     """

@@ -1,7 +1,7 @@
-"""The small PixelCNN as public code writes it, in plain PyTorch: what ours is timed against.
+"""Masked convolutions and the small PixelCNN in plain PyTorch, as public code writes them.
 
 Each layer multiplies its weight by a mask and calls ``conv2d``; the ReLUs are layers of their own; sampling
-draws with ``torch.multinomial`` from one full forward pass for each pixel.
+draws with ``torch.multinomial`` from one full forward pass for each pixel. Ours are timed against them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class PlainMaskedConv2d(nn.Conv2d):
     def __init__(self, mask_type: str, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         height, width = self.kernel_size
-        mask = torch.ones(1, 1, height, width)
+        mask = torch.ones_like(self.weight)
         mask[:, :, height // 2, width // 2 + (mask_type == "B") :] = 0
         mask[:, :, height // 2 + 1 :] = 0
         self.register_buffer("mask", mask)

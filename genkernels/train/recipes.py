@@ -1,4 +1,4 @@
-"""What can be trained by name: the model of each recipe, and its default settings."""
+"""Recipes: the models that can be trained by name, each with its objective and default settings."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ class Recipe:
     """A model family and how it is trained.
 
     Attributes:
+        name: what the command line and checkpoints call it.
         model: its constructor.
         summary: one line for people.
         objective: how a step is taken, what is measured and which pictures are made.
@@ -31,6 +32,7 @@ class Recipe:
         clip: the largest gradient norm of the objective's loss; larger gradients are scaled down to it.
     """
 
+    name: str
     model: Callable[..., GenerativeModel]
     summary: str
     objective: Objective[Any] = field(default_factory=LikelihoodObjective)
@@ -56,17 +58,19 @@ class Recipe:
             raise GenkernelsError(str(error)) from error
 
 
-RECIPES = {
-    "pixelcnn": Recipe(PixelCNN, "masked convolutions: 7x7, then 3x3 layers (van den Oord et al. 2016)"),
-    "gated-pixelcnn": Recipe(GatedPixelCNN, "two gated stacks, no blind spot (van den Oord et al. 2016b)"),
-    "pixelrnn": Recipe(
-        PixelRNN, "an LSTM that walks over diagonals or rows (van den Oord et al. 2016)", optimizer="rmsprop"
+_ALL = (
+    Recipe("pixelcnn", PixelCNN, "masked convolutions: 7x7, then 3x3 layers (van den Oord et al. 2016)"),
+    Recipe("gated-pixelcnn", GatedPixelCNN, "two gated stacks, no blind spot (van den Oord et al. 2016b)"),
+    Recipe(
+        "pixelrnn",
+        PixelRNN,
+        "an LSTM that sweeps over diagonals or rows (van den Oord et al. 2016)",
+        optimizer="rmsprop",
     ),
-    "vae": Recipe(
-        VAE, "a convolutional VAE (Kingma & Welling 2014)", VariationalObjective(), batch_size=128, learning_rate=1e-3
-    ),
-    "autoencoder": Recipe(Autoencoder, "a convolutional autoencoder", ReconstructionObjective(), batch_size=128),
-    "dcgan": Recipe(
+    Recipe("vae", VAE, "a convolutional VAE (Kingma & Welling 2014)", VariationalObjective(), batch_size=128),
+    Recipe("autoencoder", Autoencoder, "a convolutional autoencoder", ReconstructionObjective(), batch_size=128),
+    Recipe(
+        "dcgan",
         DCGAN,
         "convolutional adversarial networks (Radford et al. 2016)",
         AdversarialObjective(),
@@ -74,7 +78,8 @@ RECIPES = {
         learning_rate=2e-4,
         clip=math.inf,
     ),
-}
+)
+RECIPES = {recipe.name: recipe for recipe in _ALL}
 
 
 def find_recipe(name: str) -> Recipe:

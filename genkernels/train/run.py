@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from ..models import GenerativeModel
-from .checkpoint import CHECKPOINT, model_from_checkpoint, read_checkpoint
+from .checkpoint import CHECKPOINT, read_checkpoint, trained_model
 from .data.sources import Dataset, open_dataset, quantise
 from .errors import TrainingError
-from .loop import Settings, Trainer
+from .loop import Trainer
 from .objectives import OPTIMIZERS
-from .recipes import find_recipe
+from .recipes import Recipe, find_recipe
+from .settings import Settings
 
 
 def start_run(
@@ -43,31 +44,31 @@ def start_run(
         GenkernelsError: the folder holds a run, the data cannot be opened, or an option does not fit.
         OSError: the folder cannot be made.
     """
-    plan = find_recipe(recipe)
+    chosen_recipe = find_recipe(recipe)
     if (folder / CHECKPOINT).exists() and not overwrite:
         raise TrainingError(f"{folder} holds a run already: go on with --resume, or replace it with --overwrite")
     defaults = {
         "size": None,
-        "batch_size": plan.batch_size,
-        "learning_rate": plan.learning_rate,
-        "optimizer": plan.optimizer,
-        "clip": plan.clip,
+        "batch_size": chosen_recipe.batch_size,
+        "learning_rate": chosen_recipe.learning_rate,
+        "optimizer": chosen_recipe.optimizer,
+        "clip": chosen_recipe.clip,
         "seed": 0,
     }
-    chosen = Settings(**{**defaults, **settings, "data": anywhere(settings["data"])})
+    chosen = Settings(**{**defaults, **settings, "data": absolute_spec(settings["data"])})
     _check(chosen)
     dataset = open_dataset(chosen.data, chosen.size, skip_broken=skip_broken)
     _, channels, height, width = dataset.train.shape
     options = {
-        **plan.objective.model_options(dataset, model_options),
+        **chosen_recipe.objective.model_options(dataset, model_options),
         **model_options,
         "in_channels": channels,
         "image_size": (height, width),
     }
     torch.manual_seed(chosen.seed)
-    model = plan.build(**options)
+    model = chosen_recipe.build(**options)
     folder.mkdir(parents=True, exist_ok=True)
-    return _trainer(recipe, model, dataset, chosen, folder, device), dataset
+    return _trainer(chosen_recipe, model, dataset, chosen, folder, device), dataset
 
 
 def resume_run(
@@ -92,7 +93,7 @@ def resume_run(
     path = folder / CHECKPOINT
     content = read_checkpoint(path)
     asked = {"model": recipe, **settings, **model_options}
-    moved_to = anywhere(asked.pop("data", content["settings"].get("data", "")))
+    moved_to = absolute_spec(asked.pop("data", content["settings"].get("data", "")))
     if moved_to.partition(":")[0] == str(content["settings"].get("data")).partition(":")[0]:
         content["settings"]["data"] = moved_to
     else:
@@ -105,25 +106,30 @@ def resume_run(
         chosen = Settings(**content["settings"])
     except TypeError as error:
         raise TrainingError(f"{path}: not a run that can be resumed: {error}") from error
-    model = model_from_checkpoint(content, path)
+    trained = trained_model(content, path)
     dataset = open_dataset(chosen.data, chosen.size, skip_broken=skip_broken)
-    trainer = _trainer(recipe, model, dataset, chosen, folder, device)
+    trainer = _trainer(trained.recipe, trained.model, dataset, chosen, folder, device)
     if trainer.fingerprint != content.get("images", trainer.fingerprint):
         raise TrainingError(f"data: the run in {folder} has other images than those of {chosen.data}")
     trainer.restore(content)
     return trainer, dataset
 
 
-def anywhere(spec: str) -> str:
+def absolute_spec(spec: str) -> str:
     """The specification of a data set, its path made absolute: a run may be resumed from another folder."""
     name, colon, path = spec.partition(":")
     return f"{name}:{Path(path).expanduser().absolute()}" if colon and path else spec
 
 
 def _trainer(
-    recipe: str, model: GenerativeModel, dataset: Dataset, settings: Settings, folder: Path, device: torch.device | str
+    recipe: Recipe,
+    model: GenerativeModel,
+    dataset: Dataset,
+    settings: Settings,
+    folder: Path,
+    device: torch.device | str,
 ) -> Trainer:
-    levels = find_recipe(recipe).objective.levels(model)
+    levels = recipe.objective.levels(model)
     train, test = quantise(dataset.train, levels), quantise(dataset.test, levels)
     if train.shape[1] != model.in_channels:
         raise TrainingError(f"the model takes {model.in_channels} channels; {settings.data} has {train.shape[1]}")
@@ -131,13 +137,13 @@ def _trainer(
     return Trainer(recipe, model, train, test, settings, folder, device, *labels)
 
 
-def labels_for(recipe: str, model: GenerativeModel, dataset: Dataset) -> tuple[Tensor | None, Tensor | None]:
+def labels_for(recipe: Recipe, model: GenerativeModel, dataset: Dataset) -> tuple[Tensor | None, Tensor | None]:
     """The labels of the training and of the test images, for a model that takes them; else None twice.
 
     Raises:
         TrainingError: the data have none, or more classes than the model.
     """
-    if not find_recipe(recipe).objective.takes_labels(model):
+    if not recipe.objective.takes_labels(model):
         return None, None
     classes = model.config["num_classes"]
     if dataset.train_labels is None or dataset.test_labels is None:

@@ -20,6 +20,8 @@ from pathlib import Path
 
 import torch
 
+from ..version import __version__
+
 MOST_TILINGS = 4
 _REPEATS = 7
 
@@ -162,8 +164,6 @@ class WinnerFile:
 @lru_cache
 def _cache(gpu: str) -> WinnerFile:
     import triton
-
-    from .. import __version__
 
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     slug = re.sub(r"[^a-z0-9]+", "-", gpu.lower()).strip("-")

@@ -12,7 +12,9 @@ from genkernels.train import Limits, resume_run, start_run
 from genkernels.train.atomic_write import write_atomically
 from genkernels.train.checkpoint import load_model, read_checkpoint, save_checkpoint
 from genkernels.train.errors import CheckpointError, GenkernelsError, TrainingError
-from genkernels.train.loop import Settings, Trainer
+from genkernels.train.loop import Trainer
+from genkernels.train.recipes import find_recipe
+from genkernels.train.settings import Settings
 
 SMALL = {"hidden_channels": 4, "num_layers": 1}
 
@@ -234,7 +236,7 @@ def test_a_wrong_model_or_model_option_is_named(tmp_path, recipe, options, messa
 
 def test_a_checkpoint_gives_back_the_model(tmp_path):
     model = PixelCNN(3, 6, 1, 4, residual=True, head_channels=5, image_size=(3, 5))
-    save_checkpoint(tmp_path / "model.pt", "pixelcnn", model, {"data": "digits"})
+    save_checkpoint(tmp_path / "model.pt", find_recipe("pixelcnn"), model, {"data": "digits"})
     twin, content = load_model(tmp_path / "model.pt")
     images = torch.randint(0, 4, (2, 3, 3, 5))
     assert torch.equal(twin(images), model(images)) and not twin.training
@@ -292,7 +294,7 @@ def damage(path, kind):
 )
 def test_a_checkpoint_that_cannot_be_used_says_why(tmp_path, kind, message):
     path = tmp_path / "model.pt"
-    save_checkpoint(path, "pixelcnn", PixelCNN(levels=2, **SMALL), {"data": "digits"})
+    save_checkpoint(path, find_recipe("pixelcnn"), PixelCNN(levels=2, **SMALL), {"data": "digits"})
     damage(path, kind)
     with pytest.raises(CheckpointError, match=message) as error:
         load_model(path)
@@ -302,10 +304,10 @@ def test_a_checkpoint_that_cannot_be_used_says_why(tmp_path, kind, message):
 def test_a_checkpoint_without_a_run_is_not_resumed(tmp_path):
     settings = Settings("digits", None, 16, 1e-3, "adam", 1.0, 0)
     model = PixelCNN(levels=17, image_size=8, **SMALL)
-    save_checkpoint(tmp_path / "model.pt", "pixelcnn", model, {"data": "digits"})
+    save_checkpoint(tmp_path / "model.pt", find_recipe("pixelcnn"), model, {"data": "digits"})
     with pytest.raises(TrainingError, match="not a run that can be resumed"):
         resume(tmp_path)
-    save_checkpoint(tmp_path / "model.pt", "pixelcnn", model, vars(settings))
+    save_checkpoint(tmp_path / "model.pt", find_recipe("pixelcnn"), model, vars(settings))
     with pytest.raises(TrainingError, match="not a run that can be resumed: 'progress'"):
         resume(tmp_path)
 

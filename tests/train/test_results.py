@@ -2,14 +2,13 @@
 
 import itertools
 import math
-import time
 
 import pytest
 import torch
 from helpers.fresh_process import run_fresh
 
 from genkernels.models import PixelCNN
-from genkernels.train.compare import compare_with_plain, interleaved_medians, largest_difference
+from genkernels.train.compare import compare_with_plain, largest_difference
 from genkernels.train.errors import GenkernelsError
 from genkernels.train.metrics import evaluate
 from genkernels.train.pictures import check_picture_path, save_curve, save_grids, tile
@@ -156,16 +155,3 @@ def test_timing_leaves_the_weights_alone_and_reports_both_pieces_of_work(model, 
     assert all(row.ours > 0 and row.plain > 0 and row.rounds == 3 for row in rows)
     assert all(torch.equal(model.state_dict()[name], value) for name, value in before.items())
     assert all(parameter.grad is None for parameter in model.parameters())
-
-
-def test_rounds_are_interleaved_and_the_first_is_not_counted():
-    order = []
-    waits = {"a": iter([0.05, 0, 0, 0]), "b": iter([0, 0.02, 0.02, 0.02])}
-
-    def work(name):
-        order.append(name)
-        time.sleep(next(waits[name]))
-
-    medians, rounds = interleaved_medians({name: lambda name=name: work(name) for name in waits}, rounds=3, budget=10)
-    assert order == ["a", "b"] * 4 and rounds == 3
-    assert medians["a"] < 0.01 < medians["b"]

@@ -1,7 +1,7 @@
 """Which implementation the layers take: the kernels, or PyTorch's own operators where those are quicker.
 
 Measured on the CPU (Zen 3, two threads, float32; 195 shapes, with and without batch norm, contiguous and channels_last,
-evaluation and training; ``bench/bench_sizes.py`` holds one of each kind). The kernels win where they do something that
+evaluation and training; ``bench/sizes.py`` holds one of each kind). The kernels win where they do something that
 PyTorch's do not: Winograd's form of 4x4 kernels by 2 (1.2 to 2 times), phases of a transposed convolution (1.0 to 2),
 few outputs of one (1.3 to 2.5), weights that outweigh the images (1.05 to 2), the weight gradient of few input channels
 (1.1 to 1.4). Elsewhere oneDNN's convolutions are as quick (0.85 to 1.1), above all channels_last; and below some 12

@@ -1,8 +1,7 @@
 """The IDX format of MNIST and its relatives, plain or gzipped, with every kind of damage told apart.
 
-Layout: two zero bytes, a type byte (8 = unsigned byte), the number of dimensions, each dimension as a
-    big-endian
-32-bit number, then the data in C order (Y. LeCun, "The MNIST database of handwritten digits").
+Layout: two zero bytes, a type byte (8 = unsigned byte), the number of dimensions, each dimension as a big-endian 32-bit
+number, then the data in C order (Y. LeCun, "The MNIST database of handwritten digits").
 """
 
 from __future__ import annotations
@@ -25,8 +24,7 @@ def read_idx(path: Path, dims: int) -> Tensor:
     """The uint8 tensor in an IDX file of ``dims`` dimensions (3 for images, 1 for labels).
 
     Raises:
-        DataError: the file is missing, is not an IDX file of bytes, or is shorter or longer than its header
-            says.
+        DataError: the file is missing, is not an IDX file of bytes, or is shorter or longer than its header says.
     """
     content = _read(path)
     if len(content) < 4 or content[:2] != b"\0\0":

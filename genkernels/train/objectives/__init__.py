@@ -1,4 +1,11 @@
-"""What training has to know about a family: one file each, all with the methods of :class:`Objective`."""
+"""Training objectives, one per family: how a step is taken, what is measured, which pictures are made.
+
+base.py           their common methods, :class:`Objective`, and the descent of one loss
+likelihood.py     autoregressive models: the exact likelihood
+variational.py    VAEs: a bound of the likelihood
+autoencoder.py    autoencoders: the squared error of the reconstruction
+adversarial.py    GANs: a generator and a discriminator
+"""
 
 from .adversarial import AdversarialObjective, adversarial_step
 from .autoencoder import ReconstructionObjective

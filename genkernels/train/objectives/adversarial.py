@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +13,8 @@ from ...models import DCGAN
 from ...models.dcgan import discriminator_loss, generator_loss
 from ..data.sources import as_picture
 from ..metrics import Measure
+from ..settings import Settings
 from .base import OPTIMIZERS, Objective, Progress, descend, refuse
-
-if TYPE_CHECKING:
-    from ..loop import Settings
 
 BETAS = (0.5, 0.999)  # Radford et al. 2016, section 4: with the usual 0.9 training oscillates
 

@@ -1,22 +1,20 @@
-"""How a family is trained, measured and shown: what the loop and the command line ask of it."""
+"""The methods of every training objective: steps, figures over test images, pictures."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ...models import GenerativeModel
+from ..data.sources import Dataset
 from ..errors import GenkernelsError
 from ..metrics import Measure
-
-if TYPE_CHECKING:
-    from ..data.sources import Dataset
-    from ..loop import Settings
+from ..settings import Settings
 
 Progress = Callable[[int, int], None]  # called as progress(done, total)
 Model = TypeVar("Model", bound=GenerativeModel)
@@ -60,7 +58,7 @@ class Objective(Generic[Model]):
         return {}
 
     def optimizers(self, model: Model, settings: Settings) -> dict[str, torch.optim.Optimizer]:
-        """What :meth:`step` needs, by name: names are kept in checkpoints."""
+        """The optimisers of :meth:`step` by name; the names are kept in checkpoints."""
         return {"model": OPTIMIZERS[settings.optimizer](model.parameters(), lr=settings.learning_rate)}
 
     def step(
@@ -73,7 +71,7 @@ class Objective(Generic[Model]):
     ) -> dict[str, float]:
         """One step on one batch, int64 labels [N] with it where the model takes them.
 
-        Returns what the history keeps (the mean over some steps).
+        Returns the entries of the history, which keeps their means over some steps.
 
         Raises:
             NotFiniteError: before a weight took harm.
@@ -116,7 +114,7 @@ class Objective(Generic[Model]):
     def pictures(
         self, model: Model, images: Tensor, n: int, generator: torch.Generator, progress: Progress | None = None
     ) -> dict[str, dict[str, Tensor]]:
-        """What a finished run shows: for each file the titled grids in it, uint8 0 .. 255, from n test images."""
+        """Pictures of a finished run: for each file the titled grids in it, uint8 0 .. 255, from n test images."""
         raise NotImplementedError
 
 

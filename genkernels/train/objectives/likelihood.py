@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ...models import AutoregressiveModel
-from ..data.sources import dequantise
+from ..data.sources import Dataset, dequantise
 from ..errors import GenkernelsError
 from ..metrics import Measure, evaluate
 from .base import Objective, Progress, descend, refuse
-
-if TYPE_CHECKING:
-    from ..data.sources import Dataset
 
 
 class LikelihoodObjective(Objective[AutoregressiveModel]):

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ...models import VAE
-from ..data.sources import as_picture, dequantise
+from ..data.sources import Dataset, as_picture, dequantise
 from ..metrics import Measure, mean_over
 from .base import Objective, Progress, descend, refuse
-
-if TYPE_CHECKING:
-    from ..data.sources import Dataset
 
 LATENT_GRID_SIDE = 15
 

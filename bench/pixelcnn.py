@@ -1,7 +1,7 @@
 """A training step of the small PixelCNN: ours against its plain PyTorch twin, eager and compiled, on the CPU.
 
-    python -m bench.bench_pixelcnn [--quick] [--seconds S] [--json DIR]
-    pytest bench/bench_pixelcnn.py --benchmark-only [-k NAME]
+    python -m bench.pixelcnn [--quick] [--seconds S] [--json PLACE]
+    pytest bench/pixelcnn.py --benchmark-only [-k NAME]
 
 The step is the forward pass, the loss, the backward pass and an Adam step. All alternatives start from the
 same weights, and their losses and gradients are checked against the twin in float64 before anything is timed.
@@ -18,10 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.baselines import NHWC, masked_conv_work, to_layout
-from bench.report import Claim, Report, Row, command_line
-from bench.roofline import Work, measure_ceilings
-from bench.timing import check_equal, interleave
+from bench.core.alternatives import LAST, NHWC, to_layout
+from bench.core.checks import check_equal
+from bench.core.report import Claim, Report, Row
+from bench.core.roofline import Work
+from bench.core.session import CPU, Budget, Session, command_line
+from bench.masked_conv_baselines import masked_conv_work
 from genkernels.models import PixelCNN
 from genkernels.nn import MaskedConv2d
 from genkernels.ops.masked_conv.mask import MaskSpec
@@ -50,7 +52,7 @@ class Trainer:
         else:
             twin = PlainPixelCNN(model)
             self.model, loss = twin, twin.loss
-        if name.endswith("channels_last"):
+        if name.endswith(LAST):
             self.model.to(memory_format=NHWC)  # type: ignore[call-overload]
             images = to_layout(images, NHWC)
         if COMPILED in name:
@@ -104,34 +106,25 @@ def step_work(model: PixelCNN) -> Work:
     return total
 
 
-def run(quick: bool, seconds: float) -> Report:
-    """Measure one training step of every alternative."""
-    seconds, min_rounds = (min(seconds, 1.0), 3) if quick else (seconds, 21)
-    ceilings = measure_ceilings()
+def measure(session: Session, case: str) -> list[Row]:
+    """Check, then time, one training step of every alternative."""
     model, images = problem()
     calls = {name: trainer.step for name, trainer in trainers(model, images).items()}
-    row = Row(
-        group="training step: forward, loss, backward, Adam",
-        case=f"PixelCNN, 64 channels, 7 layers, 256 levels; {BATCH} images, {SIZE}²",
-        timings=interleave(calls, seconds=seconds, min_rounds=min_rounds),
-        ours=OURS,
-        baseline=EAGER,
-        work=step_work(model),
-    )
+    group = "training step: forward, loss, backward, Adam"
+    return [Row(group, case, session.time(calls), OURS, EAGER, step_work(model))]
+
+
+def run(session: Session) -> Report:
+    """Measure everything."""
+    case = f"PixelCNN, 64 channels, 7 layers, 256 levels; {BATCH} images, {SIZE}²"
+    (row,) = session.over([case], measure)[case]
     claims = [
         Claim(f"training step: {OURS[0]}, over {EAGER}", row.speed_up(EAGER), "×", TARGET),
         Claim(f"training step: {OURS[0]}, over {COMPILED}", row.speed_up(COMPILED), "×", TARGET),
         Claim(f"training step: {OURS[0]}, over the best", row.speed_up(row.best_other()), "×"),
         Claim(f"training step: {OURS[1]}, over {COMPILED}", row.speed_up(COMPILED, OURS[1]), "×"),
     ]
-    return Report(
-        benchmark="pixelcnn",
-        title="Training the small PixelCNN, float32",
-        ceilings=ceilings.highest(measure_ceilings()),
-        rows=(row,),
-        claims=tuple(claims),
-        settings={"quick": quick, "seconds": seconds, "min_rounds": min_rounds},
-    )
+    return session.report("pixelcnn", "Training the small PixelCNN, float32", [row], claims)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -142,4 +135,5 @@ def test_training_step(benchmark: Any, name: str) -> None:
 
 
 if __name__ == "__main__":
-    command_line(run, "bench.bench_pixelcnn", seconds=30.0)
+    budget = Budget(30.0, rounds=21, quick_seconds=1.0)
+    command_line(run, "bench.pixelcnn", {"cpu": (CPU, budget)})

@@ -1,7 +1,7 @@
-"""What ``genkernels.accelerate`` gives a model that is written with plain torch layers, on the CPU.
+"""Models written with plain torch layers before and after ``genkernels.accelerate``, on the CPU.
 
-    python -m bench.bench_accelerate [--quick] [--seconds S] [--json DIR]
-    pytest bench/bench_accelerate.py --benchmark-only
+    python -m bench.accelerate [--quick] [--seconds S] [--json PLACE]
+    pytest bench/accelerate.py --benchmark-only
 
 A training step of a 64 x 64 DCGAN (both networks, Adam included) and of a PixelCNN of eight 7 x 7 masked convolutions
 that write zeros into their weights, with batch norm between; and sampling from the latter. Losses and samples are
@@ -14,6 +14,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -23,34 +24,29 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import genkernels
-from bench.report import Claim, Report, Row, command_line
-from bench.roofline import measure_ceilings
-from bench.timing import MismatchError, Timing, interleave
+from bench.core.checks import MismatchError
+from bench.core.report import Claim, Report, Row
+from bench.core.session import CPU, Budget, Session, command_line
 from genkernels.ops.conv_bn_act.heuristics import always_kernel
+from genkernels.timing import summarise
+from genkernels.train.plain_pixelcnn import PlainMaskedConv2d
 
 PLAIN, OURS, COMPILED, OURS_COMPILED = "plain PyTorch", "accelerated", "torch.compile", "accelerated, torch.compile"
 FIRST_STEPS, LOSS_TOLERANCE = 1, 1e-4
 LOOP_PIXELS = 16  # of the plain sampling loop, each a forward pass of the whole image; the rest is extrapolated
+SAMPLING = "sampling"
 DCGAN_BATCH, PIXELCNN_BATCH, SIZE, LEVELS = 16, 16, 28, 256
 
 
-class WritesItsWeight(nn.Conv2d):
-    """The usual public masked convolution."""
-
-    def __init__(self, kind: str, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        mask = torch.ones_like(self.weight)
-        centre = self.kernel_size[0] // 2
-        mask[:, :, centre, centre + (kind == "B") :] = 0
-        mask[:, :, centre + 1 :] = 0
-        self.register_buffer("mask", mask)
+class WritesItsWeight(PlainMaskedConv2d):
+    """The most usual of public masked convolutions; a user's class, since accelerate() takes no class of genkernels."""
 
     def forward(self, x: Tensor) -> Tensor:
         self.weight.data *= self.mask
-        return super().forward(x)
+        return F.conv2d(x, self.weight, self.bias, padding=self.padding)
 
 
-def plain_pixelcnn(channels: int = 64, layers: int = 8) -> nn.Sequential:
+def deep_pixelcnn(channels: int = 64, layers: int = 8) -> nn.Sequential:
     """Eight 7 x 7 masked convolutions with batch norm and ReLU, then 1 x 1 to the levels."""
     parts: list[nn.Module] = []
     for index in range(layers):
@@ -136,7 +132,7 @@ CASES: dict[str, tuple[Callable[..., Any], Any, tuple[str, ...], int, float]] = 
     f"DCGAN, 64x64, batch {DCGAN_BATCH}": (plain_dcgan, GanTrainer, (PLAIN, OURS, COMPILED, OURS_COMPILED), 20, 1.5),
     # Plain, it does not compile in one graph.
     f"PixelCNN, eight 7x7, 64 channels, batch {PIXELCNN_BATCH}, {SIZE}²": (
-        plain_pixelcnn, PixelTrainer, (PLAIN, OURS, OURS_COMPILED), 3, 1.7,
+        deep_pixelcnn, PixelTrainer, (PLAIN, OURS, OURS_COMPILED), 3, 1.7,
     ),
 }  # fmt: skip
 
@@ -231,7 +227,7 @@ def sampling(quick: bool) -> Row:
     """One image batch by the first pixels of the model's own loop, and by the sampler; compared."""
     torch.manual_seed(0)
     side = 6 if quick else SIZE
-    model = plain_pixelcnn().eval()
+    model = deep_pixelcnn().eval()
     uniforms = torch.rand(PIXELCNN_BATCH, 1, side, side, dtype=torch.float64)
     places = [(pixel // side, pixel % side) for pixel in range(LOOP_PIXELS)]
     drawn_so_far = slice(None), 0, *zip(*places, strict=True)
@@ -256,46 +252,37 @@ def sampling(quick: bool) -> Row:
     equal = (got[drawn_so_far] == expected[drawn_so_far]).double().mean().item()
     if equal < 0.99:  # a uniform on the edge of two levels may fall either way, and what follows with it
         raise MismatchError(f"only {equal:.1%} of the sampled levels are the loop's")
-    times = []
+    seconds = []
     for _ in range(5):
         start = time.perf_counter()
         sampler.sample(PIXELCNN_BATCH, side, uniforms=uniforms)
-        times.append(time.perf_counter() - start)
-    times.sort()
-    timings = {
-        OURS: Timing(times[2], times[1], times[3], 5, 1),
-        PLAIN: Timing(plain_seconds, plain_seconds, plain_seconds, 1, 1),
-    }
+        seconds.append(time.perf_counter() - start)
+    timings = {OURS: summarise(seconds, 1), PLAIN: summarise([plain_seconds], 1)}
     return Row("sampling", f"PixelCNN, eight 7x7, batch {PIXELCNN_BATCH}, {side}²", timings, (OURS,), PLAIN)
 
 
-def run(quick: bool, seconds: float) -> Report:
-    """Compare, then time, both training steps and the sampling."""
+def measure(session: Session, case: str, claims: list[Claim]) -> list[Row]:
+    """Compare, then time, the training steps of one model, or the sampling; notes what follows in ``claims``."""
+    if case == SAMPLING:
+        row = sampling(session.quick)
+        claims.append(Claim(f"{row.case}: sampling, over its own loop", row.speed_up(PLAIN), "×", 200.0))
+        return [row]
+    _, _, names, steps, target = CASES[case]
+    built = trainers(case)
+    claims += check_losses(case, built, 2 if session.quick else steps)
+    timings = session.time({name: trainer.step for name, trainer in built.items()})
+    row = Row("training step, Adam included", case, timings, tuple(n for n in names if n.startswith(OURS)), PLAIN)
+    claims.append(Claim(f"{case}: a training step, over {PLAIN}", row.speed_up(PLAIN), "×", target))
+    return [row]
+
+
+def run(session: Session) -> Report:
+    """Measure everything."""
     torch.set_num_threads(2)
-    seconds, min_rounds = (min(seconds, 1.0), 3) if quick else (seconds, 5)
-    ceilings = measure_ceilings()
-    rows, claims = [], []
-    for case, (_, _, names, steps, target) in CASES.items():
-        built = trainers(case)
-        claims += check_losses(case, built, 2 if quick else steps)
-        calls = {name: trainer.step for name, trainer in built.items()}
-        row = Row(
-            "training step, Adam included", case, interleave(calls, seconds=seconds, min_rounds=min_rounds),
-            tuple(name for name in names if name.startswith(OURS)), PLAIN,
-        )  # fmt: skip
-        rows.append(row)
-        claims.append(Claim(f"{case}: a training step, over {PLAIN}", row.speed_up(PLAIN), "×", target))
-    row = sampling(quick)
-    rows.append(row)
-    claims.append(Claim(f"{row.case}: sampling, over its own loop", row.speed_up(PLAIN), "×", 200.0))
-    return Report(
-        benchmark="accelerate",
-        title="genkernels.accelerate on models of plain torch layers, float32",
-        ceilings=ceilings.highest(measure_ceilings()),
-        rows=tuple(rows),
-        claims=tuple(claims),
-        settings={"quick": quick, "seconds": seconds, "min_rounds": min_rounds},
-    )
+    claims: list[Claim] = []
+    measured = session.over([*CASES, SAMPLING], partial(measure, claims=claims))
+    title = "genkernels.accelerate on models of plain torch layers, float32"
+    return session.report("accelerate", title, [row for (row,) in measured.values()], claims)
 
 
 @pytest.mark.parametrize("name", [PLAIN, OURS])
@@ -307,4 +294,5 @@ def test_training_step(benchmark: Any, case: str, name: str) -> None:
 
 
 if __name__ == "__main__":
-    command_line(run, "bench.bench_accelerate", seconds=8.0)
+    budget = Budget(8.0, rounds=5, quick_seconds=1.0)
+    command_line(run, "bench.accelerate", {"cpu": (CPU, budget)})

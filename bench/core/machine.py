@@ -1,4 +1,4 @@
-"""The machine and the software behind a result, without anything that tells whose machine it is."""
+"""Machine and software of a result, without anything that tells whose machine it is."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 
 import genkernels
 
-_ROOT = Path(__file__).resolve().parents[1]
+_ROOT = Path(__file__).resolve().parents[2]
 
 # (vendor, family) -> [(first model, last model, name)]: told even where a hypervisor hides the model name.
 _MICROARCHITECTURES = {
@@ -65,6 +65,20 @@ def _microarchitecture(cpu: dict[str, str]) -> str | None:
         return None
     known = _MICROARCHITECTURES.get((cpu.get("vendor_id", ""), int(family)), [])
     return next((name for low, high, name in known if low <= int(model) <= high), None)
+
+
+def gpu_machine() -> dict[str, Any]:
+    """The GPU, and a slug made of its name."""
+    properties = torch.cuda.get_device_properties(0)
+    return {
+        "slug": re.sub(r"[^a-z0-9]+", "-", properties.name.lower()).strip("-"),
+        "gpu": properties.name,
+        "compute_capability": f"{properties.major}.{properties.minor}",
+        "multiprocessors": properties.multi_processor_count,
+        "memory_gib": round(properties.total_memory / 2**30),
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+    }
 
 
 def software() -> dict[str, Any]:

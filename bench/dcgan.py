@@ -1,7 +1,7 @@
 """A whole training step of DCGAN: ours against the same networks in plain PyTorch, eager and compiled, on the CPU.
 
-    python -m bench.bench_dcgan [--quick] [--no-compile] [--seconds S] [--json DIR]
-    pytest bench/bench_dcgan.py --benchmark-only [-k NAME]
+    python -m bench.dcgan [--quick] [--no-compile] [--seconds S] [--json PLACE]
+    pytest bench/dcgan.py --benchmark-only [-k NAME]
 
 The step is the discriminator's (real and generated images, each in a pass of its own, backward, Adam) and then the
 generator's (a third pass through the discriminator, backward, Adam). All alternatives take it through the same
@@ -13,7 +13,6 @@ plain PyTorch in float64 before anything is timed.
 from __future__ import annotations
 
 import copy
-import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -21,10 +20,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench.baselines import NHWC, to_layout
-from bench.report import Claim, Report, Row, command_line
-from bench.roofline import Work, measure_ceilings
-from bench.timing import check_equal, interleave
+from bench.core.alternatives import NHWC, to_layout
+from bench.core.checks import check_equal
+from bench.core.report import Claim, Report, Row
+from bench.core.roofline import Work
+from bench.core.session import CPU, Budget, Session, command_line
 from genkernels.models import DCGAN
 from genkernels.models.dcgan import discriminator_loss, generator_loss
 from genkernels.nn import ConvBnAct2d, ConvTransposeBnAct2d
@@ -152,34 +152,27 @@ def step_work(model: DCGAN) -> Work:
     return total
 
 
-def run(quick: bool, seconds: float, compiled: bool = True) -> Report:
-    """Measure one training step of every alternative."""
-    seconds, min_rounds = (min(seconds, 5.0), 3) if quick else (seconds, 15)
-    ceilings = measure_ceilings()
-    names = (*OURS, *PLAIN, *(COMPILED_NAMES if compiled else ()))
+def measure(session: Session, case: str) -> list[Row]:
+    """Check, then time, one training step of every alternative."""
+    names = (*OURS, *PLAIN, *(() if session.compiled is False else COMPILED_NAMES))
     model, real, latents = problem()
     calls = {name: trainer.step for name, trainer in trainers(model, real, latents, names).items()}
-    row = Row(
-        group="training step: both networks, forward, losses, backward, Adam",
-        case=f"DCGAN, {SIZE}², 64 features; {BATCH} images",
-        timings=interleave(calls, seconds=seconds, min_rounds=min_rounds),
-        ours=OURS,
-        baseline=EAGER,
-        work=step_work(model),
-    )
-    others = (*PLAIN, *(COMPILED_NAMES if compiled else ()))
+    group = "training step: both networks, forward, losses, backward, Adam"
+    return [Row(group, case, session.time(calls), OURS, EAGER, step_work(model))]
+
+
+def run(session: Session) -> Report:
+    """Measure everything."""
+    case = f"DCGAN, {SIZE}², 64 features; {BATCH} images"
+    (row,) = session.over([case], measure)[case]
+    ours = row.best_ours()
     claims = [
-        Claim(f"training step: {row.best_ours()}, over {other}", row.speed_up(other, row.best_ours()), "×", TARGET)
-        for other in others
+        Claim(f"training step: {ours}, over {other}", row.speed_up(other, ours), "×", TARGET)
+        for other in row.timings
+        if other not in OURS
     ]
-    return Report(
-        benchmark="dcgan",
-        title="Training DCGAN, float32",
-        ceilings=ceilings.highest(measure_ceilings()),
-        rows=(row,),
-        claims=tuple(claims),
-        settings={"quick": quick, "seconds": seconds, "min_rounds": min_rounds, "compiled": compiled},
-    )
+    compiled = session.compiled is not False
+    return session.report("dcgan", "Training DCGAN, float32", [row], claims, compiled=compiled)
 
 
 @pytest.mark.parametrize("name", (*OURS, *PLAIN, *COMPILED_NAMES))
@@ -190,6 +183,5 @@ def test_training_step(benchmark: Any, name: str) -> None:
 
 
 if __name__ == "__main__":
-    with_compile = "--no-compile" not in sys.argv
-    sys.argv = [argument for argument in sys.argv if argument != "--no-compile"]
-    command_line(lambda quick, seconds: run(quick, seconds, with_compile), "bench.bench_dcgan", seconds=20.0)
+    budget = Budget(20.0, rounds=15, quick_seconds=5.0)
+    command_line(run, "bench.dcgan", {"cpu": (CPU, budget)}, compiles=True)

@@ -1,15 +1,19 @@
-"""Instance norm and activation, alone and in whole networks, against what PyTorch has, on the CPU.
+"""Instance norm and activation, alone and in whole networks, against what PyTorch has.
 
-    python -m bench.bench_instance_norm [--quick] [--seconds S] [--json DIR]
+    python -m bench.instance_norm [--device cpu|cuda] [--quick] [--seconds S] [--json PLACE]
 
-times all alternatives in turn, prints the tables and the summary, and writes DIR/<machine>/instance_norm.json.
+times all alternatives in turn, prints the tables and the summary, and writes instance_norm.json or
+gpu_instance_norm.json.
 
-    pytest bench/bench_instance_norm.py --benchmark-only
+    pytest bench/instance_norm.py --benchmark-only
 
-runs the same callables under pytest-benchmark; a speed-up to quote is taken from the first form.
+runs the same callables on the CPU under pytest-benchmark; a speed-up to quote is taken from the first form.
 
 The networks are written in plain layers and go through ``genkernels.accelerate``: pix2pix's patch discriminator and
 CycleGAN's generator, a forward and backward pass of each. Results are checked against float64 before anything is timed.
+
+A GPU times the operation alone, in bfloat16; ours may be twice as far from float64 as eager PyTorch. All take turns as
+CUDA graphs, L2 flushed before each.
 """
 
 from __future__ import annotations
@@ -25,10 +29,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import genkernels
-from bench.baselines import COMPILED, NCHW, NHWC, OURS, to_layout
-from bench.report import Claim, Report, Row, command_line
-from bench.roofline import Ceilings, Work, measure_ceilings
-from bench.timing import check_equal, geometric_mean, interleave
+from bench.core.alternatives import COMPILED, LAYOUTS, OURS, is_ours, layout_of, to_layout
+from bench.core.checks import check_as_exact, check_equal
+from bench.core.gpu_timing import L2_FLUSHED
+from bench.core.report import Claim, Report, Row, geometric_mean
+from bench.core.roofline import Work
+from bench.core.session import CPU, Budget, Device, Session, command_line, gpu
 from genkernels import ops
 
 EAGER = "two layers"
@@ -45,13 +51,18 @@ class Shape:
     def __str__(self) -> str:
         return f"{self.batch}×{self.channels}, {self.size}²"
 
-    def work(self, backward: bool) -> Work:
+    def work(self, backward: bool, device: Device = CPU) -> Work:
         """x read and y written; backward reads x and the gradient and writes another. Arithmetic does not count."""
-        image = 4 * self.batch * self.channels * self.size**2
+        image = device.dtype.itemsize * self.batch * self.channels * self.size**2
         return Work(0, image * (5 if backward else 2))
 
 
-SHAPES = (Shape(16, 64, 64), Shape(1, 256, 64), Shape(16, 128, 16), Shape(1, 64, 256), Shape(4, 512, 8))
+# On a GPU those of pix2pix and CycleGAN: many planes, one image of a few, small ones.
+SHAPES = {
+    "cpu": (Shape(16, 64, 64), Shape(1, 256, 64), Shape(16, 128, 16), Shape(1, 64, 256), Shape(4, 512, 8)),
+    "cuda": (Shape(32, 64, 128), Shape(1, 256, 64), Shape(64, 512, 16)),
+}
+GPU_TARGET = 1.3  # times as fast as the best alternative
 Call = Callable[[], tuple[Tensor, ...]]
 
 
@@ -63,20 +74,25 @@ def two_layers(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return F.relu(F.instance_norm(x, weight=weight, bias=bias))
 
 
-def tensors(shape: Shape, dtype: torch.dtype) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(0)
+def tensors(shape: Shape, device: Device) -> list[Tensor]:
+    """x and the gradient of y in the device's dtype; weight and bias in float32."""
+    generator = torch.Generator(device.name).manual_seed(0)
     image = (shape.batch, shape.channels, shape.size, shape.size)
     sizes = (image, image, (shape.channels,), (shape.channels,))
-    return [torch.randn(size, generator=generator).to(dtype) for size in sizes]
+    x, grad, weight, bias = (torch.randn(size, generator=generator, device=device.name) for size in sizes)
+    return [x.to(device.dtype), grad.to(device.dtype), weight, bias]
 
 
-def prepare(shape: Shape, name: str, backward: bool, dtype: torch.dtype = torch.float32) -> Call:
+def prepare(shape: Shape, name: str, backward: bool, device: Device = CPU, double: bool = False) -> Call:
     family = name.removesuffix(", channels_last")
-    layout = NCHW if name == family else NHWC
-    x, grad, weight, bias = tensors(shape, dtype)
-    beside = two_layers(*(t.double() for t in (x, weight, bias))) < 1e-4  # a kink: gradients there prove nothing
-    inputs = [t.requires_grad_(backward) for t in (to_layout(x, layout), weight, bias)]
-    grad = to_layout(grad.masked_fill(beside, 0), layout)
+    x, grad, weight, bias = tensors(shape, device)
+    # Beside a kink gradients say nothing.
+    kink = two_layers(*(t.double() for t in (x, weight, bias))) < (0.05 if device.is_gpu else 1e-4)
+    grad = grad.masked_fill(kink, 0)
+    if double:
+        x, grad, weight, bias = (t.double() for t in (x, grad, weight, bias))
+    inputs = [t.requires_grad_(backward) for t in (to_layout(x, layout_of(name)), weight, bias)]
+    grad = to_layout(grad, layout_of(name))
     function: Callable[..., Tensor] = ours if family == OURS else two_layers
     if family == COMPILED:
         torch.compiler.reset()
@@ -92,18 +108,24 @@ def prepare(shape: Shape, name: str, backward: bool, dtype: torch.dtype = torch.
     return step
 
 
-NAMES = [name + suffix for name in (OURS, EAGER, COMPILED) for suffix in ("", ", channels_last")]
+NAMES = [name + suffix for name in (OURS, EAGER, COMPILED) for suffix in LAYOUTS]
 
 
-def measure(shape: Shape, seconds: float, min_rounds: int) -> list[Row]:
-    rows = []
-    for group, backward in ((STEP, True), (FORWARD, False)):
-        calls = {name: prepare(shape, name, backward) for name in NAMES}
-        reference = prepare(shape, EAGER, backward, torch.float64)()
-        check_equal({name: call() for name, call in calls.items()}, reference, tolerance=1e-4)
-        timings = interleave(calls, seconds=seconds, min_rounds=min_rounds)
-        own = tuple(name for name in NAMES if name.startswith(OURS))
-        rows.append(Row(group, str(shape), timings, own, EAGER, shape.work(backward)))
+def measure(session: Session, case: Shape | str) -> list[Row]:
+    """Check, then time, every alternative for one shape, or for the network of that name."""
+    if isinstance(case, str):
+        return [measure_network(session, case)]
+    rows, device = [], session.device
+    for group, backward in ((STEP, True), (FORWARD, False))[: 1 if device.is_gpu else 2]:
+        calls = {name: prepare(case, name, backward, device) for name in NAMES}
+        reference = [t.detach() for t in prepare(case, EAGER, backward, device, double=True)()]
+        results = {name: call() for name, call in calls.items()}
+        own = tuple(name for name in NAMES if is_ours(name))
+        if device.is_gpu:
+            check_as_exact(results, reference, peer=EAGER, ours=own)
+        else:
+            check_equal(results, reference, tolerance=1e-4)
+        rows.append(Row(group, str(case), session.time(calls), own, EAGER, case.work(backward, device)))
     return rows
 
 
@@ -146,7 +168,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 }
 
 
-def measure_network(name: str, seconds: float, min_rounds: int) -> Row:
+def measure_network(session: Session, name: str) -> Row:
     torch.manual_seed(0)
     make, shape = NETWORKS[name]
     plain = make()
@@ -162,7 +184,7 @@ def measure_network(name: str, seconds: float, min_rounds: int) -> Row:
     def call(model: Callable[..., Tensor]) -> Callable[[], object]:
         return lambda: model(x).square().mean().backward()
 
-    timings = interleave({n: call(m) for n, m in models.items()}, seconds=seconds, min_rounds=min_rounds)
+    timings = session.time({n: call(m) for n, m in models.items()})
     return Row(NETWORK, name, timings, (ACCELERATED,), PLAIN)
 
 
@@ -188,36 +210,28 @@ def summarise(rows: Sequence[Row]) -> list[Claim]:
     ]
 
 
-def run(quick: bool, seconds: float) -> Report:
-    """Measure everything; the ceilings before and after, of which the higher counts."""
-    seconds, min_rounds = (min(seconds, 0.5), 3) if quick else (seconds, 11)
-    ceilings: Ceilings = measure_ceilings()
-    rows: list[Row] = []
-    for shape in SHAPES:
-        print(f"{shape} ...", flush=True)
-        rows += measure(shape, seconds, min_rounds)
-    for name in NETWORKS:
-        print(f"{name} ...", flush=True)
-        rows.append(measure_network(name, seconds, min_rounds))
-    return Report(
-        benchmark="instance_norm",
-        title="Instance norm and activation, float32",
-        ceilings=ceilings.highest(measure_ceilings()),
-        rows=tuple(rows),
-        claims=tuple(summarise(rows)),
-        settings={"quick": quick, "seconds": seconds, "min_rounds": min_rounds},
-    )
+def run(session: Session, cases: Sequence[Shape | str] | None = None) -> Report:
+    """Measure everything."""
+    on_gpu = session.device.is_gpu
+    everything = SHAPES["cuda"] if on_gpu else (*SHAPES["cpu"], *NETWORKS)
+    rows = [row for rows in session.over(cases or everything, measure).values() for row in rows]
+    if on_gpu:
+        text = "over the best alternative"
+        claims = [Claim(f"{row.case}: {text}", row.speed_up(row.best_other()), "×", GPU_TARGET) for row in rows]
+        return session.report("instance_norm", "Instance norm and ReLU, bfloat16", rows, claims, l2=L2_FLUSHED)
+    return session.report("instance_norm", "Instance norm and activation, float32", rows, summarise(rows))
 
 
 @pytest.mark.parametrize("backward", [True, False], ids=["step", "forward"])
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES["cpu"], ids=str)
 def test_instance_norm(benchmark: Any, shape: Shape, name: str, backward: bool) -> None:
     call = prepare(shape, name, backward)
-    check_equal({name: call()}, prepare(shape, EAGER, backward, torch.float64)(), tolerance=1e-4)
+    check_equal({name: call()}, prepare(shape, EAGER, backward, double=True)(), tolerance=1e-4)
     benchmark.group = f"{shape}, {STEP if backward else FORWARD}"
     benchmark(call)
 
 
 if __name__ == "__main__":
-    command_line(run, "bench.bench_instance_norm", seconds=4.0)
+    devices = {"cpu": (CPU, Budget(4.0)), "cuda": (gpu(torch.bfloat16), Budget(1.0))}
+    command_line(run, "bench.instance_norm", devices)

@@ -11,16 +11,17 @@ from pathlib import Path
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench is no part of the installed package
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # bench is no part of the installed package
 
-from bench import bench_masked_conv, bench_pixelcnn
-from bench.baselines import BUILDERS, live_taps, masked_conv_work, names_for, prepare, random_problem
-from bench.machine import machine
-from bench.report import Claim, Report, Row, markdown, table
-from bench.roofline import Ceilings, Work, measure_ceilings
-from bench.timing import MismatchError, Timing, check_equal, geometric_mean, interleave, order_of_round
+from bench import masked_conv, pixelcnn
+from bench.core.checks import MismatchError, check_equal
+from bench.core.machine import machine
+from bench.core.report import Claim, Report, Row, geometric_mean, markdown, table
+from bench.core.roofline import Ceilings, Work, measure_ceilings
+from bench.masked_conv_baselines import BUILDERS, live_taps, masked_conv_work, names_for, prepare, random_problem
 from genkernels.models import PixelCNN
 from genkernels.ops.masked_conv.mask import MaskSpec, mask_tensor
+from genkernels.timing import Timing
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -73,67 +74,16 @@ def test_the_twins_of_pixelcnn_agree():
     torch.manual_seed(0)
     model = PixelCNN(in_channels=1, hidden_channels=5, num_layers=2, levels=4)
     images = torch.randint(0, 4, (2, 1, 6, 7), dtype=torch.uint8)
-    names = [name for name in bench_pixelcnn.NAMES if "compile" not in name]
+    names = [name for name in pixelcnn.NAMES if "compile" not in name]
     assert len(names) == 3
-    for trainer in bench_pixelcnn.trainers(model, images, names).values():
+    for trainer in pixelcnn.trainers(model, images, names).values():
         before = trainer.results()[0]
         for _ in range(3):
             trainer.step()
         assert trainer.results()[0] < before  # it trains
 
 
-# --- timing ------------------------------------------------------------------------------------------------
-
-
-class FakeMachine:
-    """Callables that take as long as they say, and the clock that they turn."""
-
-    def __init__(self):
-        self.now = 0.0
-        self.log = []
-
-    def clock(self):
-        return self.now
-
-    def call(self, name, durations):
-        left = iter(durations)
-
-        def run():
-            self.log.append(name)
-            self.now += next(left)
-
-        return run
-
-
-def test_timing_takes_turns_and_keeps_medians():
-    fake = FakeMachine()
-    warm_up = [9.0, 1.0, 1.0]
-    calls = {
-        "a": fake.call("a", [*warm_up, 1.0, 100.0, 1.0, 1.0, 1.0]),  # one disturbance
-        "b": fake.call("b", [*warm_up, 2.0, 3.0, 4.0, 5.0, 6.0]),
-        "c": fake.call("c", [*warm_up, *[7.0] * 5]),
-    }
-    timings = interleave(calls, seconds=0, min_rounds=5, clock=fake.clock)
-    assert {name: t.median for name, t in timings.items()} == {"a": 1.0, "b": 4.0, "c": 7.0}
-    assert timings["b"].p20 == pytest.approx(2.8) and timings["b"].p80 == pytest.approx(5.2)
-    assert timings["a"].rounds == 5 and timings["a"].calls == 1
-    rounds = ["".join(fake.log[9 + 3 * i : 12 + 3 * i]) for i in range(5)]
-    assert rounds == ["abc", "acb", "cab", "cba", "bca"]
-
-
-def test_timing_fills_its_budget_and_repeats_short_calls():
-    fake = FakeMachine()
-    calls = {"short": fake.call("short", [0.001] * 10**6), "long": fake.call("long", [0.25] * 10**6)}
-    timings = interleave(calls, seconds=2.0, min_rounds=3, min_turn=0.01, clock=fake.clock)
-    assert timings["short"].calls == 10 and timings["long"].calls == 1
-    assert timings["short"].median == pytest.approx(0.001)
-    assert timings["short"].rounds == math.ceil(2.0 / 0.26)
-
-
-def test_nobody_always_starts():
-    names = ["a", "b", "c"]
-    starts = [order_of_round(names, index)[0] for index in range(6)]
-    assert sorted(starts) == ["a", "a", "b", "b", "c", "c"]
+# --- checks ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("wrong", [lambda t: t + 0.1, lambda t: t[:1], lambda t: t * float("nan")])
@@ -169,8 +119,8 @@ def test_flops_count_the_live_taps(spec):
 def test_the_work_of_pixelcnn_is_that_of_its_layers():
     model = PixelCNN(in_channels=1, hidden_channels=5, num_layers=2, levels=4)
     taps = [layer.live_taps().sum().item() for layer in model.layers]
-    pixels = bench_pixelcnn.BATCH * bench_pixelcnn.SIZE**2
-    assert bench_pixelcnn.step_work(model).flops == 2 * pixels * (2 * taps[0] + 3 * sum(taps[1:]))
+    pixels = pixelcnn.BATCH * pixelcnn.SIZE**2
+    assert pixelcnn.step_work(model).flops == 2 * pixels * (2 * taps[0] + 3 * sum(taps[1:]))
 
 
 def test_the_floor_is_the_larger_of_arithmetic_and_memory():
@@ -220,8 +170,10 @@ def test_a_report_comes_back_as_it_was_saved(report, tmp_path):
     path = report.save(tmp_path)
     assert path == tmp_path / report.machine["slug"] / "some_op.json"
     assert Report.load(path) == report
+    assert report.save(tmp_path / "named.json") == tmp_path / "named.json"
+    assert Report.load(tmp_path / "named.json") == report
     text = json.dumps(json.loads(path.read_text()))
-    assert str(Path.home()) not in text and str(Path(__file__).parents[1]) not in text
+    assert str(Path.home()) not in text and str(Path(__file__).parents[2]) not in text
 
 
 def test_the_markdown_compares_with_the_best_of_each_side(report):
@@ -254,19 +206,19 @@ def test_a_machine_is_named_by_its_processor():
 
 
 def test_the_summary_of_the_masked_convolution():
-    deep, thin = bench_masked_conv.SHAPES[1], bench_masked_conv.SHAPES[0]
-    times = {"ours": 2, "ours, channels_last": 1, bench_masked_conv.EAGER: 4, "cropped": 3}
+    deep, thin = masked_conv.SHAPES["cpu"][1], masked_conv.SHAPES["cpu"][0]
+    times = {"ours": 2, "ours, channels_last": 1, masked_conv.EAGER: 4, "cropped": 3}
 
     def rows(shape, times, ours):
         timings = {name: timed(ms) for name, ms in times.items()}
-        groups = (bench_masked_conv.FORWARD, bench_masked_conv.STEP)
-        return [Row(g, str(shape), timings, ours, bench_masked_conv.EAGER, Work(10**8, 1)) for g in groups]
+        groups = (masked_conv.FORWARD, masked_conv.STEP)
+        return [Row(g, str(shape), timings, ours, masked_conv.EAGER, Work(10**8, 1)) for g in groups]
 
     measured = {
         deep: rows(deep, times, ("ours", "ours, channels_last")),
-        thin: rows(thin, {"ours": 1, bench_masked_conv.EAGER: 1, "cropped": 0.5}, ("ours",)),
+        thin: rows(thin, {"ours": 1, masked_conv.EAGER: 1, "cropped": 0.5}, ("ours",)),
     }
-    claims = bench_masked_conv.summarise(measured, Ceilings("avx2", 2, 200.0, 10.0))
+    claims = masked_conv.summarise(measured, Ceilings("avx2", 2, 200.0, 10.0))
     forward = [claim for claim in claims if claim.text.startswith("forward:")]
     values = [claim.value for claim in forward]
     expected = [math.sqrt(2), math.sqrt(0.75), 0.5, 2.0, math.sqrt(1.5), 0.5, 0.5, 0.5]

@@ -1,12 +1,12 @@
 """Whether ``genkernels.accelerate`` loses anywhere: single layers from tiny to large, against what they were before.
 
-    python -m bench.bench_sizes [--quick] [--seconds S] [--json DIR]
-    pytest bench/bench_sizes.py --benchmark-only
+    python -m bench.sizes [--quick] [--seconds S] [--json PLACE]
+    pytest bench/sizes.py --benchmark-only
 
 Masked convolutions that write zeros into their weight, and blocks of each kind that the rule for taking this library's
-kernel knows (``ops/conv_bn_act/choice.py``). Training is forward and backward in training mode; evaluation is forward
-alone, without autograd; both contiguous and channels_last. The claims are the worst cases, as they are and
-but for what looking at a call may cost.
+kernel knows (``ops/conv_bn_act/heuristics.py``). Training is forward and backward in training mode; evaluation is
+forward alone, without autograd; both contiguous and channels_last. The claims are the worst cases, as they are and but
+for what looking at a call may cost.
 """
 
 from __future__ import annotations
@@ -21,16 +21,15 @@ import torch
 from torch import Tensor, nn
 
 import genkernels
-from bench.baselines import NCHW, NHWC, to_layout
-from bench.bench_accelerate import WritesItsWeight
-from bench.report import Claim, Report, Row, command_line
-from bench.roofline import measure_ceilings
-from bench.timing import check_equal, interleave
+from bench.accelerate import WritesItsWeight
+from bench.core.alternatives import LAYOUTS, NCHW, Layout, to_layout
+from bench.core.checks import check_equal
+from bench.core.report import Claim, Report, Row
+from bench.core.session import CPU, Budget, Session, command_line
 
-LAYOUTS = {"contiguous": NCHW, "channels_last": NHWC}
 OURS, PLAIN = "accelerated", "plain PyTorch"
 LEAST = 0.95  # of the plain layer's speed: two timings of the same thing differ by as much
-CALL = 15e-6  # seconds that looking at a call may cost, see bench_overhead.py: tiny layers take a few times as long
+CALL = 15e-6  # seconds that looking at a call may cost, see overhead.py: tiny layers take a few times as long
 MASKED = ((1, 8, 8, 8, 3), (1, 1, 64, 28, 7), (16, 1, 64, 28, 7), (16, 3, 32, 32, 5), (1, 64, 64, 28, 3),
           (64, 16, 16, 4, 3), (16, 64, 64, 28, 7), (2, 256, 256, 8, 3))  # fmt: skip
 # Transposed or not, batch, channels in and out, image before, kernel, stride, padding, activation, batch norm.
@@ -73,7 +72,7 @@ def cases() -> list[tuple[str, nn.Module, Tensor]]:
     return [*(masked(*sizes) for sizes in MASKED), *(block(*sizes) for sizes in BLOCKS)]
 
 
-def calls(layer: nn.Module, x: Tensor, train: bool, layout: torch.memory_format) -> dict[str, Callable[[], object]]:
+def calls(layer: nn.Module, x: Tensor, train: bool, layout: Layout) -> dict[str, Callable[[], object]]:
     """Both, checked."""
     plain, ours = (copy.deepcopy(layer).train(train).to(memory_format=layout) for _ in range(2))  # type: ignore[call-overload]
     if not genkernels.accelerate(ours).swapped:
@@ -102,32 +101,31 @@ def beyond_a_call(row: Row) -> float:
     return row.timings[PLAIN].median / (row.timings[OURS].median - CALL)
 
 
-def run(quick: bool, seconds: float) -> Report:
+# By name: whether it trains, and the layout.
+MODES = {
+    f"{'training' if train else 'evaluation'}, {name.removeprefix(', ') or 'contiguous'}": (train, layout)
+    for train, (name, layout) in itertools.product((True, False), LAYOUTS.items())
+}
+
+
+def measure(session: Session, mode: str) -> list[Row]:
+    """Check, then time, every layer in one mode."""
+    return [Row(mode, name, session.time(calls(layer, x, *MODES[mode])), (OURS,), PLAIN) for name, layer, x in cases()]
+
+
+def run(session: Session) -> Report:
     """Time every layer both ways."""
     torch.set_num_threads(2)
-    seconds, min_rounds = (min(seconds, 0.02), 3) if quick else (seconds, 11)
-    ceilings = measure_ceilings()
-    rows, claims = [], []
-    for train, (layout_name, layout) in itertools.product((True, False), LAYOUTS.items()):
-        mode = f"{'training' if train else 'evaluation'}, {layout_name}"
-        of_mode = []
-        for name, layer, x in cases():
-            timings = interleave(calls(layer, x, train, layout), seconds=seconds, min_rounds=min_rounds)
-            of_mode.append(Row(mode, name, timings, (OURS,), PLAIN))
-        worst = min(of_mode, key=lambda row: row.speed_up(PLAIN))
+    measured = session.over(MODES, measure)
+    claims = []
+    for mode, rows in measured.items():
+        worst = min(rows, key=lambda row: row.speed_up(PLAIN))
         claims.append(Claim(f"{mode}, slowest: {worst.case}", worst.speed_up(PLAIN), "×", LEAST))
-        worst = min(of_mode, key=beyond_a_call)
+        worst = min(rows, key=beyond_a_call)
         text = f"{mode}, slowest but for {1e6 * CALL:.0f} µs a call: {worst.case}"
         claims.append(Claim(text, beyond_a_call(worst), "×", LEAST))
-        rows += of_mode
-    return Report(
-        benchmark="sizes",
-        title="Accelerated layers at every size, float32",
-        ceilings=ceilings.highest(measure_ceilings()),
-        rows=tuple(rows),
-        claims=tuple(claims),
-        settings={"quick": quick, "seconds": seconds, "min_rounds": min_rounds},
-    )
+    rows = [row for rows in measured.values() for row in rows]
+    return session.report("sizes", "Accelerated layers at every size, float32", rows, claims)
 
 
 @pytest.mark.parametrize("which", [OURS, PLAIN])
@@ -139,4 +137,5 @@ def test_training(benchmark: Any, index: int, which: str) -> None:
 
 
 if __name__ == "__main__":
-    command_line(run, "bench.bench_sizes", seconds=0.5)
+    budget = Budget(0.5, quick_seconds=0.02)
+    command_line(run, "bench.sizes", {"cpu": (CPU, budget)})

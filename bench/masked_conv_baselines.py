@@ -1,4 +1,4 @@
-"""Masked convolution: the strongest alternatives that a user has, and ours, all built alike.
+"""Alternatives to our masked convolution that a user has, the strongest of them, and ours, all built alike.
 
 Every builder takes a :class:`Problem` (x, weight, bias, mask, dilation, activation) and a memory layout, does
 once whatever may be done once, and returns a :class:`Prepared` pair of calls: a forward pass, and a forward
@@ -16,16 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.roofline import Work
+from bench.core.alternatives import COMPILED, LAYOUTS, NCHW, NHWC, OURS, Layout, to_layout
+from bench.core.roofline import Work
 from genkernels import ops
 from genkernels.ops.masked_conv.mask import MaskSpec, channel_group_of, mask_tensor
 
-NCHW = torch.contiguous_format
-NHWC = torch.channels_last
-
 EAGER = "conv2d(x, w*mask)"
-OURS = "ours"
-COMPILED = "torch.compile"
 
 
 @dataclass(frozen=True)
@@ -137,7 +133,6 @@ class Prepared:
     results: Callable[[], tuple[Tensor, ...]]
 
 
-Layout = torch.memory_format
 _Apply = Callable[..., Tensor]  # (x, bias, *weights) -> y
 
 
@@ -245,21 +240,16 @@ _FAMILIES: dict[str, Callable[..., Prepared]] = {
     "cropped, cut": partial(cropped, pad_first=False),
     "split": split,
 }
-_SUFFIXES = {"": NCHW, ", channels_last": NHWC}
 BUILDERS: dict[str, Callable[[Problem], Prepared]] = {
     name + suffix: partial(build, layout=layout)
     for name, build in _FAMILIES.items()
-    for suffix, layout in _SUFFIXES.items()
+    for suffix, layout in LAYOUTS.items()
 }
 
 
 def names_for(spec: MaskSpec) -> list[str]:
     """The alternatives that this mask has: with one input channel, our operator knows one layout only."""
     return [name for name in BUILDERS if spec.in_channels > 1 or name != f"{OURS}, channels_last"]
-
-
-def is_ours(name: str) -> bool:
-    return name.startswith(OURS)
 
 
 def prepare(problem: Problem, names: Iterable[str] | None = None) -> dict[str, Prepared]:
@@ -310,11 +300,6 @@ def _prepare(
         return (*done[: -len(leaves)], in_full(*done[-len(leaves) :]))
 
     return Prepared(forward, step, results)
-
-
-def to_layout(t: Tensor, layout: Layout) -> Tensor:
-    # empty + copy_, since .contiguous() leaves a tensor of one channel, which fits both layouts, as it is.
-    return torch.empty(t.shape, dtype=t.dtype, device=t.device, memory_format=layout).copy_(t)
 
 
 def _activate(y: Tensor, activation: str | None) -> Tensor:

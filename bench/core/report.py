@@ -3,22 +3,23 @@
 One file per machine and benchmark, ``bench/results/<machine>/<benchmark>.json``. It holds the timings
 themselves; the tables are computed from them when shown, so they cannot disagree with their data.
 
-    python -m bench.report bench/results/<machine> [...]   prints the Markdown of the files found there
+    python -m bench.core.report bench/results/<machine> [...]   prints the Markdown of the files found there
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench import machine as here
-from bench.roofline import Ceilings, Work
-from bench.timing import Timing
+from bench.core import machine as here
+from bench.core.roofline import Ceilings, Work
+from genkernels.timing import Timing
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Report:
-    """A finished benchmark; ``machine`` and ``software`` are what :mod:`bench.machine` tells, here and now."""
+    """A finished benchmark; ``machine`` and ``software`` are what :mod:`bench.core.machine` tells, here and now."""
 
     benchmark: str
     title: str
@@ -85,8 +86,9 @@ class Report:
     software: dict[str, Any] = field(default_factory=here.software)
 
     def save(self, results: Path) -> Path:
-        """Write ``results/<machine>/<benchmark>.json`` and return its path."""
-        path = results / self.machine["slug"] / f"{self.benchmark}.json"
+        """Write ``results``, if it is named .json, or ``results/<machine>/<benchmark>.json``; returns the path."""
+        is_file = results.suffix == ".json"
+        path = results if is_file else results / self.machine["slug"] / f"{self.benchmark}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         return path
@@ -105,6 +107,11 @@ def _row(data: dict[str, Any]) -> Row:
     work = data.pop("work")
     ours = tuple(data.pop("ours"))
     return Row(timings=timings, work=None if work is None else Work(**work), ours=ours, **data)
+
+
+def geometric_mean(ratios: Collection[float]) -> float:
+    """The mean of speed-ups: it says the same whichever side is called the baseline."""
+    return math.exp(sum(math.log(ratio) for ratio in ratios) / len(ratios))
 
 
 # --- tables -----------------------------------------------------------------------------------------------
@@ -226,27 +233,8 @@ def _number(value: float | None, unit: str) -> str:
     return f"{value:.0%}" if unit == "%" else f"{value:.2f}{unit}"
 
 
-def command_line(run: Callable[[bool, float], Report], prog: str, *, seconds: float) -> None:
-    """What ``python -m bench.bench_<operation>`` does: measure, show, and write the JSON if asked.
-
-    Args:
-        run: (quick, seconds for each case) -> the report.
-        prog: the module, for the usage text.
-        seconds: the usual time for each case.
-    """
-    parser = argparse.ArgumentParser(prog=f"python -m {prog}", description="Measure and print the tables.")
-    parser.add_argument("--quick", action="store_true", help="few repeats: to see that it runs, not to quote")
-    parser.add_argument("--seconds", type=float, default=seconds, help="for each case (default: %(default)s)")
-    parser.add_argument("--json", type=Path, metavar="DIR", help="write DIR/<machine>/<benchmark>.json")
-    options = parser.parse_args()
-    done = run(options.quick, options.seconds)
-    show(done)
-    if options.json:
-        print(f"written: {done.save(options.json)}")
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.report", description="Print results as Markdown.")
+    parser = argparse.ArgumentParser(prog="python -m bench.core.report", description="Print results as Markdown.")
     parser.add_argument("paths", nargs="+", type=Path, help="JSON files, or folders that hold some")
     parser.add_argument("--full", action="store_true", help="every alternative of every case, too")
     options = parser.parse_args()

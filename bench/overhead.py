@@ -1,7 +1,7 @@
-"""What a call costs beside its work: layers at a size where there is next to nothing to compute.
+"""Cost of a call beside its work: layers at a size where there is next to nothing to compute.
 
-    python -m bench.bench_overhead [--quick] [--seconds S] [--json DIR]
-    pytest bench/bench_overhead.py --benchmark-only
+    python -m bench.overhead [--quick] [--seconds S] [--json PLACE]
+    pytest bench/overhead.py --benchmark-only
 
 Batch 1, 8 channels, 8 x 8 pixels, forward pass with autograd recording, one thread. The claim is the difference of two
 medians of one run, in microseconds.
@@ -16,9 +16,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench.report import Claim, Report, Row, command_line
-from bench.roofline import measure_ceilings
-from bench.timing import check_equal, interleave
+from bench.core.checks import check_equal
+from bench.core.report import Claim, Report, Row
+from bench.core.session import CPU, Budget, Session, command_line
 from genkernels.nn import ConvBnAct2d, ConvTransposeBnAct2d, MaskedConv2d
 
 OURS, PLAIN = "ours", "plain PyTorch"
@@ -51,31 +51,25 @@ def calls(ours: nn.Module, plain: nn.Module, x: Tensor) -> dict[str, Callable[[]
     return {OURS: lambda: ours(x), PLAIN: lambda: plain(x)}
 
 
-def run(quick: bool, seconds: float) -> Report:
-    """Time every pair."""
-    seconds, min_rounds = (min(seconds, 0.5), 5) if quick else (seconds, 51)
-    ceilings = measure_ceilings()
+def measure(session: Session, name: str) -> list[Row]:
+    """Check, then time, one pair on one thread."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    rows, claims = [], []
     try:
-        for name, (ours, plain) in pairs().items():
-            timings = interleave(
-                calls(ours, plain, torch.randn(1, 8, 8, 8)), seconds=seconds, min_rounds=min_rounds, min_turn=5e-3
-            )
-            rows.append(Row("call overhead, forward with autograd", name, timings, (OURS,), PLAIN))
-            extra = (timings[OURS].median - timings[PLAIN].median) * 1e6
-            claims.append(Claim(f"{name}: {MOST:.0f} µs minus what ours takes longer", MOST - extra, "µs", 0.0))
+        timings = session.time(calls(*pairs()[name], torch.randn(1, 8, 8, 8)), min_turn=5e-3)
     finally:
         torch.set_num_threads(threads)
-    return Report(
-        benchmark="overhead",
-        title="What a call costs, float32, 1x8x8x8, one thread",
-        ceilings=ceilings.highest(measure_ceilings()),
-        rows=tuple(rows),
-        claims=tuple(claims),
-        settings={"quick": quick, "seconds": seconds, "min_rounds": min_rounds, "threads": 1},
-    )
+    return [Row("call overhead, forward with autograd", name, timings, (OURS,), PLAIN)]
+
+
+def run(session: Session) -> Report:
+    """Time every pair."""
+    rows = [row for (row,) in session.over(pairs(), measure).values()]
+    claims = []
+    for row in rows:
+        extra = (row.timings[OURS].median - row.timings[PLAIN].median) * 1e6
+        claims.append(Claim(f"{row.case}: {MOST:.0f} µs minus what ours takes longer", MOST - extra, "µs", 0.0))
+    return session.report("overhead", "What a call costs, float32, 1x8x8x8, one thread", rows, claims, threads=1)
 
 
 @pytest.mark.parametrize("which", [OURS, PLAIN])
@@ -87,4 +81,5 @@ def test_call(benchmark: Any, name: str, which: str) -> None:
 
 
 if __name__ == "__main__":
-    command_line(run, "bench.bench_overhead", seconds=3.0)
+    budget = Budget(3.0, rounds=51, quick_rounds=5)
+    command_line(run, "bench.overhead", {"cpu": (CPU, budget)})

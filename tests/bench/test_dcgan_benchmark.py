@@ -9,21 +9,21 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench is no part of the installed package
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # bench is no part of the installed package
 
-from bench import bench_dcgan
-from bench.timing import MismatchError
+from bench import dcgan
+from bench.core.checks import MismatchError
 
-NAMES = (*bench_dcgan.OURS, *bench_dcgan.PLAIN)
+NAMES = (*dcgan.OURS, *dcgan.PLAIN)
 
 
 @pytest.fixture(scope="module")
 def problem():
-    return bench_dcgan.problem(image_size=32, hidden_channels=4)
+    return dcgan.problem(image_size=32, hidden_channels=4)
 
 
 def test_the_twins_take_the_same_step_and_leave_the_weights(problem):
-    for trainer in bench_dcgan.trainers(*problem, NAMES).values():
+    for trainer in dcgan.trainers(*problem, NAMES).values():
         before = [[weight.clone() for weight in weights] for weights in trainer.parameters]
         trainer.step()
         for old, new in zip(before, trainer.parameters, strict=True):
@@ -31,15 +31,15 @@ def test_the_twins_take_the_same_step_and_leave_the_weights(problem):
 
 
 def test_a_twin_with_other_weights_is_noticed(problem, monkeypatch):
-    monkeypatch.setitem(bench_dcgan.ACTIVATIONS, "tanh", torch.nn.Sigmoid)
+    monkeypatch.setitem(dcgan.ACTIVATIONS, "tanh", torch.nn.Sigmoid)
     with pytest.raises(MismatchError, match="ours, result 0"):  # the reference is a plain twin, too
-        bench_dcgan.trainers(*problem, ["ours"])
+        dcgan.trainers(*problem, ["ours"])
 
 
 def test_the_work_is_what_pytorch_counts_in_the_plain_step():
     for size in (28, 32, 64):
-        model, real, latents = bench_dcgan.problem(image_size=size, hidden_channels=2)
-        trainer = bench_dcgan.Trainer(bench_dcgan.EAGER, model, real, latents)
+        model, real, latents = dcgan.problem(image_size=size, hidden_channels=2)
+        trainer = dcgan.Trainer(dcgan.EAGER, model, real, latents)
         with FlopCounterMode(display=False) as counter:
             trainer.step()
-        assert bench_dcgan.step_work(model).flops == counter.get_total_flops()
+        assert dcgan.step_work(model).flops == counter.get_total_flops()

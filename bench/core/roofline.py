@@ -1,8 +1,8 @@
-"""How fast this machine could be: its ceilings, and the least time that a piece of work can take under them.
+"""Roofline: the ceilings of this machine, and the least time that a piece of work can take under them.
 
 The ceilings are measured, not read from a data sheet: the fused multiply-add rate of the instruction set that
 the kernels use, with as many threads as torch uses, and the rate at which memory is copied (bytes read plus
-written).
+written). On a GPU they are those of a large matrix product and of a large copy.
 """
 
 from __future__ import annotations
@@ -11,9 +11,12 @@ from dataclasses import dataclass
 
 import torch
 
+from bench.core.gpu_timing import interleave_on_gpu
 from genkernels import backends
 
 COPY_BYTES = 1 << 27  # far beyond the last-level cache
+_MATRIX = 8192
+_GPU_COPY_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -70,4 +73,18 @@ def measure_ceilings(seconds: float = 0.5) -> Ceilings:
         threads=threads,
         gflops=native.fma_peak_gflops(threads, seconds),
         gbs=native.copy_bandwidth_gbs(threads, seconds, COPY_BYTES),
+    )
+
+
+def measure_gpu_ceilings(dtype: torch.dtype, seconds: float = 0.5) -> Ceilings:
+    """The rate of a large matrix product in this dtype, and of a large copy (bytes read plus written)."""
+    a, b = (torch.randn(_MATRIX, _MATRIX, device="cuda").to(dtype) for _ in range(2))
+    source = torch.empty(_GPU_COPY_BYTES, dtype=torch.int8, device="cuda")
+    target = torch.empty_like(source)
+    times = interleave_on_gpu({"product": lambda: a @ b, "copy": lambda: target.copy_(source)}, seconds=seconds)
+    return Ceilings(
+        isa=str(dtype).removeprefix("torch."),
+        threads=torch.cuda.get_device_properties(0).multi_processor_count,
+        gflops=2 * _MATRIX**3 / times["product"].median * 1e-9,
+        gbs=2 * _GPU_COPY_BYTES / times["copy"].median * 1e-9,
     )

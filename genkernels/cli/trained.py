@@ -1,0 +1,79 @@
+"""A trained model with the images of a data set: those to evaluate it on, and those that it completes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from ..models import AutoregressiveModel
+from ..train.checkpoint import TrainedModel
+from ..train.data.sources import Dataset, dequantise, open_dataset, quantise
+from ..train.errors import GenkernelsError
+from ..train.run import absolute_spec, labels_for
+
+
+def evaluation_images(
+    console: Console, trained: TrainedModel, data: str | None, skip_broken: bool = False
+) -> tuple[str, torch.Tensor, torch.Tensor | None]:
+    """The name, the test images, in levels, and their labels, where the model takes them.
+
+    They are those of ``data``, with a note where they are unlike those that the model was trained on, or else of the
+    latter.
+    """
+    model, settings = trained.model, trained.content["settings"]
+    dataset = open_dataset(data or settings["data"], None if data else settings["size"], skip_broken=skip_broken)
+    channels, *size = dataset.test.shape[1:]
+    if channels != model.in_channels:
+        raise GenkernelsError(f"the model takes {model.in_channels} channels; {dataset.name} has {channels}")
+    if not isinstance(model, AutoregressiveModel) and tuple(size) != model.image_size:
+        expected, found = (f"{height} x {width}" for height, width in (model.image_size, size))
+        raise GenkernelsError(f"the model takes images of {expected}; those of {dataset.name} are {found}")
+    levels = trained.recipe.objective.levels(model)
+    if data is not None and absolute_spec(data) != absolute_spec(settings["data"]):
+        for note in _unlike_training(trained.content, dataset, levels):
+            console.print(f"note: {note}")
+    _, labels = labels_for(trained.recipe, model, dataset)
+    return data or settings["data"], quantise(dataset.test, levels), labels
+
+
+def _unlike_training(content: dict[str, Any], dataset: Dataset, levels: int) -> list[str]:
+    """Notes on why figures over these images do not compare with those over the model's own."""
+    notes = []
+    trained, found = content["config"].get("image_size"), tuple(dataset.test.shape[2:])
+    if trained is not None and tuple(trained) != found:
+        before, now = (f"{height} x {width}" for height, width in (trained, found))
+        notes.append(f"the model was trained on images of {before}; these are {now}")
+    if levels < dataset.levels:
+        notes.append(f"the model knows {levels} grey levels; these images have {dataset.levels}, and are rounded down")
+    return notes
+
+
+def given_images(
+    console: Console, trained: TrainedModel, data: str | None, n: int
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    _, images, labels = evaluation_images(console, trained, data)
+    if n > len(images):
+        raise GenkernelsError(f"-n {n}: there are only {len(images)} test images to complete")
+    return images[:n], None if labels is None else labels[:n]
+
+
+def complete_images(
+    model: AutoregressiveModel,
+    given: torch.Tensor,
+    labels: torch.Tensor | None,
+    generator: torch.Generator,
+    step: Any,
+    temperature: float,
+) -> dict[str, torch.Tensor]:
+    """Grids of images in 0 .. 255: their upper halves, those completed, and the real ones."""
+    known = torch.zeros(1, 1, *given.shape[2:], dtype=torch.bool)
+    known[:, :, : given.shape[2] // 2] = True
+    condition = None if labels is None else labels.to(next(model.parameters()).device)
+    drawn = model.sample(
+        len(given), condition=condition, given=given, known=known, size=tuple(given.shape[2:]),
+        temperature=temperature, generator=generator, progress=step,
+    )  # fmt: skip
+    grids = {"given": given * known, "completed": drawn.cpu(), "real": given}
+    return {title: dequantise(images, model.levels) for title, images in grids.items()}
