@@ -13,8 +13,8 @@ registered on a layer after the first call is not called (``skip_nnmodule_hook_g
 child that is swapped itself is traced through, and with it the choice between PyTorch and the kernel by size. A graph
 belongs to one mode, one setting of gradients and one kind of size, so it is made, unchecked, within somebody's call
 (0.1 to 0.4 s each, after 1.2 s and 144 MB for the import), where the two passes here take 8 ms, before any call. And
-the graphs of a class share one limit of 8, which eight residual blocks of different widths reach: later ones run
-uncompiled. ``torch.fx`` alone has no guards at all: they are this file.
+the graphs of a class share one limit of 8: a fifth width of a residual block, in training and in evaluation, is over it
+and runs uncompiled. ``torch.fx`` alone has no guards at all: they are this file.
 """
 
 from __future__ import annotations
