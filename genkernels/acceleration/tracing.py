@@ -6,15 +6,15 @@ be drawn; gradients, autocast and checkpointing must not be switched for a part 
 reads on its way, its own or a child's, is kept with its value as a guard.
 
 Why not Dynamo, whose guards are tested by many? It was tried in this place (torch 2.13, 13 models of the tests, the
-forward compiled with a backend that fuses): it follows more forwards (dropped paths, checkpointing, results kept as
-attributes) and costs the same in each call (10 to 70 us either way), but it takes from a model what must stay:
+forward compiled with a backend that changes nothing): it follows more forwards (dropped paths, checkpointing, results
+kept as attributes) and costs about as much a call (10 to 70 us either way), but it takes from a model what must stay:
 ``torch.fx.symbolic_trace``, ``torch.jit.trace`` and ``make_fx`` refuse a function that Dynamo compiled; a hook that is
 registered on a layer after the first call is not called (``skip_nnmodule_hook_guards``), nor is a global module hook; a
 child that is swapped itself is traced through, and with it the choice between PyTorch and the kernel by size. A graph
 belongs to one mode, one setting of gradients and one kind of size, so it is made, unchecked, within somebody's call
 (0.1 to 0.4 s each, after 1.2 s and 144 MB for the import), where the two passes here take 8 ms, before any call. And
-the graphs of a class share one limit of 8, which eight residual blocks of different widths reach: later ones run
-uncompiled. ``torch.fx`` alone has no guards at all: they are this file.
+the graphs of a class share one limit of 8: a fifth width of a residual block, in training and in evaluation, is over it
+and runs uncompiled. ``torch.fx`` alone has no guards at all: they are this file.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""``genkernels.accelerate``: the Row and Diagonal LSTM loops that people write, swapped, or left with the reason."""
+"""``genkernels.accelerate``: the Row and Diagonal LSTM loops of existing models, swapped, or left with the reason."""
 
 import pytest
 import torch

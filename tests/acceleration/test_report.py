@@ -1,4 +1,4 @@
-"""``genkernels.accelerate``: what it leaves as it is, and the reason that it gives."""
+"""The report of ``genkernels.accelerate``: what is left as it is, and the reason that it gives."""
 
 import pytest
 import torch

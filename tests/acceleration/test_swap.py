@@ -1,4 +1,4 @@
-"""``genkernels.accelerate`` changes nothing else about a model: checkpoints, copies, hooks, compilers, ``restore``."""
+"""Everything about a model that ``genkernels.accelerate`` leaves unchanged: checkpoints, copies, hooks, compilers."""
 
 import copy
 import inspect

@@ -1,4 +1,4 @@
-"""accelerate() in one thread is nobody else's business, and many threads may call one accelerated model."""
+"""Threads: a model that is accelerated in one while others run theirs, and many that call one accelerated model."""
 
 import copy
 import threading

@@ -1,4 +1,4 @@
-"""A pre-activation beside the kink of a ReLU falls to either side; that is no reason to leave a block as it was."""
+"""Equivalence checks: pre-activations beside the kink of a ReLU pass, and gradients that are always wrong do not."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""Small models in the ways in which people write them, for the tests of ``genkernels.accelerate``."""
+"""Small models written in the usual public styles, for the tests of ``genkernels.accelerate``."""
 
 import torch
 import torch.nn.functional as F
