@@ -1,4 +1,13 @@
-"""The operators as functions; importing this package registers them under ``torch.ops.genkernels``."""
+"""The operators as functions; importing this package registers them under ``torch.ops.genkernels``.
+
+    core/             what the operations share
+    masked_conv/      masked convolution, alone or in front of a gate
+    conv_bn_act/      convolution + batch norm + activation, transposed or not
+    instance_norm/    instance norm + activation
+    wavefront_lstm/   Row LSTM and Diagonal LSTM, with or without the convolution before them
+
+The files of an operation have the same names everywhere: docs/architecture.md.
+"""
 
 from .conv_bn_act.functional import conv2d_bn_act, conv_transpose2d_bn_act
 from .instance_norm.functional import instance_norm_act

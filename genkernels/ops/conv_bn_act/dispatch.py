@@ -1,6 +1,4 @@
-"""The kernels of the operators by device: a backend's six functions (see reference.py) put together.
-
-Registration, fake kernels and autocast stand at the end."""
+"""Kernels of the operators by device, from a backend's six functions (see reference.py); registration."""
 
 from __future__ import annotations
 

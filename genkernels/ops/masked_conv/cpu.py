@@ -43,25 +43,32 @@ def _plan(dtype: torch.dtype, spec: MaskSpec, dilation: tuple[int, int], activat
     )
 
 
-class _Launcher:
+class Launcher:
     """The native calls for tensors of settled sizes and strides, between which addresses alone differ.
 
     Attributes:
         plan: a ``_C.MaskedConvPlan``.
         image: N, H, W.
-        x, weight, y, grad_y, grad_x, grad_weight: strides; those of gradients as of what they belong to.
+        x, weight, y, grad_y, grad_x, grad_weight: strides; those of gradients are those of what they belong to, unless
+            the caller says otherwise.
+        shape, dtype, layout: of the results that it allocates: contiguous or channels_last.
     """
 
     def __init__(
-        self, x: Tensor, weight: Tensor, y: tuple[int, ...], spec: MaskSpec, dilation: tuple[int, int], activation: str
-    ) -> None:
+        self, x: Tensor, weight: Tensor, layout: torch.memory_format,
+        spec: MaskSpec, dilation: tuple[int, int], activation: str,
+    ) -> None:  # fmt: skip
         self.plan = _plan(x.dtype, spec, dilation, activation)
         self.image = (x.shape[0], x.shape[2], x.shape[3])
+        self.shape, self.dtype, self.layout = (x.shape[0], weight.shape[0], *x.shape[2:]), x.dtype, layout
         self.x = self.grad_x = strides_of(x)
         self.weight = self.grad_weight = weight_strides(weight)
-        self.y = self.grad_y = y
+        self.y = self.grad_y = strides_of(torch.empty(self.shape, device="meta", memory_format=layout))
 
-    def forward_into(self, y: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor | None = None) -> Tensor:
+        """As the operator; or into y."""
+        if y is None:
+            y = torch.empty(self.shape, dtype=self.dtype, memory_format=self.layout)
         done = self.plan.forward(
             threads=torch.get_num_threads(),
             image=self.image,
@@ -72,6 +79,19 @@ class _Launcher:
         )
         if not done:
             raise MemoryError("masked_conv2d: no memory for the kernel's scratch")
+        return y
+
+    def backward(
+        self, grad_output: Tensor, x: Tensor, weight: Tensor, output: Tensor | None, needs: Sequence[bool]
+    ) -> tuple[Tensor | None, ...]:
+        """As the backward operator, of tensors laid out as settled; None for what is not needed."""
+        grads = (
+            torch.empty_like(x) if needs[0] else None,
+            torch.empty_like(weight) if needs[1] else None,
+            torch.empty(weight.shape[0], dtype=self.dtype) if needs[2] else None,
+        )
+        self.backward_into(grads, grad_output.contiguous(memory_format=self.layout), x, weight, output)
+        return grads
 
     def backward_into(
         self, grads: Sequence[Tensor | None], grad_output: Tensor, x: Tensor, weight: Tensor, output: Tensor | None
@@ -92,37 +112,9 @@ class _Launcher:
             raise MemoryError("masked_conv2d: no memory for the backward kernel's scratch")
 
 
-class DenseLauncher(_Launcher):
-    """A prepared call of dense tensors: results are of settled shapes and layouts, too."""
-
-    def __init__(self, x: Tensor, weight: Tensor, spec: MaskSpec, dilation: tuple[int, int], activation: str) -> None:
-        self.shape = (x.shape[0], weight.shape[0], *x.shape[2:])
-        self.dtype, self.layout = x.dtype, output_format(x, weight)
-        y = torch.empty(self.shape, device="meta", memory_format=self.layout)
-        super().__init__(x, weight, strides_of(y), spec, dilation, activation)
-
-    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """As the operator."""
-        y = torch.empty(self.shape, dtype=self.dtype, memory_format=self.layout)
-        self.forward_into(y, x, weight, bias)
-        return y
-
-    def backward(
-        self, grad_output: Tensor, x: Tensor, weight: Tensor, output: Tensor | None, needs: Sequence[bool]
-    ) -> tuple[Tensor | None, ...]:
-        """As the backward operator, None for what is not needed."""
-        grads = (
-            torch.empty_like(x) if needs[0] else None,
-            torch.empty_like(weight) if needs[1] else None,
-            torch.empty(weight.shape[0], dtype=self.dtype) if needs[2] else None,
-        )
-        self.backward_into(grads, grad_output.contiguous(memory_format=self.layout), x, weight, output)
-        return grads
-
-
 def prepare(
     x: Tensor, weight: Tensor, bias: Tensor | None, spec: MaskSpec, dilation: tuple[int, int], activation: str
-) -> DenseLauncher | None:
+) -> Launcher | None:
     """What runs calls of tensors laid out as these; None unless all are dense and each in one layout alone."""
     if x.dim() != 4 or x.numel() == 0 or weight.numel() == 0 or not (_is_dense(x) and _is_dense(weight)):
         return None
@@ -130,7 +122,7 @@ def prepare(
     in_one_layout = x.shape[1] > 1 and width > 1 and height * width > 1
     if not in_one_layout or weight_strides(weight) is None or not (bias is None or bias.is_contiguous()):
         return None
-    return DenseLauncher(x, weight, spec, dilation, activation)
+    return Launcher(x, weight, output_format(x, weight), spec, dilation, activation)
 
 
 def _is_dense(t: Tensor) -> bool:
@@ -158,7 +150,9 @@ def forward_into(
     """The result written to y, [N, O, H, W] with pixels, of any strides."""
     x, weight = readable(x), _with_even_taps(weight)
     bias = None if bias is None else bias.contiguous()
-    _Launcher(x, weight, strides_of(y), spec, dilation, activation).forward_into(y, x, weight, bias)
+    launcher = Launcher(x, weight, torch.contiguous_format, spec, dilation, activation)
+    launcher.y = strides_of(y)
+    launcher.forward(x, weight, bias, y)
 
 
 def backward(
@@ -201,7 +195,8 @@ def backward_into(
     target = grad_weight
     if target is not None and weight_strides(target) is None:
         target = torch.empty(weight.shape, dtype=weight.dtype)
-    launcher = _Launcher(x, weight, strides_of(grad_output), spec, dilation, activation)
+    launcher = Launcher(x, weight, torch.contiguous_format, spec, dilation, activation)
+    launcher.grad_y = strides_of(grad_output)
     if output is not None:
         launcher.y = strides_of(output)
     if grad_x is not None:

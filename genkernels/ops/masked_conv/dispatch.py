@@ -1,4 +1,4 @@
-"""The kernels of the masked convolution by device, and what the dispatcher is told of its operators.
+"""Kernels of the masked convolution by device; fake kernels, autocast and registration.
 
 On the CPU the gate is a pass of its own, in PyTorch's operators; so are the convolution's colours, masked onto its
 weight there, since two halves of colours are out of the order in which the CPU kernel skips them.
