@@ -3,7 +3,7 @@
 from .compile import compile_program
 from .executors.registry import EXECUTORS, Executor, execute, teacher_forced
 from .full_forward import full_forward_sample
-from .program.instructions import Program
+from .program.program import Program
 from .sample import sample
 from .sampler import FastSampler, Proof, fast_sampler
 from .trace.graph import NotTraceable

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
-from .program.instructions import Program
+from .program.program import Program
 from .scheduling.fold import fold
 from .scheduling.lower import lower
 from .scheduling.schedule import schedule
+from .trace.operators import OPERATORS
 from .trace.tracer import trace
 
 Predict = Callable[[Tensor, Any], Tensor]
@@ -63,8 +64,14 @@ def compile_program(
         # In inference mode operators arrive before PyTorch has taken them apart, under autocast with casts.
         with torch.inference_mode(False), torch.no_grad(), torch.autocast(table.device.type, enabled=False):
             graph = trace(
-                lambda x: predict(x, condition), model, (n, *shape[1:]), len(table), table.dtype, table.device
-            )  # fmt: skip
+                lambda x: predict(x, condition),
+                model,
+                shape=(n, *shape[1:]),
+                levels=len(table),
+                dtype=table.dtype,
+                device=table.device,
+                operators=OPERATORS,
+            )
             program = lower(schedule(fold(graph)), table)
         _kept[model] = _Kept(structure, [tensor.detach().clone() for tensor in tensors], program)
         return program

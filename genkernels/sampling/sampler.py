@@ -16,7 +16,7 @@ from .compile import compile_program
 from .executors.draw import has_level, no_level
 from .executors.registry import teacher_forced
 from .predictor import Predictor
-from .program.instructions import Program
+from .program.program import Program
 from .request import Progress, as_size, check_levels, check_request, check_whole
 from .sample import FULL_FORWARD, in_evaluation, sample
 

@@ -13,7 +13,7 @@ from genkernels import sampling
 from genkernels.models import CausalAudioNet, GatedPixelCNN, PixelCNN, PixelRNN
 from genkernels.sampling.executors import pytorch
 from genkernels.sampling.executors.registry import walk_of
-from genkernels.sampling.program.instructions import Program
+from genkernels.sampling.program.program import Program
 from genkernels.sampling.request import Request
 
 

@@ -18,10 +18,10 @@ from genkernels.sampling.program.instructions import (
     Draw,
     Function,
     Pointwise,
-    Program,
     Read,
     Value,
 )
+from genkernels.sampling.program.program import Program
 from genkernels.sampling.request import Request, check_request
 from helpers.sampler_cases import Case
 

@@ -26,7 +26,8 @@ from genkernels import sampling
 from genkernels.models import GatedPixelCNN, PixelCNN
 from genkernels.sampling.executors import cuda, registry
 from genkernels.sampling.executors.pytorch import evaluate
-from genkernels.sampling.program.instructions import Affine, Function, Program
+from genkernels.sampling.program.instructions import Affine, Function
+from genkernels.sampling.program.program import Program
 from genkernels.sampling.request import Request
 
 pytestmark = pytest.mark.usefixtures("one_thread")

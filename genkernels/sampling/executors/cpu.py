@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ... import backends
-from ..program.instructions import Program
+from ..program.program import Program
 from .cpu_packing import Plan, build
 from .records import Layout, layout, map_memory
 from .run_arguments import Walk

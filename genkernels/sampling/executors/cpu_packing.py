@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ... import backends
-from ..program.instructions import Program
+from ..program.program import Program
 from .records import Builder, Layout, up
 
 

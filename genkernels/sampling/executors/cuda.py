@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ... import backends
 from ...ops.core.cuda_device import device_of
-from ..program.instructions import Program
+from ..program.program import Program
 from .cuda_packing import Plan, build
 from .records import Layout, layout, map_memory
 from .run_arguments import Walk

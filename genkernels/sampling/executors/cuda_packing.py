@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..program.instructions import Program
+from ..program.program import Program
 from .records import Builder, Layout, up
 
 _QUAD = 4  # numbers that a thread reads at once; rows of a weight that it multiplies at once

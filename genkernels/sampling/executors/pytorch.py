@@ -20,12 +20,12 @@ from ..program.instructions import (
     Function,
     Instruction,
     Pointwise,
-    Program,
     Read,
     Scan,
     Spans,
     span_indices,
 )
+from ..program.program import Program
 from .draw import draw, has_level
 from .run_arguments import Walk
 

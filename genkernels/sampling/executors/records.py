@@ -21,13 +21,13 @@ from ..program.instructions import (
     Function,
     Instruction,
     Pointwise,
-    Program,
     Read,
     Scan,
     Spans,
     Value,
     reads_of,
 )
+from ..program.program import Program
 
 _ALIGN = 16  # floats of a cache line
 _PADDING = 64  # floats behind a map: loads of whole vectors may reach beyond it

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..program.instructions import Program
+from ..program.program import Program
 from ..request import Progress, Request
 from . import cpu, cuda, pytorch
 from .run_arguments import Walk

@@ -35,9 +35,7 @@ Every tensor in a program has the dtype and device of the model.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -244,77 +242,6 @@ class Draw:
 
 
 Instruction = Affine | Pointwise | Cell | Scan | Draw
-
-
-@dataclass(frozen=True, eq=False)
-class Program:
-    """How to sample from one model with its present weights and condition; see the module's text.
-
-    Attributes:
-        height, width: of the image.
-        grid_width: columns of the walk, at least ``width``.
-        colours: sub-pixels of a pixel.
-        levels: values of a sub-pixel.
-        table: [levels], the model's input for each level.
-        values: by index; value 0 is the image.
-        row: instructions of the row phase.
-        steps: for each step 0 .. colours, its instructions; those before the last end with their Draw.
-        cache: what an executor wants to keep with the program (packed weights, say), under its own name; shared by the
-            programs for parts of the batch, so nothing of the constants' content.
-    """
-
-    height: int
-    width: int
-    grid_width: int
-    colours: int
-    levels: int
-    table: Tensor
-    values: tuple[Value, ...]
-    row: tuple[Instruction, ...]
-    steps: tuple[tuple[Instruction, ...], ...]
-    cache: dict[str, Any] = field(default_factory=dict, repr=False)
-
-    @property
-    def logits(self) -> int:
-        """The value that holds the logits, ``colours * levels`` channels."""
-        return next(i.value for i in self.steps[0] if isinstance(i, Draw))
-
-    @property
-    def batch(self) -> int | None:
-        """The number of images that the constants are for; None where there are none, or one serves all."""
-        sizes = {v.constant.shape[0] for v in self.values if v.constant is not None} - {1}
-        return sizes.pop() if sizes else None
-
-    def instructions(self) -> Iterator[Instruction]:
-        """All of them, in the order of their phases."""
-        yield from self.row
-        for step in self.steps:
-            yield from step
-
-    def for_images(self, start: int, stop: int) -> Program:
-        """The program for a part of the batch: constants with one entry for each image are cut."""
-        if self.batch is None:
-            return self
-        values = tuple(
-            v if v.constant is None or v.constant.shape[0] == 1 else replace(v, constant=v.constant[start:stop])
-            for v in self.values
-        )
-        return replace(self, values=values)
-
-    def multiplications(self) -> int:
-        """Multiply-adds of the affine instructions for one image, edges counted as inner pixels."""
-        total = 0
-        for instruction in self.instructions():
-            for part in instruction.body if isinstance(instruction, Scan) else (instruction,):
-                if isinstance(part, Affine):
-                    start, stop = self.values[part.value].columns
-                    total += part.weight.numel() * self.height * (stop - start)
-        return total
-
-    def __str__(self) -> str:
-        from .format import program_text
-
-        return program_text(self)
 
 
 def reads_of(instruction: Instruction) -> list[Read]:

@@ -16,7 +16,6 @@ from ..program.instructions import (
     Function,
     Instruction,
     Pointwise,
-    Program,
     Read,
     Scan,
     Spans,
@@ -24,6 +23,7 @@ from ..program.instructions import (
     reads_of,
     to_spans,
 )
+from ..program.program import Program
 from ..trace.graph import AffineNode, ConstantNode, ImageNode, Link, LstmNode, Node, NotTraceable, PointNode, Tap
 from .schedule import Schedule
 

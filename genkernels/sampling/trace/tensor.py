@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
 from .graph import NotTraceable
-from .view import Plane
+from .view import Numbering, Plane
 
-if TYPE_CHECKING:
-    from .tracer import Tracer
+
+class Recorder(Protocol):
+    """The trace that a tensor belongs to: it runs every operator that meets the tensor."""
+
+    dtype: torch.dtype
+    device: torch.device
+    numbering: Numbering
+
+    def name(self) -> str: ...
+
+    def run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any: ...
 
 
 class Traced(Tensor):
@@ -25,7 +34,7 @@ class Traced(Tensor):
         viewed: what makes the index of a view, from its base's.
     """
 
-    tracer: Tracer
+    tracer: Recorder
     _plane: Plane | None
     _index: Tensor | None
     memory: list[Traced]
@@ -33,7 +42,7 @@ class Traced(Tensor):
 
     @staticmethod
     def __new__(
-        cls, tracer: Tracer, shape: Any, plane: Plane | None = None, index: Tensor | None = None, strides: Any = None
+        cls, tracer: Recorder, shape: Any, plane: Plane | None = None, index: Tensor | None = None, strides: Any = None
     ) -> Traced:
         self = Tensor._make_wrapper_subclass(cls, shape, strides=strides, dtype=tracer.dtype, device=tracer.device)
         self.tracer, self._plane, self._index, self.memory, self.viewed = tracer, plane, index, [self], None
