@@ -29,7 +29,7 @@ from bench.timing import MismatchError, Timing, interleave, summarise
 from genkernels import sampling
 from genkernels.models import GatedPixelCNN, PixelCNN
 from genkernels.sampling.executors import pytorch, registry
-from genkernels.sampling.executors.run_arguments import Walk
+from genkernels.sampling.executors.run_arguments import Run
 from genkernels.sampling.request import Request, check_request
 
 GRAPH = ", CUDA graph"
@@ -82,8 +82,8 @@ class Sampling:
             temperature=1.0, top_k=None, generator=None,
         )  # fmt: skip
 
-    def walk(self) -> Walk:
-        return registry.walk_of(self.request(), slice(0, self.case.batch), lambda y: None)
+    def run(self) -> Run:
+        return registry.run_of(self.request(), slice(0, self.case.batch), lambda y: None)
 
     @torch.no_grad()
     def draw(self, backend: str) -> Tensor:
@@ -133,7 +133,7 @@ def measure(case: Case, seconds: float) -> Row:
     sampling = Sampling(case)
     sampling.check()
     _, height, width = case.size
-    whole, middle = sampling.walk(), pytorch.Execution(sampling.program, sampling.walk())
+    whole, middle = sampling.run(), pytorch.Execution(sampling.program, sampling.run())
     calls = {
         OURS: lambda: sampling.draw(BACKEND),
         OURS + GRAPH: captured(lambda: registry.choose(sampling.program, BACKEND).run(sampling.program, whole)),

@@ -18,7 +18,7 @@ class SamplerWalk {
   // Floats of memory for a chunk of `images`, their own included.
   static int64_t floats(const SamplerProgram& p, int64_t images) {
     const int64_t doubles = p.place_count + p.most_segments * 2 + (p.most_groups + 2) * WALK_ROWS;
-    return images * p.image_floats + doubles * 2 + STAGING + p.levels + 4 * PANEL_MAX;
+    return images * p.sizes.image_floats + doubles * 2 + STAGING + p.sizes.levels + 4 * PANEL_MAX;
   }
 
   SamplerWalk(const SamplerCall& call, float* memory) : call_(call), p_(call.program) {
@@ -30,7 +30,7 @@ class SamplerWalk {
     column_ = image_ + WALK_ROWS;
     staging_ = reinterpret_cast<float*>(column_ + WALK_ROWS);
     scratch_ = staging_ + STAGING;
-    const auto end = reinterpret_cast<uintptr_t>(scratch_ + p_.levels + 2 * PANEL_MAX);
+    const auto end = reinterpret_cast<uintptr_t>(scratch_ + p_.sizes.levels + 2 * PANEL_MAX);
     arena_ = reinterpret_cast<float*>((end + 63) / 64 * 64);
   }
 
@@ -40,16 +40,16 @@ class SamplerWalk {
     first_ = first;
     images_ = images;
     for (int64_t i = 0; i < images; ++i) {
-      float* const own = arena_ + i * p_.image_floats;
-      if (!fresh) memset(own, 0, p_.image_floats * sizeof(float));
+      float* const own = arena_ + i * p_.sizes.image_floats;
+      if (!fresh) memset(own, 0, p_.sizes.image_floats * sizeof(float));
       for (int64_t b = 0; b < p_.buffer_count; ++b) {
         const SamplerBuffer& buffer = p_.buffers[b];
         for (int64_t k = 0; buffer.outside >= 0 && k < buffer.rows * buffer.columns; ++k)
           memcpy(own + buffer.offset + k * buffer.channels, p_.floats + buffer.outside, buffer.channels * sizeof(float));
       }
-      for (int64_t v = 0; v < call_.vector_count; ++v) {
+      for (int64_t v = 0; v < p_.vector_count; ++v) {
         const SamplerConstant& c = call_.vectors[v];
-        memcpy(own + c.offset, c.data + (first + i) * c.image_stride, c.length * sizeof(float));
+        memcpy(own + p_.vectors[v].offset, c.data + (first + i) * c.image_stride, p_.vectors[v].length * sizeof(float));
       }
     }
   }
@@ -68,7 +68,7 @@ class SamplerWalk {
     for (int64_t k = row.first; k < row.last; ++k) {
       const SamplerInstruction& in = p_.instructions[k];
       if (y < in.first_row) continue;
-      if (static_cast<SamplerKind>(in.kind) == SamplerKind::scan) {
+      if (in.kind == SamplerKind::scan) {
         for (int64_t x = in.last_column - 1; x >= in.first_column; --x)
           for (int64_t part = in.body; part < in.body + in.count; ++part) apply(p_.instructions[part], x, x + 1);
       } else {
@@ -89,7 +89,7 @@ class SamplerWalk {
   static constexpr int64_t STAGING = MR_MAX * PANEL_MAX * 4;
 
   void apply(const SamplerInstruction& in, int64_t x0, int64_t x1) {
-    const auto kind = static_cast<SamplerKind>(in.kind);
+    const auto kind = in.kind;
     if (kind == SamplerKind::draw) return draw(in, x0);
     for (int64_t width = max64(WALK_ROWS / images_, 1); x0 < x1; x0 += width) {
       const int64_t end = min64(x0 + width, x1);
@@ -110,7 +110,7 @@ class SamplerWalk {
 
   // Where row r reads or writes place k, which a constant map has outside the image's own memory.
   GK_INLINE float* at(int64_t k, int64_t column_stride, int64_t r) const {
-    return arena_ + image_[r] * p_.image_floats + position_[k] + column_[r] * column_stride;
+    return arena_ + image_[r] * p_.sizes.image_floats + position_[k] + column_[r] * column_stride;
   }
   const float* map_at(int64_t k, int64_t r) const {
     const SamplerBuffer& b = p_.buffers[p_.places[k].value];
@@ -140,7 +140,7 @@ class SamplerWalk {
     for (int64_t g = 0; g < group_count; ++g) {
       const int64_t external = groups[g].external;
       const float* base = arena_;
-      int64_t image_stride = p_.image_floats;
+      int64_t image_stride = p_.sizes.image_floats;
       if (external >= 0) {
         image_stride = call_.maps[external].image_stride;
         base = call_.maps[external].data + first_ * image_stride;
@@ -155,10 +155,10 @@ class SamplerWalk {
   }
 
   void affine_tiles(const SamplerInstruction& in, const SamplerGroup* groups, int64_t group_count) {
-    int64_t run = in.runs;
+    int64_t span = in.spans;
     for (int64_t column = 0; column < in.rows; column += PANEL_MAX) {
       const int nr = static_cast<int>(ceil_div(min64(in.rows - column, PANEL_MAX), VL));
-      const int64_t last_run = runs_before(in, run, column + nr * VL);
+      const int64_t last_span = spans_before(in, span, column + nr * VL);
       const float* const panel = p_.floats + in.weight + column * in.reductions;
       for_row_tiles(rows_count_, [&](int64_t first, int64_t count) {
         const int mr = static_cast<int>(count);
@@ -172,19 +172,19 @@ class SamplerWalk {
           for (int64_t s = group.first; s < group.last && g + 1 < group_count; ++s)
             weights += segments_[s].length * nr * VL;
         }
-        finish(in, run, last_run, column, first, count, nr * VL);
+        finish(in, span, last_span, column, first, count, nr * VL);
       });
-      run = last_run;
+      span = last_span;
     }
   }
 
   void affine_few_rows(const SamplerInstruction& in, const SamplerGroup* groups, int64_t group_count) {
-    int64_t run = in.runs;
+    int64_t span = in.spans;
     const int64_t at_once = few_rows_panels(rows_count_);
     for (int64_t column = 0; column < in.rows;) {
       const int64_t whole = min64((in.rows - column) / PANEL_MAX, at_once), panels = max64(whole, 1);
       const int nr = whole ? NR_MAX : static_cast<int>(ceil_div(in.rows - column, VL));
-      const int64_t width = panels * nr * VL, last_run = runs_before(in, run, column + width);
+      const int64_t width = panels * nr * VL, last_span = spans_before(in, span, column + width);
       const float* weights = p_.floats + in.weight + column * in.reductions;
       if (group_count == 0) memset(staging_, 0, rows_count_ * width * sizeof(float));
       for (int64_t g = 0; g < group_count; ++g) {
@@ -194,27 +194,27 @@ class SamplerWalk {
         for (int64_t s = group.first; s < group.last && g + 1 < group_count; ++s)
           weights += segments_[s].length * nr * VL;
       }
-      finish(in, run, last_run, column, 0, rows_count_, width);
-      run = last_run;
+      finish(in, span, last_span, column, 0, rows_count_, width);
+      span = last_span;
       column += width;
     }
   }
 
-  int64_t runs_before(const SamplerInstruction& in, int64_t run, int64_t column) const {
-    while (run < in.runs + in.run_count && p_.runs[run].at < column) ++run;
-    return run;
+  int64_t spans_before(const SamplerInstruction& in, int64_t span, int64_t column) const {
+    while (span < in.spans + in.span_count && p_.spans[span].at < column) ++span;
+    return span;
   }
 
   // What is in `staging_`, [count][width] for columns of the weight's rows from `column` on, into the value.
-  void finish(const SamplerInstruction& in, int64_t run, int64_t last_run, int64_t column, int64_t first,
+  void finish(const SamplerInstruction& in, int64_t span, int64_t last_span, int64_t column, int64_t first,
               int64_t count, int64_t width) {
-    const auto function = static_cast<SamplerFunction>(in.function);
+    const auto function = in.function;
     const bool plain = function == SamplerFunction::copy || function == SamplerFunction::relu;
     const bool clip = function == SamplerFunction::relu;
     const float* const parameters = p_.floats + in.parameters;
     const int64_t out_stride = stride(in.places);
-    for (; run < last_run; ++run) {
-      const SamplerRun& part = p_.runs[run];
+    for (; span < last_span; ++span) {
+      const SamplerSpan& part = p_.spans[span];
       const float* const bias = p_.floats + in.bias + part.at;
       for (int64_t i = 0; i < count; ++i) {
         const float* const sum = staging_ + i * width + part.at - column;
@@ -237,15 +237,15 @@ class SamplerWalk {
   // --- one by one ---
 
   void pointwise(const SamplerInstruction& in) {
-    const auto function = static_cast<SamplerFunction>(in.function);
+    const auto function = in.function;
     const float* const parameters = p_.floats + in.parameters;
     const int64_t out_stride = stride(in.places);
     for (int64_t r = 0; r < rows_count_; ++r) {
       float* const target = at(in.places, out_stride, r);
       const float* const first = map_at(in.places + 1, r);
       const float* const second = in.operands > 1 ? map_at(in.places + 2, r) : nullptr;
-      for (int64_t run = in.runs; run < in.runs + in.run_count; ++run) {
-        const SamplerRun& part = p_.runs[run];
+      for (int64_t span = in.spans; span < in.spans + in.span_count; ++span) {
+        const SamplerSpan& part = p_.spans[span];
         for (int64_t j = 0; j < part.length; j += VL) {
           const Vec a = load(first + part.operand[0] + j);
           const Vec v = second ? binary(function, a, load(second + part.operand[1] + j)) : unary(function, parameters, a);
@@ -261,8 +261,8 @@ class SamplerWalk {
       float *const hidden = at(k, stride(k), r), *const state = at(k + 1, stride(k + 1), r);
       float* const memory = at(k + 2, stride(k + 2), r);
       const float *const previous = at(k + 3, stride(k + 3), r), *const gates = at(k + 4, stride(k + 4), r);
-      for (int64_t run = in.runs; run < in.runs + in.run_count; ++run) {
-        const SamplerRun& part = p_.runs[run];
+      for (int64_t span = in.spans; span < in.spans + in.span_count; ++span) {
+        const SamplerSpan& part = p_.spans[span];
         for (int64_t j = part.channel; j < part.channel + part.length; j += VL) {
           const int64_t left = part.channel + part.length - j;
           const Vec input = sigmoid(load(gates + j)), forget = sigmoid(load(gates + units + j));
@@ -277,25 +277,25 @@ class SamplerWalk {
   }
 
   void draw(const SamplerInstruction& in, int64_t x) {
-    if (x >= p_.width) return;
-    const int64_t colour = in.number, area = p_.height * p_.width, k = in.places;
+    if (x >= p_.sizes.width) return;
+    const int64_t colour = in.number, area = p_.sizes.height * p_.sizes.width, k = in.places;
     for (int64_t i = 0; i < images_; ++i) {
-      float* const own = arena_ + i * p_.image_floats;
+      float* const own = arena_ + i * p_.sizes.image_floats;
       const float* const logits = own + position_[k + 1] + x * stride(k + 1);
-      const int64_t image = first_ + i, pixel = y_ * p_.width + x, sub_pixel = (image * p_.colours + colour) * area + pixel;
-      if (call_.logits)
-        for (int64_t level = 0; level < p_.levels; ++level)
-          call_.logits[((image * p_.levels + level) * p_.colours + colour) * area + pixel] = logits[level];
-      if (call_.free[sub_pixel]) {
+      const int64_t image = first_ + i, pixel = y_ * p_.sizes.width + x, sub_pixel = (image * p_.sizes.colours + colour) * area + pixel;
+      if (call_.run.logits)
+        for (int64_t level = 0; level < p_.sizes.levels; ++level)
+          call_.run.logits[((image * p_.sizes.levels + level) * p_.sizes.colours + colour) * area + pixel] = logits[level];
+      if (call_.run.free[sub_pixel]) {
         const int64_t level =
-            draw_level(logits, p_.levels, call_.uniforms[sub_pixel], call_.temperature, call_.top_k, scratch_);
+            draw_level(logits, p_.sizes.levels, call_.run.uniforms[sub_pixel], call_.run.temperature, call_.run.top_k, scratch_);
         if (level == NO_LEVEL) {
           __atomic_store_n(call_.undrawable, sub_pixel, __ATOMIC_RELAXED);
           return;
         }
-        call_.levels[sub_pixel] = static_cast<uint8_t>(level);
+        call_.run.levels[sub_pixel] = static_cast<uint8_t>(level);
       }
-      own[position_[k] + x * stride(k)] = p_.floats[p_.table + call_.levels[sub_pixel]];
+      own[position_[k] + x * stride(k)] = p_.floats[p_.sizes.table + call_.run.levels[sub_pixel]];
     }
   }
 

@@ -66,15 +66,15 @@ struct Team {
 
 void walk_chunk(Team& team, SamplerWalk& walk, bool calling, double& next_poll) {
   const SamplerCall& call = team.call;
-  const SamplerProgram& p = call.program;
+  const SamplerRun& run = call.run;
   int64_t pixels = 0;
-  for (int64_t y = 0; y <= call.last_row; ++y) {
+  for (int64_t y = 0; y <= run.last_row; ++y) {
     walk.start_row(y);
-    const bool last_row = y == call.last_row;
-    const int64_t width = last_row ? call.last_column + 1 : p.grid_width;
+    const bool last_row = y == run.last_row;
+    const int64_t width = last_row ? run.last_column + 1 : call.program.sizes.grid_width;
     for (int64_t x = 0; x < width; ++x) {
       if (team.stopped()) return;
-      const int64_t last_step = last_row && x == call.last_column ? call.last_colour : p.colours;
+      const int64_t last_step = last_row && x == run.last_column ? run.last_colour : call.program.sizes.colours;
       for (int64_t step = 0; step <= last_step; ++step) walk.step(step, x);
       if (calling && ++pixels % 16 == 0 && seconds_now() > next_poll) {
         team.poll();
@@ -89,9 +89,8 @@ void walk_chunk(Team& team, SamplerWalk& walk, bool calling, double& next_poll) 
 }  // namespace
 
 bool sampler_run(const SamplerCall& call) {
-  const int64_t per_thread = ceil_div(call.images, call.threads);
-  const int64_t rounds = ceil_div(per_thread, CHUNK);
-  const int64_t chunks = min64(rounds * call.threads, call.images);
+  const int64_t images = call.run.images, rounds = ceil_div(ceil_div(images, call.threads), CHUNK);
+  const int64_t chunks = min64(rounds * call.threads, images);
   const int threads = static_cast<int>(min64(call.threads, chunks));
   Team team{call, chunks, 0, 0, threads};
 #pragma omp parallel num_threads(threads)
@@ -100,15 +99,15 @@ bool sampler_run(const SamplerCall& call) {
     double next_poll = seconds_now() + POLL_SECONDS;
     if (omp_get_num_threads() < threads && calling)  // fewer came: they share what there is
       __atomic_fetch_sub(&team.busy, threads - omp_get_num_threads(), __ATOMIC_RELAXED);
-    const ZeroMemory memory(SamplerWalk::floats(call.program, ceil_div(call.images, chunks)));
+    const ZeroMemory memory(SamplerWalk::floats(call.program, ceil_div(images, chunks)));
     if (memory.data()) {
       SamplerWalk walk(call, memory.data());
       bool fresh = true;
       while (!team.stopped()) {
         const int64_t chunk = __atomic_fetch_add(&team.next, 1, __ATOMIC_RELAXED);
         if (chunk >= chunks) break;
-        const int64_t first = chunk * call.images / chunks;
-        walk.start(first, (chunk + 1) * call.images / chunks - first, fresh);
+        const int64_t first = chunk * images / chunks;
+        walk.start(first, (chunk + 1) * images / chunks - first, fresh);
         fresh = false;
         walk_chunk(team, walk, calling, next_poll);
       }

@@ -107,8 +107,8 @@ GK_NOINLINE inline __device__ int draw_level(const float* logits, int levels, in
 }
 
 // To be called by the whole block; __syncthreads before what is written is read.
-__device__ __forceinline__ void draw(const SamplerBlock& b, const WalkInstruction& in, int y, int x) {
-  const SamplerWalkCall& call = b.call;
+__device__ __forceinline__ void draw(const SamplerBlock& b, const DeviceInstruction& in, int y, int x) {
+  const SamplerLaunch& call = b.call;
   const int64_t area = static_cast<int64_t>(b.shape.height) * b.shape.width;
   const int64_t pixel = static_cast<int64_t>(y) * b.shape.width + x;
   for (int i = b.warp; i < b.images; i += b.warps) {

@@ -31,7 +31,7 @@ constexpr int MOST_THREADS = 512, LEAST_WARPS = 4;
 
 // --- one by one: columns [x0, x1) of all images ---
 
-__device__ __forceinline__ void pointwise(const SamplerBlock& b, const WalkInstruction& in, int x0, int x1) {
+__device__ __forceinline__ void pointwise(const SamplerBlock& b, const DeviceInstruction& in, int x0, int x1) {
   const auto function = static_cast<SamplerFunction>(in.function);
   const Standing target = b.place(in.places), first = b.place(in.places + 1);
   const int columns = x1 - x0, count = in.rows * columns * b.images;
@@ -48,7 +48,7 @@ __device__ __forceinline__ void pointwise(const SamplerBlock& b, const WalkInstr
   }
 }
 
-__device__ __forceinline__ void cell(const SamplerBlock& b, const WalkInstruction& in, int x0, int x1) {
+__device__ __forceinline__ void cell(const SamplerBlock& b, const DeviceInstruction& in, int x0, int x1) {
   const Standing hidden = b.place(in.places), state = b.place(in.places + 1), memory = b.place(in.places + 2);
   const Standing previous = b.place(in.places + 3), gates = b.place(in.places + 4);
   const int columns = x1 - x0, count = in.rows * columns * b.images, units = in.number;
@@ -67,7 +67,7 @@ __device__ __forceinline__ void cell(const SamplerBlock& b, const WalkInstructio
 
 // --- the walk ---
 
-__device__ __forceinline__ void at_pixel(const SamplerBlock& b, const WalkInstruction& in, int y, int x) {
+__device__ __forceinline__ void at_pixel(const SamplerBlock& b, const DeviceInstruction& in, int y, int x) {
   switch (static_cast<SamplerKind>(in.kind)) {
     case SamplerKind::affine: pixel_affine(b, in, x); break;
     case SamplerKind::pointwise: pointwise(b, in, x, x + 1); break;
@@ -77,7 +77,7 @@ __device__ __forceinline__ void at_pixel(const SamplerBlock& b, const WalkInstru
   __syncthreads();
 }
 
-__device__ __forceinline__ void in_row(const SamplerBlock& b, const WalkInstruction& in, int y) {
+__device__ __forceinline__ void in_row(const SamplerBlock& b, const DeviceInstruction& in, int y) {
   switch (static_cast<SamplerKind>(in.kind)) {
     case SamplerKind::affine: row_affine(b, in); break;
     case SamplerKind::pointwise: pointwise(b, in, in.first_column, in.last_column); break;
@@ -89,7 +89,7 @@ __device__ __forceinline__ void in_row(const SamplerBlock& b, const WalkInstruct
   __syncthreads();
 }
 
-__global__ void __launch_bounds__(MOST_THREADS, 1) sampler_walk_kernel(const __grid_constant__ SamplerWalkCall call) {
+__global__ void __launch_bounds__(MOST_THREADS, 1) sampler_walk_kernel(const __grid_constant__ SamplerLaunch call) {
   const SamplerBlock b(call, regions_of(call.shape, call.division));
   b.load();
   for (int y = 0; y <= call.last_row; ++y) {
@@ -97,7 +97,7 @@ __global__ void __launch_bounds__(MOST_THREADS, 1) sampler_walk_kernel(const __g
     __syncthreads();
     const Pair<int> row = b.phase(0);
     for (int k = row.x; k < row.y; ++k) {
-      const WalkInstruction in = b.instruction(k);
+      const DeviceInstruction in = b.instruction(k);
       if (y >= in.first_row) in_row(b, in, y);
     }
     const bool last_row = y == call.last_row;
@@ -107,7 +107,7 @@ __global__ void __launch_bounds__(MOST_THREADS, 1) sampler_walk_kernel(const __g
       for (int step = 0; step <= last_step; ++step) {
         const Pair<int> phase = b.phase(1 + step);
         for (int k = phase.x; k < phase.y; ++k) {
-          const WalkInstruction in = b.instruction(k);
+          const DeviceInstruction in = b.instruction(k);
           if (x >= in.first_column && x < in.last_column && y >= in.first_row) at_pixel(b, in, y, x);
         }
       }
@@ -139,7 +139,7 @@ SamplerDivision divide_sampler(const SamplerShape& shape, int batch, const Sampl
   return d;
 }
 
-const char* sampler_walk(const SamplerWalkCall& call, void* stream) {
+const char* launch_sampler(const SamplerLaunch& call, void* stream) {
   const SamplerDivision& d = call.division;
   return launch(sampler_walk_kernel, {d.slices, d.threads, 1, d.shared_bytes}, stream, call);
 }
