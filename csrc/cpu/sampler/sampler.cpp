@@ -17,7 +17,7 @@
 #include <stdlib.h>
 #include <time.h>
 
-#include "cpu/sampler/interpreter.h"
+#include "cpu/sampler/interpreter.cpp"
 
 namespace gk::GK_ISA {
 

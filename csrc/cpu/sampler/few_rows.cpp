@@ -3,7 +3,6 @@
 // One row leaves gemm_tile only NR chains of multiply-adds, far from the 8 that hide their latency. Here several panels
 // are taken at once, or where there is one only, several reduction steps. The weight is read once, from L2 or L3: that
 // is the bound, 2 operations for every 4 bytes and row.
-#pragma once
 
 #include "cpu/core/gemm_tile.h"
 

@@ -4,10 +4,9 @@
 // the images at one pixel in a step. They are read where they lie, through one pointer each; segments are the taps, those
 // that lie side by side joined. A tile of results goes through L1, where bias, terms, partial sum and activation are put
 // to it on its way into the value's memory.
-#pragma once
 
-#include "cpu/sampler/draw.h"
-#include "cpu/sampler/product.h"
+#include "cpu/sampler/draw.cpp"
+#include "cpu/sampler/few_rows.cpp"
 
 namespace gk::GK_ISA {
 
