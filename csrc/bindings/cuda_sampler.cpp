@@ -56,7 +56,7 @@ class CudaSamplerPlan {
     }
   }
 
-  // What the kernel reads of the program, for the device.
+  // The program as the kernel reads it, to be copied to the device.
   py::bytes tables() const {
     std::string bytes;
     const auto append = [&](const auto& record) {
@@ -93,7 +93,7 @@ class CudaSamplerPlan {
     call.shape = shape_;
     call.images = whole(run.images);
     call.division = divide(call.images, limits);
-    records_.require(call.division.fits, "it does not fit this device: look at `division` first");
+    records_.require(call.division.fits, "it does not fit this device: see `division`");
     call.tables = reinterpret_cast<const int*>(tables);
     call.weights = reinterpret_cast<const float*>(weights);
     call.floats = reinterpret_cast<const float*>(floats);
@@ -157,7 +157,7 @@ class CudaSamplerPlan {
     return d;
   }
 
-  // How many rows the spans of an instruction have, one span after the other.
+  // The rows of an instruction: those of its spans, one behind the other.
   int64_t rows_of_spans(const SamplerInstruction& i) const {
     int64_t rows = 0;
     for (int64_t k = i.spans; k < i.spans + i.span_count; ++k) {

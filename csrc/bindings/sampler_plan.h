@@ -159,7 +159,7 @@ inline std::vector<SamplerConstant> sampler_constants(const SamplerAddresses& gi
   return result;
 }
 
-// What one run is given, by name. Local to its module: genkernels._C and the emulated module have one each.
+// Arguments of one run, by name. Local to its module: genkernels._C and the emulated module have one each.
 inline void bind_sampler_run(py::module_& m) {
   using Address = std::uintptr_t;
   const auto make = [](int64_t images, Address levels, Address free, Address uniforms, Address logits,

@@ -1,4 +1,4 @@
-"""From a model to its program, and keeping it for as long as it holds."""
+"""Compilation of a model to its program, which is kept for as long as it holds."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def compile_program(
     change of a tensor leaves a trace. The model is taken as it is in ``eval()``, and must be in it.
 
     Args:
-        model: whose weights count.
+        model: the module with the weights.
         predict: (image as the model sees it [n, C, H, W], condition) -> logits [n, levels, C, H, W].
         shape: (n, C, H, W); n matters with a condition alone.
         table: [levels], the image's values for each level, in the model's dtype and on its device.

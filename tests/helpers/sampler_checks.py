@@ -1,4 +1,4 @@
-"""What the tests of the native executors of sampling programs share: drawing, comparing, and programs made by hand."""
+"""Shared parts of the native executors' tests: drawing, comparing, and programs made by hand."""
 
 from __future__ import annotations
 

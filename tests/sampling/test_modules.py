@@ -1,4 +1,4 @@
-"""How the modules of the sampler stand on each other."""
+"""Imports among the modules of the sampler go in one direction."""
 
 import ast
 from graphlib import TopologicalSorter

@@ -91,7 +91,8 @@ int64_t Interpreter::spans_before(const SamplerInstruction& in, int64_t span, in
   return span;
 }
 
-// What is in `staging_`, [count][width] for columns of the weight's rows from `column` on, into the value.
+// Stores `staging_`, [count][width] for rows of the weight from `column` on, into the value, after bias, terms, partial
+// sum and activation.
 void Interpreter::finish(const SamplerInstruction& in, int64_t span, int64_t last_span, int64_t column, int64_t first,
             int64_t count, int64_t width) {
   const auto function = in.function;

@@ -1,6 +1,6 @@
-// Sampling programs on the CPU: images are drawn from the first pixel to the last without a word of Python.
+// Sampling programs on the CPU: images are drawn from the first pixel to the last without returning to Python.
 //
-// Tiling: threads take chunks of images and walk them independently of each other, 12 at most, so that two tiles of the
+// Tiling: threads take chunks of images, 12 at most, and draw them independently of each other, so that two tiles of the
 // products share a panel of weights and the caches of the values (rings of the few rows that are still read, row by row
 // [column][channel]) stay near. In the row phase rows of the products are all columns of all images of the chunk, at a
 // pixel the images.

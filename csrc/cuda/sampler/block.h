@@ -1,4 +1,4 @@
-// What a block that draws images has at hand: its program in shared memory, and where every value lies.
+// State of a block that draws images: its program in shared memory, and where every value lies.
 #pragma once
 
 #include "cuda/core/common.h"
@@ -132,7 +132,7 @@ class SamplerBlock {
     return found;
   }
 
-  // What is added to row n of an affine instruction besides the product: terms, and the sum that is there already.
+  // Summands of row n of an affine instruction besides the product: terms, and the sum that is there already.
   __device__ __forceinline__ float extra(const DeviceInstruction& in, const Channels& channels, int image, int x,
                                          const float* target) const {
     float sum = 0.0f;

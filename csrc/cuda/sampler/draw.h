@@ -47,7 +47,7 @@ GK_NOINLINE inline __device__ double exact_exponential(double x) { return exp(x)
 constexpr int NO_LEVEL = -1;
 
 // The level of a warp, or NO_LEVEL, the same in every lane. A function of its own, as is the exponential: their
-// registers would be too many beside the walk's.
+// registers would be too many beside the interpreter's.
 GK_NOINLINE inline __device__ int draw_level(const float* logits, int levels, int lane, double u, double temperature,
                                              int top_k) {
   constexpr double UNSURE = 4e-6;  // of the total; float32 rounding of exponent and exponential stays below 1e-6

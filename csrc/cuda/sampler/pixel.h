@@ -14,7 +14,7 @@ namespace gk::cuda {
 constexpr int LEAST_LANES = 4;
 constexpr int LOADS = 4;  // on their way at a time
 
-// What the taps read for each image, [image][columns], filled up with zeros to whole quads.
+// Gathers the channels that the taps read, [image][columns], filled up with zeros to whole quads.
 __device__ __forceinline__ void gather_pixel(const SamplerBlock& b, const DeviceInstruction& in, int x, int columns) {
   const int first_place = in.places + 1 + in.operands, items = in.segments * b.images;
   for (int base = b.warp; base < items; base += LOADS * b.warps) {

@@ -2,7 +2,7 @@
 //
 // On the tensor cores, in three TF32 products for one of float32: what is drawn should not depend on the device. The
 // block gathers 32 rows and 64 reductions at a time into shared memory; a warp multiplies 16 of these rows by 16 rows
-// of the weight, which it reads from L2 in the order in which its lanes want them.
+// of the weight, which it reads from L2 in the order in which its lanes multiply them.
 #pragma once
 
 #include "cuda/sampler/block.h"

@@ -1,6 +1,6 @@
-// Draws images from the first pixel to the last in one launch, by a sampling program.
+// Sampling programs on a GPU: images are drawn from the first pixel to the last in one launch.
 //
-// Tiling: a block walks a few images (as many as let all multiprocessors work) through the whole program, instruction
+// Tiling: a block takes a few images (as many as let all multiprocessors work) through the whole program, instruction
 // after instruction, with a block barrier between: no block waits for another, nothing returns to the host. In the row
 // phase rows of the products are all columns of all images of the block, on the tensor cores (sampler/row.h); at a
 // pixel the images, with the reduction spread over lanes (sampler/pixel.h). All is float32, so levels are those of the
@@ -10,7 +10,7 @@
 // room for from there, the others from L2. What images keep (rings of the few rows that are still read) lies in global
 // memory, of which a block touches a few hundred KB at a time: L2.
 //
-// What bounds it is latency: two barriers, a gather from L2 and a product for each of a pixel's instructions. PixelCNN
+// It is bound by latency: two barriers, a gather from L2 and a product for each of a pixel's instructions. PixelCNN
 // of 7 layers, h = 64, 256 levels, 28 x 28, 128 images, one in each block of an H100, a pixel:
 //   weights   308 KB, 220 KB of them resident: 1700 clocks at 128 bytes, and 88 KB from L2 at ~30 bytes: 2900 clocks
 //   the rest  9 sums and a draw, each ~600 clocks of latency from the gather to the barrier: 6000 clocks
@@ -65,7 +65,7 @@ __device__ __forceinline__ void cell(const SamplerBlock& b, const DeviceInstruct
   }
 }
 
-// --- the walk ---
+// --- the interpreter ---
 
 __device__ __forceinline__ void at_pixel(const SamplerBlock& b, const DeviceInstruction& in, int y, int x) {
   switch (static_cast<SamplerKind>(in.kind)) {

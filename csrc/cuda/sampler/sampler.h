@@ -1,5 +1,5 @@
-// Sampling programs on a GPU: what the launcher takes, and the plan that says how a batch is divided.
-// sampler_records.h has the records as they arrive; how they are walked here, sampler/sampler.cu tells.
+// Sampling programs on a GPU: arguments of the launch, and the division of a batch among blocks.
+// sampler_records.h has the records as they arrive, sampler/sampler.cu the kernel.
 #pragma once
 
 #include <cstdint>

@@ -1,6 +1,6 @@
-"""A sampling program as flat records for the native executors: what every instruction reads and writes.
+"""Packing of a sampling program into flat records for the native executors; each executor packs weights in its own way.
 
-How weights are packed, each executor says in a packer of its own.
+Records say where every value lies, and what every instruction reads and writes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Runs a sampling program in plain PyTorch: works in every dtype and on every device, and is the oracle.
+"""PyTorch executor of sampling programs: works in every dtype and on every device, and is the oracle.
 
 Every value is kept for the whole image, with a margin that holds what it reads as outside; a row instruction is one
 matrix product over the columns of the row and the images, a step's one over the images.
@@ -202,7 +202,7 @@ _BINARY: dict[str, Any] = {"add": torch.add, "sub": torch.sub, "mul": torch.mul,
 
 
 def evaluate(function: Function, a: Tensor, b: Tensor | None = None) -> Tensor:
-    """A function of the tables in program.py."""
+    """A function of UNARY or BINARY."""
     name, p = function.name, function.parameters
     if b is not None:
         if name == "gate":
@@ -228,6 +228,6 @@ def evaluate(function: Function, a: Tensor, b: Tensor | None = None) -> Tensor:
 
 
 def bytes_per_image(program: Program) -> int:
-    """What an image of the batch takes in memory, margins left out."""
+    """Bytes of memory for an image of the batch, margins left out."""
     channels = sum(value.channels for value in program.values)
     return channels * program.height * program.grid_width * program.table.element_size()

@@ -114,6 +114,6 @@ class Records:
     phases: list[PhaseRecord]
 
     def by_name(self) -> dict[str, Any]:
-        """What the native plans take: lists by name, records as dicts of their fields."""
+        """As the native plans take them: lists by name, records as dicts of their fields."""
         lists = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "sizes"}
         return {"sizes": vars(self.sizes)} | {name: [vars(one) for one in made] for name, made in lists.items()}

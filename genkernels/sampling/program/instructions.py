@@ -5,9 +5,9 @@
 on the right works on more columns). Value 0 is the image as the model sees it, ``table[level]``, in its own columns.
 Whatever lies outside a value's support (rows before ``first_row``, columns outside ``columns``, anything outside the
 grid) is never written and reads as ``outside``: zero, but for the states of an LSTM with a learned initial state. A
-value may also be a constant: known before the walk, a vector for each image or a whole map.
+value may also be a constant: known before the first pixel, a vector for each image or a whole map.
 
-**The walk.** ::
+**The sweep.** ::
 
     for y in range(height):
         program.row                    at row y, each instruction for all columns of its value's support
@@ -121,7 +121,7 @@ UNARY = {
     "clamp": "min(max(x, p0), p1)",
     "scale": "p0 * x + p1",
 }
-"""What a :class:`Function` can be; p0, p1, ... are its parameters."""
+"""Functions of one number, by name; p0, p1, ... are the parameters of a :class:`Function`."""
 
 BINARY = {
     "add": "a + b",
@@ -216,7 +216,7 @@ class Scan:
     """A part of the row phase that goes along the row, from the last column to the first.
 
     At each column the instructions of ``body`` are run at (y, x); of the values that they write themselves they read
-    row y at dx = 1. The Diagonal LSTM's walk from the right is one; its row y is row y - 1 of the image.
+    row y at dx = 1. The right-to-left direction of the Diagonal LSTM is one; its row y is row y - 1 of the image.
     """
 
     name: str
@@ -245,7 +245,7 @@ Instruction = Affine | Pointwise | Cell | Scan | Draw
 
 
 def reads_of(instruction: Instruction) -> list[Read]:
-    """What an instruction reads of values, the gates and the logits included."""
+    """Every read of an instruction, the gates and the logits included."""
     if isinstance(instruction, Affine):
         return [*instruction.taps, *instruction.terms]
     if isinstance(instruction, Pointwise):

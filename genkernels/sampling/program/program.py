@@ -1,4 +1,4 @@
-"""The program of one model: its values, and its instructions by phase; instructions.py says what they mean."""
+"""Program of one model: its values, and its instructions by phase; their meaning is defined in instructions.py."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ class Program:
 
     Attributes:
         height, width: of the image.
-        grid_width: columns of the walk, at least ``width``.
+        grid_width: columns of the sweep, at least ``width``.
         colours: sub-pixels of a pixel.
         levels: values of a sub-pixel.
         table: [levels], the model's input for each level.
         values: by index; value 0 is the image.
         row: instructions of the row phase.
         steps: for each step 0 .. colours, its instructions; those before the last end with their Draw.
-        cache: what an executor wants to keep with the program (packed weights, say), under its own name; shared by the
-            programs for parts of the batch, so nothing of the constants' content.
+        cache: data that executors keep with the program (packed weights, say), by executor; shared by the programs for
+            parts of the batch, so nothing of the constants' content.
     """
 
     height: int

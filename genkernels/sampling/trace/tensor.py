@@ -1,4 +1,4 @@
-"""The tensor that a model is traced with: without storage, it knows what its elements are, and who shares them."""
+"""The traced tensor: without storage, a record of its elements and of the tensors that share its memory."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Recorder(Protocol):
 
 
 class Traced(Tensor):
-    """A tensor without storage that knows the nodes it is made of, as a plane, an index, or both.
+    """A tensor without storage; its elements are those of nodes, recorded as a plane, an index, or both.
 
     Attributes:
         memory: the tensors that share their elements, in the order in which they were made: the first has memory of its

@@ -1,9 +1,9 @@
-"""Runs a model on a tensor that only records what is done with it.
+"""Trace of a model: its forward pass on a tensor that records the operators applied to it.
 
 The image handed to the model is a tensor without storage. Every operator of PyTorch that meets it, whatever module,
 function or method it came from, ends in ``__torch_dispatch__``: there it becomes a node of the graph, or rearranges
-channels. Everything else, masks multiplied onto weights, embeddings of a condition, is computed as it is. So the
-model's Python code runs as usual, conditions and loops included, and a handful of operators is all there is to know.
+channels. Everything else, masks multiplied onto weights, embeddings of a condition, is computed as usual. So the
+model's Python code runs unchanged, conditions and loops included, and the table of operators stays short.
 """
 
 from __future__ import annotations
@@ -208,7 +208,7 @@ class Tracer:
         if name in self.operators.in_place:
             result = self.operators.in_place[name](self, *args, **kwargs)
         else:
-            self.operator = name[:-1]  # handlers of several operators ask which it is
+            self.operator = name[:-1]  # read by handlers of several operators
             result = self._compute(self.operator, args, kwargs)
         if result.shape != target.shape:
             result = result.expand(target.shape)
@@ -216,7 +216,7 @@ class Tracer:
         return target
 
     def _quickly(self, name: str, x: Any, *args: Any) -> Any:
-        """What is common, without indices, which are slow where images are large; None for all else."""
+        """Common operators without indices, which are slow where images are large; None for all others."""
         if not isinstance(x, Traced) or x.dim() != 4:
             return None
         batch, channels, height, width = x.shape
@@ -352,7 +352,7 @@ class _NoRandomNumbers(TorchDispatchMode):
 
 
 def _one_channel(a: Any, shape: torch.Size) -> Any:
-    """What broadcasts to [N, H, W] as what broadcasts to [N, 1, H, W]; numbers as they are."""
+    """A tensor that broadcasts to [N, H, W] as one that broadcasts to [N, 1, H, W]; numbers as they are."""
     if not isinstance(a, Tensor) or a.dim() == 0:
         return a
     if isinstance(a, Traced):
