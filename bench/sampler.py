@@ -36,7 +36,7 @@ from bench.core.session import CPU, Budget, Device, Session, command_line, gpu
 from genkernels import sampling
 from genkernels.models import CausalAudioNet, GatedPixelCNN, PixelCNN, PixelRNN
 from genkernels.sampling.executors import pytorch, registry
-from genkernels.sampling.executors.run_arguments import Walk
+from genkernels.sampling.executors.run_arguments import Run
 from genkernels.sampling.request import Request, check_request
 from genkernels.timing import Timing, interleave, summarise
 
@@ -120,8 +120,8 @@ class Sampling:
             known=None, temperature=1.0, top_k=None, generator=None,
         )  # fmt: skip
 
-    def walk(self) -> Walk:
-        return registry.walk_of(self.request(), slice(0, self.case.batch), lambda y: None)
+    def run(self) -> Run:
+        return registry.run_of(self.request(), slice(0, self.case.batch), lambda y: None)
 
     @torch.no_grad()
     def draw(self, backend: str | None = None) -> Tensor:
@@ -229,7 +229,7 @@ def measure_on_gpu(session: Session, case: Case, backend: str = "cuda") -> list[
     sampling = Sampling(case, session.device, backend)
     sampling.check_on_gpu()
     _, height, width = case.size
-    whole, middle = sampling.walk(), pytorch.Execution(sampling.program, sampling.walk())
+    whole, middle = sampling.run(), pytorch.Execution(sampling.program, sampling.run())
     timings = session.time({
         OURS: sampling.draw,
         OURS + GRAPH: captured(lambda: registry.choose(sampling.program, backend).run(sampling.program, whole)),

@@ -1,64 +1,119 @@
-// A sampling program as flat records: what genkernels/sampling/executors/records.py packs and both native executors walk
-// (genkernels/sampling/program/instructions.py says what a program means). Indices into arrays that the plan owns, counted in
-// floats.
+// Records of a packed sampling program, and what one run of it is given: the common ground of both native executors.
+//
+// genkernels/sampling/executors/packing.py makes the records (genkernels/sampling/program/instructions.py says what a
+// program means). Every record lists its fields once, here: the struct follows from the list, and so does the reading of
+// a record by the names of its fields in bindings/sampler_plan.h, so their order means nothing outside of this file.
+// Fields that point into another list, or into the plan's floats, count its elements from 0.
 #pragma once
 
 #include <cstdint>
 
 namespace gk {
 
+#define GK_SAMPLER_MEMBER(type, name) type name;
+#define GK_SAMPLER_VISIT(type, name) visit(#name, name);
+#define GK_SAMPLER_ENUMERATOR(name) name,
+#define GK_SAMPLER_RECORD(Record, FIELDS)     \
+  struct Record {                             \
+    FIELDS(GK_SAMPLER_MEMBER)                 \
+    template <class Visit>                    \
+    void for_each_field(const Visit& visit) { \
+      FIELDS(GK_SAMPLER_VISIT)                \
+    }                                         \
+  };
+
+#define GK_SAMPLER_SIZES(FIELD)                                                                      \
+  FIELD(int64_t, height) FIELD(int64_t, width)                                                       \
+  FIELD(int64_t, grid_width)   /* columns of the sweep over a row */                                 \
+  FIELD(int64_t, colours) FIELD(int64_t, levels)                                                     \
+  FIELD(int64_t, image_floats) /* what an image keeps */                                             \
+  FIELD(int64_t, table)        /* in `floats`: [levels], the image as the model sees it */
+GK_SAMPLER_RECORD(SamplerSizes, GK_SAMPLER_SIZES)
+
 // A value in memory: (y, x) of an image stands at offset + (y mod rows) * row_stride + (x - first_column) *
-// column_stride, in the image's own memory or, external >= 0, in a constant that came from outside.
-// `columns` are kept; at the start of the walk all pixels hold the `channels` floats at `outside`, or zero where that is -1.
-struct SamplerBuffer {
-  int64_t offset, rows, row_stride, column_stride, first_column, columns, channels, outside, external;
-};
+// column_stride, in the image's own memory or, external >= 0, in the constant map of that number. `columns` are kept; before
+// the first row all pixels hold the `channels` floats at `outside`, or zero where that is -1.
+#define GK_SAMPLER_BUFFER(FIELD)                                                                     \
+  FIELD(int64_t, offset) FIELD(int64_t, rows) FIELD(int64_t, row_stride) FIELD(int64_t, column_stride) \
+  FIELD(int64_t, first_column) FIELD(int64_t, columns) FIELD(int64_t, channels)                      \
+  FIELD(int64_t, outside) FIELD(int64_t, external)
+GK_SAMPLER_RECORD(SamplerBuffer, GK_SAMPLER_BUFFER)
+
+// A constant vector: `length` floats at `offset` of every image's memory, written before the first row.
+#define GK_SAMPLER_VECTOR(FIELD) FIELD(int64_t, offset) FIELD(int64_t, length)
+GK_SAMPLER_RECORD(SamplerVector, GK_SAMPLER_VECTOR)
 
 // Channels [channel, channel + length) of a value at (y + dy, x + dx).
-struct SamplerPlace {
-  int64_t value, dy, dx, channel, length;
-};
+#define GK_SAMPLER_PLACE(FIELD) \
+  FIELD(int64_t, value) FIELD(int64_t, dy) FIELD(int64_t, dx) FIELD(int64_t, channel) FIELD(int64_t, length)
+GK_SAMPLER_RECORD(SamplerPlace, GK_SAMPLER_PLACE)
 
 // Segments [first, last) of an instruction, which move by the same stride from column to column.
-struct SamplerGroup {
-  int64_t first, last, column_stride, external;
-};
+#define GK_SAMPLER_GROUP(FIELD) \
+  FIELD(int64_t, first) FIELD(int64_t, last) FIELD(int64_t, column_stride) FIELD(int64_t, external)
+GK_SAMPLER_RECORD(SamplerGroup, GK_SAMPLER_GROUP)
 
 constexpr int SAMPLER_OPERANDS = 4;
+using SamplerOperands = int64_t[SAMPLER_OPERANDS];
 
-// `length` channels that lie side by side in the result and in every operand. `at` counts rows of the weight; a run
-// does not reach from one panel into the next.
-struct SamplerRun {
-  int64_t at, length, channel, operand[SAMPLER_OPERANDS];
-};
+// `length` channels that lie side by side in the result, from `channel` on, and in every operand, from its entry of
+// `operand` on. `at` counts rows of the weight; a span does not reach from one panel into the next.
+#define GK_SAMPLER_SPAN(FIELD) \
+  FIELD(int64_t, at) FIELD(int64_t, length) FIELD(int64_t, channel) FIELD(SamplerOperands, operand)
+GK_SAMPLER_RECORD(SamplerSpan, GK_SAMPLER_SPAN)
 
-enum class SamplerKind : int64_t { affine, pointwise, cell, scan, draw };
+#define GK_SAMPLER_KINDS(NAME) NAME(affine) NAME(pointwise) NAME(cell) NAME(scan) NAME(draw)
+enum class SamplerKind : int64_t { GK_SAMPLER_KINDS(GK_SAMPLER_ENUMERATOR) };
 
-// The order of UNARY and then BINARY in program.py.
-enum class SamplerFunction : int64_t {
-  copy, relu, tanh, sigmoid, exp, silu, gelu, gelu_tanh, elu, leaky_relu, softplus, clamp, scale,
-  add, sub, mul, div, gate
-};
+// UNARY and BINARY of genkernels/sampling/program/instructions.py.
+#define GK_SAMPLER_FUNCTIONS(NAME)                                                                   \
+  NAME(copy) NAME(relu) NAME(tanh) NAME(sigmoid) NAME(exp) NAME(silu) NAME(gelu) NAME(gelu_tanh)     \
+  NAME(elu) NAME(leaky_relu) NAME(softplus) NAME(clamp) NAME(scale)                                  \
+  NAME(add) NAME(sub) NAME(mul) NAME(div) NAME(gate)
+enum class SamplerFunction : int64_t { GK_SAMPLER_FUNCTIONS(GK_SAMPLER_ENUMERATOR) };
 
 // Its places stand one after the other: what is written, `operands` operands (terms), `segments` segments. A cell has
-// hidden, state and memory, then previous and gates. A scan's body is instructions [body, body + count).
-struct SamplerInstruction {
-  int64_t kind;
-  int64_t first_row, first_column, last_column;  // of the value written
-  int64_t function, parameters;                  // where its parameters stand in `floats`
-  int64_t accumulate;
-  int64_t places, operands, segments;
-  int64_t groups, arena_groups, group_count;  // those in the image's own memory come first
-  int64_t runs, run_count;
-  int64_t rows, reductions;  // of the weight
-  int64_t weight, bias;      // in `floats`; the weight in panels, the bias filled up to whole panels
-  int64_t body, count;
-  int64_t number;  // a cell's units, the colour of a draw
-};
+// hidden, state and memory, then previous and gates.
+#define GK_SAMPLER_INSTRUCTION(FIELD)                                                                \
+  FIELD(SamplerKind, kind)                                                                           \
+  FIELD(int64_t, first_row) FIELD(int64_t, first_column) FIELD(int64_t, last_column) /* of the value written */ \
+  FIELD(SamplerFunction, function) FIELD(int64_t, parameters) /* where they stand in `floats` */     \
+  FIELD(int64_t, accumulate)                                                                         \
+  FIELD(int64_t, places) FIELD(int64_t, operands) FIELD(int64_t, segments)                           \
+  FIELD(int64_t, groups) FIELD(int64_t, group_count)                                                 \
+  FIELD(int64_t, arena_groups) /* those in the image's own memory, which come first */               \
+  FIELD(int64_t, spans) FIELD(int64_t, span_count)                                                   \
+  FIELD(int64_t, rows) FIELD(int64_t, reductions) /* of the weight */                                \
+  FIELD(int64_t, weight) FIELD(int64_t, bias)     /* where they start; packed as the executor reads them */ \
+  FIELD(int64_t, body) FIELD(int64_t, count)      /* of a scan: instructions [body, body + count) */ \
+  FIELD(int64_t, number)                          /* a cell's units, the colour of a draw */
+GK_SAMPLER_RECORD(SamplerInstruction, GK_SAMPLER_INSTRUCTION)
 
 // Instructions [first, last) of a phase.
-struct SamplerPhase {
-  int64_t first, last;
+#define GK_SAMPLER_PHASE(FIELD) FIELD(int64_t, first) FIELD(int64_t, last)
+GK_SAMPLER_RECORD(SamplerPhase, GK_SAMPLER_PHASE)
+
+#undef GK_SAMPLER_MEMBER
+#undef GK_SAMPLER_VISIT
+#undef GK_SAMPLER_ENUMERATOR
+#undef GK_SAMPLER_RECORD
+
+// Images to draw, up to the last open sub-pixel of any.
+struct SamplerRun {
+  int64_t images;
+  uint8_t* levels;         // [images, C, H, W], read where known, written where free
+  const uint8_t* free;     // the same shape
+  const double* uniforms;  // the same shape
+  float* logits;           // [images, levels, C, H, W], or nullptr
+  double temperature;
+  int64_t top_k;           // 0 for all
+  int64_t last_row, last_column, last_colour;
+};
+
+// A constant map or vector: one for each image, or image_stride 0 where one serves all.
+struct SamplerConstant {
+  const float* data;
+  int64_t image_stride;
 };
 
 }  // namespace gk

@@ -184,30 +184,18 @@ def instance_norm_backward(
     sums: int,
 ) -> None: ...
 
-# Sampling programs. Records of whole numbers are those of csrc/sampler_records.h; constants are (address, stride from
-# image to image, offset, length). `levels`, `free` (bytes) and `uniforms` (float64) are [images, C, H, W], `logits`
-# float32 [images, levels, C, H, W] or 0. False where memory for the values ran out. sampler_panel: (columns, lanes).
-_Records = list[list[int]]
-_Constant = tuple[int, int, int, int]
+# Sampling programs. `records` are those of csrc/sampler_records.h by name, each a dict of its fields by name. Of a run,
+# `levels`, `free` (bytes) and `uniforms` (float64) are [images, C, H, W], `logits` float32 [images, levels, C, H, W] or
+# 0, `last` is (row, column, colour); it gives a sub-pixel whose logits are no distribution, or -1. Constants are
+# (address, stride from image to image). sampler_panel: (columns, lanes).
+_Records = dict[str, Any]
+_Constant = tuple[int, int]
 
 def sampler_panel() -> tuple[int, int]: ...
 
-class SamplerPlan:
+class SamplerRun:
     def __init__(
         self,
-        sizes: list[int],
-        floats: int,
-        float_count: int,
-        buffers: _Records,
-        places: _Records,
-        instructions: _Records,
-        groups: _Records,
-        runs: _Records,
-        phases: _Records,
-    ) -> None: ...
-    def run(
-        self,
-        threads: int,
         images: int,
         levels: int,
         free: int,
@@ -216,10 +204,18 @@ class SamplerPlan:
         temperature: float,
         top_k: int,
         last: tuple[int, int, int],
+    ) -> None: ...
+
+class SamplerPlan:
+    def __init__(self, records: _Records, floats: int, float_count: int) -> None: ...
+    def run(
+        self,
+        threads: int,
+        run: SamplerRun,
         maps: list[_Constant],
         vectors: list[_Constant],
         row_done: Callable[[int], None],
-    ) -> bool: ...
+    ) -> int: ...
 
 # The same on a CUDA device; there only where the CUDA part was compiled. `sizes` are N, h, H, W; `exact`: float32
 # products, not TF32; `limits` are multiprocessors, bytes of shared memory of a block, blocks of a cluster. Channels are
@@ -249,21 +245,9 @@ class CudaWavefrontPlan:
     def backward(self, device: int, stream: int, walks: list[_CudaWalkBackward], saved: int) -> None: ...
 
 # Likewise. `weights` are those of the pixel phase, `tables` what tables() gives; both and `floats` on the device, as is
-# `memory`, float32 [images, floats of an image]: zero, or what is read outside of a value, and the vectors. A map is
-# (address, stride from image to image).
+# `memory`, float32 [images, floats of an image]: zero, or what is read outside of a value, and the vectors.
 class CudaSamplerPlan:
-    def __init__(
-        self,
-        weight_count: int,
-        float_count: int,
-        sizes: list[int],
-        buffers: _Records,
-        places: _Records,
-        instructions: _Records,
-        groups: _Records,
-        runs: _Records,
-        phases: _Records,
-    ) -> None: ...
+    def __init__(self, records: _Records, weight_count: int, float_count: int) -> None: ...
     def tables(self) -> bytes: ...
     def division(self, batch: int, limits: tuple[int, int, int]) -> dict[str, int]: ...
     def run(
@@ -275,14 +259,7 @@ class CudaSamplerPlan:
         weights: int,
         floats: int,
         memory: int,
-        maps: list[tuple[int, int]],
-        images: int,
-        levels: int,
-        free: int,
-        uniforms: int,
-        logits: int,
-        temperature: float,
-        top_k: int,
-        last: tuple[int, int, int],
+        maps: list[_Constant],
+        run: SamplerRun,
         undrawable: int,
     ) -> None: ...

@@ -1,11 +1,23 @@
-"""Sampling pixel by pixel at the cost of one forward pass: a model is traced into a program, which executors run."""
+"""Sampling pixel by pixel at the cost of one forward pass: a model is traced into a program, which executors run.
+
+sampler.py        FastSampler, the public class, and the verification of a model before its first use
+sample.py         sampling from a model by its program or, where it has none, by full forward passes
+request.py        checked arguments of a call, for every sampler
+predictor.py      base class of models that describe themselves
+compile.py        the program of a model, kept until a weight changes
+full_forward.py   one forward pass for each sub-pixel: the oracle
+trace/            model -> graph
+scheduling/       graph -> program
+program/          the program: instructions and values
+executors/        PyTorch, CPU and CUDA
+"""
 
 from .compile import compile_program
 from .executors.registry import EXECUTORS, Executor, execute, teacher_forced
 from .full_forward import full_forward_sample
-from .program.instructions import Program
+from .program.program import Program
 from .sample import sample
-from .sampler import FastSampler, Proof, fast_sampler
+from .sampler import FastSampler, Verification, fast_sampler
 from .trace.graph import NotTraceable
 from .trace.tensor import Traced
 
@@ -15,8 +27,8 @@ __all__ = [
     "FastSampler",
     "NotTraceable",
     "Program",
-    "Proof",
     "Traced",
+    "Verification",
     "compile_program",
     "execute",
     "fast_sampler",

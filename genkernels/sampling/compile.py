@@ -1,4 +1,4 @@
-"""From a model to its program, and keeping it for as long as it holds."""
+"""Compilation of a model to its program, which is kept for as long as it holds."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from ..ops.core.torch_internals import tree_flatten
-from .program.instructions import Program
+from .program.program import Program
 from .scheduling.fold import fold
 from .scheduling.lower import lower
 from .scheduling.schedule import schedule
+from .trace.operators import OPERATORS
 from .trace.tracer import trace
 
 Predict = Callable[[Tensor, Any], Tensor]
@@ -43,7 +44,7 @@ def compile_program(
     change of a tensor leaves a trace. The model is taken as it is in ``eval()``, and must be in it.
 
     Args:
-        model: whose weights count.
+        model: the module with the weights.
         predict: (image as the model sees it [n, C, H, W], condition) -> logits [n, levels, C, H, W].
         shape: (n, C, H, W); n matters with a condition alone.
         table: [levels], the image's values for each level, in the model's dtype and on its device.
@@ -63,8 +64,14 @@ def compile_program(
         # In inference mode operators arrive before PyTorch has taken them apart, under autocast with casts.
         with torch.inference_mode(False), torch.no_grad(), torch.autocast(table.device.type, enabled=False):
             graph = trace(
-                lambda x: predict(x, condition), model, (n, *shape[1:]), len(table), table.dtype, table.device
-            )  # fmt: skip
+                lambda x: predict(x, condition),
+                model,
+                shape=(n, *shape[1:]),
+                levels=len(table),
+                dtype=table.dtype,
+                device=table.device,
+                operators=OPERATORS,
+            )
             program = lower(schedule(fold(graph)), table)
         _kept[model] = _Kept(structure, [tensor.detach().clone() for tensor in tensors], program)
         return program

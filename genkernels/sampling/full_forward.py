@@ -1,4 +1,4 @@
-"""Sampling with one full forward pass for each sub-pixel: what works for every model, and the tests' oracle."""
+"""Sampling with one full forward pass for each sub-pixel: it works for every model, and is the oracle of the tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model that itself says what a sampler has to know of it."""
+"""Models that describe themselves to a sampler."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class Predictor:
-    """Base of this package's autoregressive models, of which :func:`genkernels.fast_sampler` asks nothing else.
+    """Base of this package's autoregressive models, which :func:`genkernels.fast_sampler` takes as they are.
 
     Attributes:
         in_channels: sub-pixels of a pixel.

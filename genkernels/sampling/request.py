@@ -1,4 +1,4 @@
-"""What somebody asks for when sampling, checked: the same words for every sampler."""
+"""Checked arguments of a call that samples, with the same messages for every sampler."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sampling from a model, whichever way it can be done."""
+"""Sampling from a model by its program or, where it has none, by full forward passes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``genkernels.fast_sampler``: samples from somebody's own autoregressive model at the cost of one forward pass."""
+"""``genkernels.fast_sampler``: samples from any autoregressive model at the cost of one forward pass."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from .compile import compile_program
 from .executors.draw import has_level, no_level
 from .executors.registry import teacher_forced
 from .predictor import Predictor
-from .program.instructions import Program
+from .program.program import Program
 from .request import Progress, as_size, check_levels, check_request, check_whole
 from .sample import FULL_FORWARD, in_evaluation, sample
 
-PROOF_SIZE = (6, 7)
+VERIFICATION_SIZE = (6, 7)
 MOST_CHANGES = 256  # sub-pixels that are changed in turn; of larger images some
 
 
 @dataclass(frozen=True)
-class Proof:
-    """What was checked before the first use, on random images.
+class Verification:
+    """Result of comparing the program with the model on random images, before the first use.
 
     Attributes:
         size: (height, width) of these images.
@@ -55,7 +55,7 @@ class FastSampler:
     Attributes:
         model: as it was given; its weights may change between calls.
         in_channels, levels: of the images.
-        proof: what was checked; see :class:`Proof`.
+        verification: what was checked before the first use; see :class:`Verification`.
         program: the sampling program of the last call, for reading (``print`` it) and measuring.
     """
 
@@ -68,13 +68,13 @@ class FastSampler:
     ) -> None:
         self.model, self.in_channels, self.levels = model, in_channels, levels
         self.scale = scale
-        self.proof: Proof | None = None
+        self.verification: Verification | None = None
         self.program: Program | None = None
 
     def __repr__(self) -> str:
         return (
             f"FastSampler({type(self.model).__name__}, in_channels={self.in_channels}, levels={self.levels})\n"
-            f"proven {self.proof}"
+            f"verified {self.verification}"
         )
 
     def table(self) -> Tensor:
@@ -147,7 +147,7 @@ class FastSampler:
         return logits.unsqueeze(2) if logits.dim() == 4 else logits
 
     @torch.no_grad()
-    def prove(self, images: Tensor, condition: Any) -> Proof:
+    def verify(self, images: Tensor, condition: Any) -> Verification:
         """Compares the program with the model on images, uint8 [n, C, H, W], and changes their sub-pixels in turn.
 
         Raises:
@@ -187,8 +187,8 @@ class FastSampler:
                     "model: not causal, changing a sub-pixel moves the logits at it or before it by "
                     f"{float(moved.max()):.3g}"
                 )
-        self.proof = Proof((height, width), pairs, error, scale)
-        return self.proof
+        self.verification = Verification((height, width), pairs, error, scale)
+        return self.verification
 
 
 def _distance(a: Tensor, b: Tensor) -> Tensor:
@@ -215,13 +215,13 @@ def fast_sampler(
 ) -> FastSampler:
     """A sampler for a causal model of images that draws them in about the time of one forward pass.
 
-    The model may be anyone's: its forward pass is run once on a tensor that records what happens to it, and becomes a
-    sampling program (:mod:`genkernels.sampling`). Known to it are convolutions that keep the resolution (masked in
+    The model's forward pass is run once on a tensor that records what happens to it, and becomes a sampling program
+    (:mod:`genkernels.sampling`). Supported are convolutions that keep the resolution (masked in
     whatever way), shifts by padding and slicing, splitting, concatenating and permuting channels, sums, products,
     activations, all of them in place too, linear layers on channels that come last, batch norm in evaluation, Row LSTM
-    and Diagonal BiLSTM of this package, and all that does not depend on the image. Before
-    the sampler is handed out, it is compared with the model on random images; see :class:`Proof`. It may be used from
-    many threads at once.
+    and Diagonal BiLSTM of this package, and whatever does not depend on the image. Before
+    the sampler is returned, it is compared with the model on random images; see :class:`Verification`. It may be used
+    from many threads at once.
 
     Args:
         model: maps images [N, C, H, W], as ``scale`` makes them, and a condition where there is one, to logits
@@ -260,6 +260,6 @@ def fast_sampler(
     result = FastSampler(model, in_channels, levels, scale or (lambda x: x / steps))
     if example is None:
         generator = torch.Generator().manual_seed(0)
-        example = torch.randint(0, levels, (2, in_channels, *PROOF_SIZE), generator=generator)
-    result.prove(example.to(result.table().device, torch.uint8), condition)
+        example = torch.randint(0, levels, (2, in_channels, *VERIFICATION_SIZE), generator=generator)
+    result.verify(example.to(result.table().device, torch.uint8), condition)
     return result

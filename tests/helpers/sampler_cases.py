@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from genkernels import sampling
 from genkernels.models import CausalAudioNet, GatedPixelCNN, PixelCNN, PixelRNN
 from genkernels.sampling.executors import pytorch
-from genkernels.sampling.executors.registry import walk_of
-from genkernels.sampling.program.instructions import Program
+from genkernels.sampling.executors.registry import run_of
+from genkernels.sampling.program.program import Program
 from genkernels.sampling.request import Request
 
 
@@ -74,13 +74,13 @@ def random_images(n: int, size: tuple[int, int, int], levels: int, seed: int = 0
 def logits_from_poisoned_memory(program: Program, images: Tensor) -> Tensor:
     """As :func:`sampling.teacher_forced`, with NaN wherever a value is to be written: what is read too early shows."""
     request = Request(images.clone(), torch.ones_like(images, dtype=torch.bool), torch.zeros(images.shape), 1.0, None)
-    walk = walk_of(request, slice(0, len(images)), lambda y: None)
-    walk.free = torch.zeros_like(walk.free)
-    walk.logits = program.table.new_zeros(len(images), program.levels, *images.shape[1:])
-    execution = pytorch.Execution(program, walk)
+    run = run_of(request, slice(0, len(images)), lambda y: None)
+    run.free = torch.zeros_like(run.free)
+    run.logits = program.table.new_zeros(len(images), program.levels, *images.shape[1:])
+    execution = pytorch.Execution(program, run)
     for value, kept in zip(program.values, execution.maps, strict=True):
         if value.constant is None:
             columns = slice(value.columns[0] + kept.left, value.columns[1] + kept.left)
             kept.data[:, kept.top + value.first_row :, columns] = torch.nan
-    execution.run()
-    return walk.logits
+    execution.all_rows()
+    return run.logits

@@ -1,4 +1,4 @@
-"""What the tests of the native executors of sampling programs share: drawing, comparing, and programs made by hand."""
+"""Shared parts of the native executors' tests: drawing, comparing, and programs made by hand."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from genkernels.sampling.program.instructions import (
     Draw,
     Function,
     Pointwise,
-    Program,
     Read,
     Value,
 )
+from genkernels.sampling.program.program import Program
 from genkernels.sampling.request import Request, check_request
 from helpers.sampler_cases import Case
 

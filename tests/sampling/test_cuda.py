@@ -26,7 +26,8 @@ from genkernels import sampling
 from genkernels.models import GatedPixelCNN, PixelCNN
 from genkernels.sampling.executors import cuda, registry
 from genkernels.sampling.executors.pytorch import evaluate
-from genkernels.sampling.program.instructions import Affine, Function, Program
+from genkernels.sampling.program.instructions import Affine, Function
+from genkernels.sampling.program.program import Program
 from genkernels.sampling.request import Request
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -148,14 +149,14 @@ def test_logits_that_are_no_distribution_are_an_error_that_names_the_image(level
     )  # fmt: skip
     moved = {f.name: getattr(request, f.name) for f in dataclasses.fields(request)}
     moved = {name: v.to(place.tensors) if isinstance(v, torch.Tensor) else v for name, v in moved.items()}
-    walk = registry.walk_of(Request(**moved), slice(0, 3), lambda y: None)
-    cuda.run(on(constant_program(good), place.tensors), walk)
-    assert walk.images[1].item() == levels - 1
+    run = registry.run_of(Request(**moved), slice(0, 3), lambda y: None)
+    cuda.run(on(constant_program(good), place.tensors), run)
+    assert run.images[1].item() == levels - 1
     for value, where in [(float("nan"), 0), (float("nan"), levels - 1), (inf, levels // 2), (-inf, slice(None))]:
         bad = good.clone()
         bad[2, where] = value
         with pytest.raises(ValueError, match=r"logits: expected finite .* at image 2, channel 0, row 0, column 0"):
-            cuda.run(on(constant_program(bad), place.tensors), walk)
+            cuda.run(on(constant_program(bad), place.tensors), run)
 
 
 @pytest.mark.parametrize("name", ["pixelcnn colours", "diagonal lstm colours", "gated colours classes", "row lstm"])
@@ -304,7 +305,7 @@ def test_how_a_batch_is_divided_and_what_shared_memory_it_takes_is_on_record(nam
 # --- a GPU's own ways ---
 
 
-def gpu_walk(n=3):
+def gpu_run(n=3):
     case = CASES["gated colours classes"]
     model = case.model(torch.float32).cuda()
     program = program_of(model, n, case.size, case.condition(n).cuda())
@@ -312,35 +313,35 @@ def gpu_walk(n=3):
     free = torch.ones_like(images, dtype=torch.bool)
     uniforms = torch.rand(n, *case.size, generator=torch.Generator().manual_seed(0)).cuda()
     request = Request(images, free, uniforms, 1.0, None)
-    return program, registry.walk_of(request, slice(0, n), lambda y: None)
+    return program, registry.run_of(request, slice(0, n), lambda y: None)
 
 
 @on_gpu
 @torch.no_grad()
 def test_a_captured_graph_draws_what_the_call_draws():
-    program, walk = gpu_walk()
-    cuda.run(program, walk)
-    expected = walk.images.clone()
+    program, run = gpu_run()
+    cuda.run(program, run)
+    expected = run.images.clone()
     graph = torch.cuda.CUDAGraph()
-    walk.images.zero_()
+    run.images.zero_()
     with torch.cuda.graph(graph):
-        cuda.run(program, walk)
+        cuda.run(program, run)
     graph.replay()
-    assert walk.images.equal(expected)
+    assert run.images.equal(expected)
 
 
 @on_gpu
 @torch.no_grad()
 def test_the_kernel_runs_on_the_caller_s_stream():
-    program, walk = gpu_walk()
-    cuda.run(program, walk)
-    expected, uniforms = walk.images.clone(), walk.uniforms.clone()
-    walk.images.zero_(), walk.uniforms.zero_()
+    program, run = gpu_run()
+    cuda.run(program, run)
+    expected, uniforms = run.images.clone(), run.uniforms.clone()
+    run.images.zero_(), run.uniforms.zero_()
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         torch.cuda._sleep(20_000_000)
-        walk.uniforms.copy_(uniforms)  # ready on this stream alone, after the sleep
-        cuda.run(program, walk)
+        run.uniforms.copy_(uniforms)  # ready on this stream alone, after the sleep
+        cuda.run(program, run)
     side.synchronize()
-    assert walk.images.equal(expected)
+    assert run.images.equal(expected)

@@ -106,12 +106,12 @@ def test_completion_temperature_and_top_k_are_those_of_the_models(usual):
     assert calls == [(1, 6), (2, 6), (6, 6)]
 
 
-def test_it_says_what_it_has_proven(usual):
+def test_it_says_what_it_has_verified(usual):
     fast = genkernels.fast_sampler(usual, torch.randint(0, 4, (2, 1, 5, 3)), levels=4)
-    assert fast.proof.size == (5, 3)
-    assert fast.proof.pairs == 2 * 15 * 16 / 2
-    assert fast.proof.error < 1e-12 < fast.proof.scale
-    assert "FastSampler(Usual, in_channels=1, levels=4)\nproven on 5 x 3 images, none of 240 pairs" in repr(fast)
+    assert fast.verification.size == (5, 3)
+    assert fast.verification.pairs == 2 * 15 * 16 / 2
+    assert fast.verification.error < 1e-12 < fast.verification.scale
+    assert "FastSampler(Usual, in_channels=1, levels=4)\nverified on 5 x 3 images, none of 240 pairs" in repr(fast)
 
 
 def test_our_own_models_need_no_further_argument():

@@ -191,7 +191,7 @@ REFUSED = {
         {"conv": conv_b(2, 4), "second": conv_b(4, 4), "out": one(4)},
         "not causal: the logits of colour 0 depend on colour 1 of the same pixel, which layer 'conv' lets through",
     ),
-    "a walk from the right, not shifted": (
+    "a direction from the right, not shifted": (
         lambda self, x: head(self, self.lstm(self.conv(x).flip(3)).flip(3)),
         {"conv": a_layer(), "lstm": RowLSTM(6, 6), "out": one(6)},
         "layer 'flip': the sampler does not know the operator aten::flip",

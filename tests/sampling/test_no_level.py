@@ -98,7 +98,7 @@ class Banning(nn.Module):
 
 def test_a_model_that_bans_levels_gets_a_fast_sampler():
     fast = genkernels.fast_sampler(Banning(), levels=3, in_channels=1)
-    assert math.isfinite(fast.proof.error) and math.isfinite(fast.proof.scale)
+    assert math.isfinite(fast.verification.error) and math.isfinite(fast.verification.scale)
     assert set(fast.sample(8, 6).unique().tolist()) == {0, 2}
 
 

@@ -1,4 +1,4 @@
-"""What becomes of a model: which instructions, when, and what they read."""
+"""The program of a model: which instructions, when, and what they read."""
 
 import pytest
 import torch
@@ -68,7 +68,7 @@ def test_a_condition_is_added_before_the_row_wherever_there_is_work_before_the_r
     assert len(constants) == len(phases) == 5 and set(phases) == {ROW}
 
 
-def test_a_walk_from_the_right_goes_along_the_row_above_before_the_row():
+def test_a_direction_from_the_right_goes_along_the_row_above_before_the_row():
     program = program_of(CASES["diagonal lstm"].model(), 2, (1, 5, 6))
     scans = [i for i in program.row if isinstance(i, Scan)]
     assert len(scans) == 2

@@ -89,9 +89,9 @@ def test_a_batch_too_large_for_the_memory_is_drawn_in_parts(monkeypatch):
     sizes = []
     pytorch = registry.EXECUTORS[-1]
 
-    def run(part, walk):
-        sizes.append(len(walk.images))
-        pytorch.run(part, walk)
+    def run(part, given):
+        sizes.append(len(given.images))
+        pytorch.run(part, given)
 
     monkeypatch.setattr(registry, "MEMORY", 2 * one)
     monkeypatch.setattr(
@@ -119,9 +119,9 @@ def test_nothing_is_computed_behind_the_last_open_sub_pixel(monkeypatch):
     seen = []
     plain = registry.EXECUTORS[-1]
 
-    def run(program, walk):
-        seen.append((walk.last, len(walk.images)))
-        plain.run(program, walk)
+    def run(program, given):
+        seen.append((given.last, len(given.images)))
+        plain.run(program, given)
 
     monkeypatch.setattr(registry, "EXECUTORS", [registry.Executor("torch", plain.refuses, run, plain.bytes_per_image)])
     model = case.model()

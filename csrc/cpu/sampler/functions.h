@@ -1,13 +1,13 @@
-// The functions of a sampling program on vectors (UNARY and BINARY in genkernels/sampling/program/instructions.py), and loads and
+// Functions of a sampling program on vectors (UNARY and BINARY of genkernels/sampling/program/instructions.py), and
 // stores of a part of a vector.
 #pragma once
 
 #include <cmath>
 
-#include "cpu/sampler/sampler.h"
 #include "cpu/core/vector_math.h"
+#include "cpu/sampler/sampler.h"
 
-namespace gk::GK_ISA {
+namespace gk::GK_ISA::sampler {
 
 GK_INLINE void store_part(float* p, Vec v, int64_t count) {
   float lanes[VL];
@@ -73,4 +73,4 @@ inline Vec binary(SamplerFunction function, Vec a, Vec b) {
   }
 }
 
-}  // namespace gk::GK_ISA
+}  // namespace gk::GK_ISA::sampler

@@ -1,6 +1,6 @@
-// Sampling programs on the CPU: images are drawn from the first pixel to the last without a word of Python.
+// Sampling programs on the CPU: images are drawn from the first pixel to the last without returning to Python.
 //
-// Tiling: threads take chunks of images and walk them independently of each other, 12 at most, so that two tiles of the
+// Tiling: threads take chunks of images, 12 at most, and draw them independently of each other, so that two tiles of the
 // products share a panel of weights and the caches of the values (rings of the few rows that are still read, row by row
 // [column][channel]) stay near. In the row phase rows of the products are all columns of all images of the chunk, at a
 // pixel the images.
@@ -14,13 +14,13 @@
 #include "cpu/sampler/sampler.h"
 
 #include <omp.h>
-#include <stdlib.h>
 #include <time.h>
 
 #include "cpu/sampler/interpreter.h"
 
 namespace gk::GK_ISA {
 
+namespace sampler {
 namespace {
 
 constexpr int64_t CHUNK = 2 * MR_MAX;
@@ -32,23 +32,7 @@ double seconds_now() {
   return static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec);
 }
 
-// Memory of zeros, freed on every way out.
-class ZeroMemory {
- public:
-  explicit ZeroMemory(int64_t floats) : data_(static_cast<char*>(calloc(floats * sizeof(float) + ALIGN, 1))) {}
-  ~ZeroMemory() { free(data_); }
-  ZeroMemory(const ZeroMemory&) = delete;
-  ZeroMemory& operator=(const ZeroMemory&) = delete;
-  float* data() const {
-    return data_ ? reinterpret_cast<float*>(data_ + ALIGN - reinterpret_cast<uintptr_t>(data_) % ALIGN) : nullptr;
-  }
-
- private:
-  static constexpr uintptr_t ALIGN = 64;
-  char* data_;
-};
-
-// What the threads of a run share.
+// State that the threads of a run share.
 struct Team {
   const SamplerCall& call;
   int64_t chunks, next = 0, rows = 0;  // the next chunk to take; rows finished, those of all chunks together
@@ -64,18 +48,19 @@ struct Team {
   }
 };
 
-void walk_chunk(Team& team, SamplerWalk& walk, bool calling, double& next_poll) {
+// Draws the images of a chunk, from the first pixel to the last that is open.
+void draw_chunk(Team& team, Interpreter& interpreter, bool calling, double& next_poll) {
   const SamplerCall& call = team.call;
-  const SamplerProgram& p = call.program;
+  const SamplerRun& run = call.run;
   int64_t pixels = 0;
-  for (int64_t y = 0; y <= call.last_row; ++y) {
-    walk.start_row(y);
-    const bool last_row = y == call.last_row;
-    const int64_t width = last_row ? call.last_column + 1 : p.grid_width;
+  for (int64_t y = 0; y <= run.last_row; ++y) {
+    interpreter.start_row(y);
+    const bool last_row = y == run.last_row;
+    const int64_t width = last_row ? run.last_column + 1 : call.program.sizes.grid_width;
     for (int64_t x = 0; x < width; ++x) {
       if (team.stopped()) return;
-      const int64_t last_step = last_row && x == call.last_column ? call.last_colour : p.colours;
-      for (int64_t step = 0; step <= last_step; ++step) walk.step(step, x);
+      const int64_t last_step = last_row && x == run.last_column ? run.last_colour : call.program.sizes.colours;
+      for (int64_t step = 0; step <= last_step; ++step) interpreter.step(step, x);
       if (calling && ++pixels % 16 == 0 && seconds_now() > next_poll) {
         team.poll();
         next_poll = seconds_now() + POLL_SECONDS;
@@ -87,11 +72,13 @@ void walk_chunk(Team& team, SamplerWalk& walk, bool calling, double& next_poll) 
 }
 
 }  // namespace
+}  // namespace sampler
 
 bool sampler_run(const SamplerCall& call) {
-  const int64_t per_thread = ceil_div(call.images, call.threads);
-  const int64_t rounds = ceil_div(per_thread, CHUNK);
-  const int64_t chunks = min64(rounds * call.threads, call.images);
+  using namespace sampler;
+  const int64_t images = call.run.images, rounds = ceil_div(ceil_div(images, call.threads), CHUNK);
+  const int64_t chunks = min64(rounds * call.threads, images);
+  const int64_t most = ceil_div(images, chunks);  // images of a chunk
   const int threads = static_cast<int>(min64(call.threads, chunks));
   Team team{call, chunks, 0, 0, threads};
 #pragma omp parallel num_threads(threads)
@@ -100,17 +87,16 @@ bool sampler_run(const SamplerCall& call) {
     double next_poll = seconds_now() + POLL_SECONDS;
     if (omp_get_num_threads() < threads && calling)  // fewer came: they share what there is
       __atomic_fetch_sub(&team.busy, threads - omp_get_num_threads(), __ATOMIC_RELAXED);
-    const ZeroMemory memory(SamplerWalk::floats(call.program, ceil_div(call.images, chunks)));
-    if (memory.data()) {
-      SamplerWalk walk(call, memory.data());
+    Interpreter interpreter(call, most);
+    if (interpreter.has_memory()) {
       bool fresh = true;
       while (!team.stopped()) {
         const int64_t chunk = __atomic_fetch_add(&team.next, 1, __ATOMIC_RELAXED);
         if (chunk >= chunks) break;
-        const int64_t first = chunk * call.images / chunks;
-        walk.start(first, (chunk + 1) * call.images / chunks - first, fresh);
+        const int64_t first = chunk * images / chunks;
+        interpreter.start(first, (chunk + 1) * images / chunks - first, fresh);
         fresh = false;
-        walk_chunk(team, walk, calling, next_poll);
+        draw_chunk(team, interpreter, calling, next_poll);
       }
     } else {
       __atomic_store_n(&team.no_memory, 1, __ATOMIC_RELAXED);

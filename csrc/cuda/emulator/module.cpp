@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 
 #include "bindings/cuda.h"
+#include "bindings/sampler_plan.h"
 
 namespace gk::emulator {
 
@@ -11,5 +12,6 @@ void bind_faults(pybind11::module_& m);
 
 PYBIND11_MODULE(genkernels_emulated, m) {
   gk::cuda::bind_kernels(m);
+  gk::bind_sampler_run(m);  // which genkernels._C has with the CPU's bindings
   gk::emulator::bind_faults(m);
 }

@@ -1,4 +1,4 @@
-// What a block that draws images has at hand: its program in shared memory, and where every value lies.
+// State of a block that draws images: its program in shared memory, and where every value lies.
 #pragma once
 
 #include "cuda/core/common.h"
@@ -22,8 +22,8 @@ struct SamplerRegions {
 
 __host__ __device__ inline int phase_ints(const SamplerShape& s) { return round_up(2 * (s.colours + 2), QUAD); }
 __host__ __device__ inline int table_ints(const SamplerShape& s) {
-  return s.instructions * static_cast<int>(sizeof(WalkInstruction) / sizeof(int)) +
-         s.runs * static_cast<int>(sizeof(WalkRun) / sizeof(int)) + phase_ints(s);
+  return s.instructions * static_cast<int>(sizeof(DeviceInstruction) / sizeof(int)) +
+         s.spans * static_cast<int>(sizeof(DeviceSpan) / sizeof(int)) + phase_ints(s);
 }
 
 __host__ __device__ inline SamplerRegions regions_of(const SamplerShape& s, const SamplerDivision& d) {
@@ -58,7 +58,7 @@ struct Standing {
 
 class SamplerBlock {
  public:
-  __device__ SamplerBlock(const SamplerWalkCall& call, const SamplerRegions& regions)
+  __device__ SamplerBlock(const SamplerLaunch& call, const SamplerRegions& regions)
       : call(call),
         shape(call.shape),
         threads(static_cast<int>(blockDim.x)),
@@ -80,22 +80,22 @@ class SamplerBlock {
     for (int i = thread; i < call.division.resident / QUAD; i += threads) weights.put(QUAD * i, from[i]);
     for (int i = thread; i < table_ints(shape); i += threads) tables_.put(i, call.tables[i]);
     for (int i = thread; i < shape.places; i += threads) {
-      const WalkPlace place = static_place(i);
+      const DevicePlace place = static_place(i);
       places_.put(QUAD * i, Quad<int>{{0, place.column_stride, place.external, place.span}});
     }
   }
   // Likewise, for every row.
   __device__ __forceinline__ void start_row(int y) const {
     for (int i = thread; i < shape.places; i += threads) {
-      const WalkPlace place = static_place(i);
+      const DevicePlace place = static_place(i);
       int slot = (y + place.dy) % place.rows;
       if (slot < 0) slot += place.rows;
       places_.put(QUAD * i, place.base + slot * place.row_stride);
     }
   }
 
-  __device__ __forceinline__ WalkInstruction instruction(int k) const {
-    return fetch<WalkInstruction>(tables_, k * static_cast<int>(sizeof(WalkInstruction) / sizeof(int)));
+  __device__ __forceinline__ DeviceInstruction instruction(int k) const {
+    return fetch<DeviceInstruction>(tables_, k * static_cast<int>(sizeof(DeviceInstruction) / sizeof(int)));
   }
   // Instructions [x, y) of a phase: the row's, then those of the steps.
   __device__ __forceinline__ Pair<int> phase(int number) const {
@@ -109,7 +109,7 @@ class SamplerBlock {
   }
   __device__ __forceinline__ const float* at(const Standing& p, int image, int x) const {
     if (p.external < 0) return own(p, image, x);
-    const SamplerMap& map = call.maps[p.external];
+    const SamplerConstant& map = call.maps[p.external];
     return map.data + (first_image + image) * map.image_stride + p.position + x * p.column_stride;
   }
 
@@ -117,13 +117,13 @@ class SamplerBlock {
   struct Channels {
     int value, operand[SAMPLER_OPERANDS];
   };
-  __device__ __forceinline__ Channels channels(const WalkInstruction& in, int n) const {
-    constexpr int RUN = sizeof(WalkRun) / sizeof(int);
-    int at = shape.instructions * static_cast<int>(sizeof(WalkInstruction) / sizeof(int)) + in.runs * RUN;
-    Quad<int> run = tables_.get<Quad<int>>(at);
-    while (n >= run.v[0] + run.v[1]) run = tables_.get<Quad<int>>(at += RUN);
-    const int further = n - run.v[0];
-    Channels found = {run.v[2] + further, {run.v[3] + further, 0, 0, 0}};
+  __device__ __forceinline__ Channels channels(const DeviceInstruction& in, int n) const {
+    constexpr int SPAN = sizeof(DeviceSpan) / sizeof(int);
+    int at = shape.instructions * static_cast<int>(sizeof(DeviceInstruction) / sizeof(int)) + in.spans * SPAN;
+    Quad<int> span = tables_.get<Quad<int>>(at);
+    while (n >= span.v[0] + span.v[1]) span = tables_.get<Quad<int>>(at += SPAN);
+    const int further = n - span.v[0];
+    Channels found = {span.v[2] + further, {span.v[3] + further, 0, 0, 0}};
     if (in.operands > 1) {
       const Quad<int> others = tables_.get<Quad<int>>(at + QUAD);
 #pragma unroll
@@ -132,8 +132,8 @@ class SamplerBlock {
     return found;
   }
 
-  // What is added to row n of an affine instruction besides the product: terms, and the sum that is there already.
-  __device__ __forceinline__ float extra(const WalkInstruction& in, const Channels& channels, int image, int x,
+  // Summands of row n of an affine instruction besides the product: terms, and the sum that is there already.
+  __device__ __forceinline__ float extra(const DeviceInstruction& in, const Channels& channels, int image, int x,
                                          const float* target) const {
     float sum = 0.0f;
 #pragma unroll
@@ -143,15 +143,15 @@ class SamplerBlock {
     return in.accumulate ? sum + *target : sum;
   }
 
-  const SamplerWalkCall& call;
+  const SamplerLaunch& call;
   const SamplerShape& shape;
   const int threads, warps, thread, warp, lane;
   const int first_image, images;  // of this block
   const Shared<float> weights, operands;
 
  private:
-  __device__ __forceinline__ WalkPlace static_place(int k) const {
-    return reinterpret_cast<const WalkPlace*>(call.tables + table_ints(shape))[k];
+  __device__ __forceinline__ DevicePlace static_place(int k) const {
+    return reinterpret_cast<const DevicePlace*>(call.tables + table_ints(shape))[k];
   }
 
   const Shared<int> tables_, places_;
@@ -182,7 +182,7 @@ GK_NOINLINE inline __device__ float seldom_function(SamplerFunction function, co
   }
 }
 
-__device__ __forceinline__ float unary(const SamplerBlock& b, const WalkInstruction& in, float x) {
+__device__ __forceinline__ float unary(const SamplerBlock& b, const DeviceInstruction& in, float x) {
   const auto function = static_cast<SamplerFunction>(in.function);
   if (function == SamplerFunction::copy) return x;
   if (function == SamplerFunction::relu) return x < 0.0f ? 0.0f : x;  // NaN stays NaN

@@ -47,7 +47,7 @@ GK_NOINLINE inline __device__ double exact_exponential(double x) { return exp(x)
 constexpr int NO_LEVEL = -1;
 
 // The level of a warp, or NO_LEVEL, the same in every lane. A function of its own, as is the exponential: their
-// registers would be too many beside the walk's.
+// registers would be too many beside the interpreter's.
 GK_NOINLINE inline __device__ int draw_level(const float* logits, int levels, int lane, double u, double temperature,
                                              int top_k) {
   constexpr double UNSURE = 4e-6;  // of the total; float32 rounding of exponent and exponential stays below 1e-6
@@ -107,8 +107,8 @@ GK_NOINLINE inline __device__ int draw_level(const float* logits, int levels, in
 }
 
 // To be called by the whole block; __syncthreads before what is written is read.
-__device__ __forceinline__ void draw(const SamplerBlock& b, const WalkInstruction& in, int y, int x) {
-  const SamplerWalkCall& call = b.call;
+__device__ __forceinline__ void draw(const SamplerBlock& b, const DeviceInstruction& in, int y, int x) {
+  const SamplerLaunch& call = b.call;
   const int64_t area = static_cast<int64_t>(b.shape.height) * b.shape.width;
   const int64_t pixel = static_cast<int64_t>(y) * b.shape.width + x;
   for (int i = b.warp; i < b.images; i += b.warps) {

@@ -14,8 +14,8 @@ namespace gk::cuda {
 constexpr int LEAST_LANES = 4;
 constexpr int LOADS = 4;  // on their way at a time
 
-// What the taps read for each image, [image][columns], filled up with zeros to whole quads.
-__device__ __forceinline__ void gather_pixel(const SamplerBlock& b, const WalkInstruction& in, int x, int columns) {
+// Gathers the channels that the taps read, [image][columns], filled up with zeros to whole quads.
+__device__ __forceinline__ void gather_pixel(const SamplerBlock& b, const DeviceInstruction& in, int x, int columns) {
   const int first_place = in.places + 1 + in.operands, items = in.segments * b.images;
   for (int base = b.warp; base < items; base += LOADS * b.warps) {
     float values[LOADS];
@@ -62,7 +62,7 @@ __device__ __forceinline__ void add_lanes(float (&sums)[SUMS], int lane, int lan
 
 // Rows first_row and further, as many as a warp takes, for images first_image and further.
 template <int IMAGES>
-__device__ __forceinline__ void multiply_pixel(const SamplerBlock& b, const WalkInstruction& in, int x, int columns,
+__device__ __forceinline__ void multiply_pixel(const SamplerBlock& b, const DeviceInstruction& in, int x, int columns,
                                                int first_row, int first_image) {
   constexpr int SUMS = IMAGES * QUAD, LEFT = SUMS / LEAST_LANES;  // that a lane has, and ends with at most
   const int lane = b.lane % in.lanes, stride = columns + QUAD;
@@ -131,7 +131,7 @@ __device__ __forceinline__ void multiply_pixel(const SamplerBlock& b, const Walk
 }
 
 // To be called by the whole block; __syncthreads before what is written is read.
-__device__ __forceinline__ void pixel_affine(const SamplerBlock& b, const WalkInstruction& in, int x) {
+__device__ __forceinline__ void pixel_affine(const SamplerBlock& b, const DeviceInstruction& in, int x) {
   const int columns = round_up(in.reductions, QUAD);
   gather_pixel(b, in, x, columns);
   __syncthreads();

@@ -2,7 +2,7 @@
 //
 // On the tensor cores, in three TF32 products for one of float32: what is drawn should not depend on the device. The
 // block gathers 32 rows and 64 reductions at a time into shared memory; a warp multiplies 16 of these rows by 16 rows
-// of the weight, which it reads from L2 in the order in which its lanes want them.
+// of the weight, which it reads from L2 in the order in which its lanes multiply them.
 #pragma once
 
 #include "cuda/sampler/block.h"
@@ -14,7 +14,7 @@ constexpr int ROW_STEP = STEP_BYTES / static_cast<int>(sizeof(float));
 
 // Reductions [k0, k0 + ROW_CHUNK) of rows `first` and further, filled up with zeros to whole steps; `segment` is the
 // first that lies there. Returns the first one behind them.
-__device__ __forceinline__ int gather_rows(const SamplerBlock& b, const WalkInstruction& in, int first, int k0,
+__device__ __forceinline__ int gather_rows(const SamplerBlock& b, const DeviceInstruction& in, int first, int k0,
                                            int segment) {
   const int first_place = in.places + 1 + in.operands, columns = in.last_column - in.first_column;
   const int rows = columns * b.images, filled = round_up(in.reductions, ROW_STEP);
@@ -46,7 +46,7 @@ __device__ __forceinline__ int gather_rows(const SamplerBlock& b, const WalkInst
 }
 
 // sums[pair] += rows of a tile times rows 8 * pair of a group of the weight, reductions [k0, k0 + ROW_CHUNK).
-__device__ __forceinline__ void multiply_rows(const SamplerBlock& b, const WalkInstruction& in, int tile, int group,
+__device__ __forceinline__ void multiply_rows(const SamplerBlock& b, const DeviceInstruction& in, int tile, int group,
                                               int k0, float (&sums)[2][4]) {
   const int steps = ceil_div(in.reductions, ROW_STEP), first = k0 / ROW_STEP;
   const int count = steps - first < ROW_CHUNK / ROW_STEP ? steps - first : ROW_CHUNK / ROW_STEP;
@@ -65,7 +65,7 @@ __device__ __forceinline__ void multiply_rows(const SamplerBlock& b, const WalkI
   }
 }
 
-__device__ __forceinline__ void finish_rows(const SamplerBlock& b, const WalkInstruction& in, int first, int group,
+__device__ __forceinline__ void finish_rows(const SamplerBlock& b, const DeviceInstruction& in, int first, int group,
                                             const float (&sums)[2][4]) {
   const int columns = in.last_column - in.first_column;
   const Standing target = b.place(in.places);
@@ -87,7 +87,7 @@ __device__ __forceinline__ void finish_rows(const SamplerBlock& b, const WalkIns
 }
 
 // To be called by the whole block; __syncthreads before what is written is read.
-__device__ __forceinline__ void row_affine(const SamplerBlock& b, const WalkInstruction& in) {
+__device__ __forceinline__ void row_affine(const SamplerBlock& b, const DeviceInstruction& in) {
   const int rows = (in.last_column - in.first_column) * b.images;
   const int groups = ceil_div(in.rows, 16), at_once = b.warps / ROW_TILES;
   const int tile = b.warp % ROW_TILES;

@@ -1,6 +1,6 @@
-// Draws images from the first pixel to the last in one launch, by a sampling program.
+// Sampling programs on a GPU: images are drawn from the first pixel to the last in one launch.
 //
-// Tiling: a block walks a few images (as many as let all multiprocessors work) through the whole program, instruction
+// Tiling: a block takes a few images (as many as let all multiprocessors work) through the whole program, instruction
 // after instruction, with a block barrier between: no block waits for another, nothing returns to the host. In the row
 // phase rows of the products are all columns of all images of the block, on the tensor cores (sampler/row.h); at a
 // pixel the images, with the reduction spread over lanes (sampler/pixel.h). All is float32, so levels are those of the
@@ -10,7 +10,7 @@
 // room for from there, the others from L2. What images keep (rings of the few rows that are still read) lies in global
 // memory, of which a block touches a few hundred KB at a time: L2.
 //
-// What bounds it is latency: two barriers, a gather from L2 and a product for each of a pixel's instructions. PixelCNN
+// It is bound by latency: two barriers, a gather from L2 and a product for each of a pixel's instructions. PixelCNN
 // of 7 layers, h = 64, 256 levels, 28 x 28, 128 images, one in each block of an H100, a pixel:
 //   weights   308 KB, 220 KB of them resident: 1700 clocks at 128 bytes, and 88 KB from L2 at ~30 bytes: 2900 clocks
 //   the rest  9 sums and a draw, each ~600 clocks of latency from the gather to the barrier: 6000 clocks
@@ -31,7 +31,7 @@ constexpr int MOST_THREADS = 512, LEAST_WARPS = 4;
 
 // --- one by one: columns [x0, x1) of all images ---
 
-__device__ __forceinline__ void pointwise(const SamplerBlock& b, const WalkInstruction& in, int x0, int x1) {
+__device__ __forceinline__ void pointwise(const SamplerBlock& b, const DeviceInstruction& in, int x0, int x1) {
   const auto function = static_cast<SamplerFunction>(in.function);
   const Standing target = b.place(in.places), first = b.place(in.places + 1);
   const int columns = x1 - x0, count = in.rows * columns * b.images;
@@ -48,7 +48,7 @@ __device__ __forceinline__ void pointwise(const SamplerBlock& b, const WalkInstr
   }
 }
 
-__device__ __forceinline__ void cell(const SamplerBlock& b, const WalkInstruction& in, int x0, int x1) {
+__device__ __forceinline__ void cell(const SamplerBlock& b, const DeviceInstruction& in, int x0, int x1) {
   const Standing hidden = b.place(in.places), state = b.place(in.places + 1), memory = b.place(in.places + 2);
   const Standing previous = b.place(in.places + 3), gates = b.place(in.places + 4);
   const int columns = x1 - x0, count = in.rows * columns * b.images, units = in.number;
@@ -65,9 +65,9 @@ __device__ __forceinline__ void cell(const SamplerBlock& b, const WalkInstructio
   }
 }
 
-// --- the walk ---
+// --- the interpreter ---
 
-__device__ __forceinline__ void at_pixel(const SamplerBlock& b, const WalkInstruction& in, int y, int x) {
+__device__ __forceinline__ void at_pixel(const SamplerBlock& b, const DeviceInstruction& in, int y, int x) {
   switch (static_cast<SamplerKind>(in.kind)) {
     case SamplerKind::affine: pixel_affine(b, in, x); break;
     case SamplerKind::pointwise: pointwise(b, in, x, x + 1); break;
@@ -77,7 +77,7 @@ __device__ __forceinline__ void at_pixel(const SamplerBlock& b, const WalkInstru
   __syncthreads();
 }
 
-__device__ __forceinline__ void in_row(const SamplerBlock& b, const WalkInstruction& in, int y) {
+__device__ __forceinline__ void in_row(const SamplerBlock& b, const DeviceInstruction& in, int y) {
   switch (static_cast<SamplerKind>(in.kind)) {
     case SamplerKind::affine: row_affine(b, in); break;
     case SamplerKind::pointwise: pointwise(b, in, in.first_column, in.last_column); break;
@@ -89,7 +89,7 @@ __device__ __forceinline__ void in_row(const SamplerBlock& b, const WalkInstruct
   __syncthreads();
 }
 
-__global__ void __launch_bounds__(MOST_THREADS, 1) sampler_walk_kernel(const __grid_constant__ SamplerWalkCall call) {
+__global__ void __launch_bounds__(MOST_THREADS, 1) sampler_walk_kernel(const __grid_constant__ SamplerLaunch call) {
   const SamplerBlock b(call, regions_of(call.shape, call.division));
   b.load();
   for (int y = 0; y <= call.last_row; ++y) {
@@ -97,7 +97,7 @@ __global__ void __launch_bounds__(MOST_THREADS, 1) sampler_walk_kernel(const __g
     __syncthreads();
     const Pair<int> row = b.phase(0);
     for (int k = row.x; k < row.y; ++k) {
-      const WalkInstruction in = b.instruction(k);
+      const DeviceInstruction in = b.instruction(k);
       if (y >= in.first_row) in_row(b, in, y);
     }
     const bool last_row = y == call.last_row;
@@ -107,7 +107,7 @@ __global__ void __launch_bounds__(MOST_THREADS, 1) sampler_walk_kernel(const __g
       for (int step = 0; step <= last_step; ++step) {
         const Pair<int> phase = b.phase(1 + step);
         for (int k = phase.x; k < phase.y; ++k) {
-          const WalkInstruction in = b.instruction(k);
+          const DeviceInstruction in = b.instruction(k);
           if (x >= in.first_column && x < in.last_column && y >= in.first_row) at_pixel(b, in, y, x);
         }
       }
@@ -139,7 +139,7 @@ SamplerDivision divide_sampler(const SamplerShape& shape, int batch, const Sampl
   return d;
 }
 
-const char* sampler_walk(const SamplerWalkCall& call, void* stream) {
+const char* launch_sampler(const SamplerLaunch& call, void* stream) {
   const SamplerDivision& d = call.division;
   return launch(sampler_walk_kernel, {d.slices, d.threads, 1, d.shared_bytes}, stream, call);
 }

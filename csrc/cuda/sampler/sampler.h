@@ -1,8 +1,10 @@
-// Sampling programs on a GPU: what the launcher takes, and the plan that says how a batch is divided.
-// sampler_records.h has the records as they arrive; how they are walked here, sampler/sampler.cu tells.
+// Sampling programs on a GPU: arguments of the launch, and the division of a batch among blocks.
+// sampler_records.h has the records as they arrive, sampler/sampler.cu the kernel.
 #pragma once
 
 #include <cstdint>
+
+#include "sampler_records.h"
 
 namespace gk::cuda {
 
@@ -14,34 +16,34 @@ constexpr int SAMPLER_SEGMENT = 32;  // reductions of a segment at most, and non
 // gk::SamplerInstruction, as blocks keep it in shared memory. `weight` counts floats of the pixel phase's weights, or,
 // in an affine instruction of the row phase, of `floats`, as `bias` does. A row of the pixel phase's weights is
 // `reductions` filled up to whole quads, then a quad with the bias; `lanes` of a warp share it.
-struct alignas(16) WalkInstruction {
+struct alignas(16) DeviceInstruction {
   int kind, first_row, first_column, last_column;
   int function, parameters, accumulate, lanes;
-  int places, operands, segments, runs;
-  int run_count, rows, reductions, weight;  // rows: of the weight, or channels
+  int places, operands, segments, spans;
+  int span_count, rows, reductions, weight;  // rows: of the weight, or channels
   int bias, body, count, number;
 };
 
 // A place at row y, column x of an image: base + (y + dy mod rows) * row_stride + x * column_stride, in the image's own
 // memory or that of a map. A segment has `span`: its first reduction << 6 | its length.
-struct alignas(16) WalkPlace {
+struct alignas(16) DevicePlace {
   int base, dy, rows, row_stride;
   int column_stride, external, span, unused;
 };
 
-// gk::SamplerRun.
-struct alignas(16) WalkRun {
+// gk::SamplerSpan.
+struct alignas(16) DeviceSpan {
   int at, length, channel, operand0;
   int operand1, operand2, operand3, unused;
 };
 
-// A program's sizes. `tables` on the device holds instructions, runs, phases (pairs of first and last, filled up to
+// A program's sizes. `tables` on the device holds instructions, spans, phases (pairs of first and last, filled up to
 // whole quads) and places, in this order.
 struct SamplerShape {
   int height, width, grid_width, colours, levels;
   int image_floats;
   int table;  // of levels, in `floats`
-  int instructions, runs, places;
+  int instructions, spans, places;
   int pixel_weights;   // floats
   int most_columns;    // of a pixel phase's weight, without the bias
   int most_groups;     // of rows that a warp multiplies at once
@@ -62,18 +64,13 @@ struct SamplerDivision {
 
 SamplerDivision divide_sampler(const SamplerShape& shape, int batch, const SamplerLimits& limits);
 
-struct SamplerMap {
-  const float* data;
-  int64_t image_stride;  // 0 where one serves all images
-};
-
-struct SamplerWalkCall {
+struct SamplerLaunch {
   SamplerShape shape;
   SamplerDivision division;
   const int* tables;
   const float *weights, *floats;
   float* memory;  // [images, image_floats]: zero, or what is read outside of a value, and the vectors
-  SamplerMap maps[SAMPLER_MAX_MAPS];
+  SamplerConstant maps[SAMPLER_MAX_MAPS];
   int images;
   uint8_t* levels;         // [images, C, H, W], read where known, written where free
   const uint8_t* free;     // the same shape
@@ -86,6 +83,6 @@ struct SamplerWalkCall {
 };
 
 // nullptr, or what went wrong.
-const char* sampler_walk(const SamplerWalkCall& call, void* stream);
+const char* launch_sampler(const SamplerLaunch& call, void* stream);
 
 }  // namespace gk::cuda

@@ -1,4 +1,4 @@
-"""The native CPU executor of sampling programs: layout and arguments around ``_C.SamplerPlan``."""
+"""CPU executor of sampling programs: layout and arguments around ``_C.SamplerPlan``."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from ... import backends
-from ..program.instructions import Program
-from .cpu_packing import Plan, build
-from .records import Layout, layout, map_memory
-from .run_arguments import Walk
+from ..program.program import Program
+from .cpu_packing import build
+from .layout import layout, map_memory
+from .run_arguments import Run
 
 
 def why_not(program: Program) -> str | None:
@@ -27,8 +27,8 @@ def bytes_per_image(program: Program) -> int:
     return 4 * layout(program).floats
 
 
-def run(program: Program, walk: Walk) -> None:
-    """Draws the open sub-pixels of ``walk.images`` in place.
+def run(program: Program, run: Run) -> None:
+    """Draws the open sub-pixels of ``run.images`` in place.
 
     Raises:
         MemoryError: there is none for the values' caches.
@@ -37,59 +37,24 @@ def run(program: Program, walk: Walk) -> None:
     plan = program.cache.get("cpu")
     if plan is None:
         plan = program.cache["cpu"] = build(program)
-    constants = _Constants(program, plan.layout)
-    levels, free = walk.images.contiguous(), walk.free.contiguous()
-    uniforms = walk.uniforms.to(torch.float64).contiguous()
-    logits = None if walk.logits is None else walk.logits.contiguous()
-    _run(plan, walk, levels, free, uniforms, logits, constants)
-    if levels is not walk.images:
-        walk.images.copy_(levels)
-    if logits is not None and logits is not walk.logits:
-        assert walk.logits is not None
-        walk.logits.copy_(logits)
-
-
-def _run(
-    plan: Plan, walk: Walk, levels: Tensor, free: Tensor, uniforms: Tensor, logits: Tensor | None, constants: _Constants
-) -> None:
-    done, undrawable = plan.native.run(
+    # Tensors, so that they stay alive while the native executor reads and writes them.
+    vectors = [_vector(program, k) for k in plan.layout.vectors]
+    maps = [map_memory(program, k, plan.layout) for k in plan.layout.maps]
+    contiguous = run.contiguous()
+    undrawable = plan.native.run(
         threads=torch.get_num_threads(),
-        images=levels.shape[0],
-        levels=levels.data_ptr(),
-        free=free.data_ptr(),
-        uniforms=uniforms.data_ptr(),
-        logits=0 if logits is None else logits.data_ptr(),
-        temperature=float(walk.temperature),
-        top_k=walk.top_k or 0,
-        last=walk.last,
-        maps=constants.maps,
-        vectors=constants.vectors,
-        row_done=walk.row_done,
+        run=contiguous.native(backends.require_native()),
+        maps=[(flat.data_ptr(), stride) for flat, stride in maps],
+        vectors=[(flat.data_ptr(), stride) for flat, stride in vectors],
+        row_done=run.row_done,
     )
-    if not done:
-        raise MemoryError("sample: no memory for the values of the images that are drawn at once")
+    run.take(contiguous)
     if undrawable >= 0:
-        raise walk.no_level(undrawable)
+        raise run.no_level(undrawable)
 
 
-class _Constants:
-    """The constants of a program as (address, stride from image to image, offset, length), kept alive."""
-
-    def __init__(self, program: Program, where: Layout) -> None:
-        self.tensors: list[Tensor] = []
-        self.vectors = [self._vector(program, k, where.buffers[k].offset) for k in where.vectors]
-        self.maps = [self._map(program, k, where) for k in where.maps]
-
-    def _vector(self, program: Program, k: int, offset: int) -> tuple[int, int, int, int]:
-        constant = program.values[k].constant
-        assert constant is not None
-        length = constant[0].numel()
-        return self._keep(constant.contiguous()), length if len(constant) > 1 else 0, offset, length
-
-    def _map(self, program: Program, k: int, where: Layout) -> tuple[int, int, int, int]:
-        flat, stride = map_memory(program, k, where)
-        return self._keep(flat), stride, 0, 0
-
-    def _keep(self, tensor: Tensor) -> int:
-        self.tensors.append(tensor)
-        return tensor.data_ptr()
+def _vector(program: Program, k: int) -> tuple[Tensor, int]:
+    """A constant vector in memory, and the floats from one image to the next, 0 where one serves all."""
+    constant = program.values[k].constant
+    assert constant is not None
+    return constant.contiguous(), constant[0].numel() if len(constant) > 1 else 0

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ... import backends
-from ..program.instructions import Program
-from .records import Builder, Layout, up
+from ..program.program import Program
+from .layout import Layout, up
+from .packing import Packed, Packer
 
 
 @dataclass(eq=False)
@@ -24,16 +25,16 @@ class Plan:
 
 def build(program: Program) -> Plan:
     """Packs a float32 program for this machine."""
-    builder = _Builder(program)
-    builder.keep(torch.zeros(64))  # loads of whole vectors may reach beyond the last
-    floats = torch.cat(builder.floats)
+    packer = _CpuPacker(program)
+    packer.keep(torch.zeros(64))  # loads of whole vectors may reach beyond the last
+    floats = torch.cat(packer.floats)
     native = backends.require_native().SamplerPlan(
-        floats=floats.data_ptr(), float_count=floats.numel(), **builder.records
+        records=packer.records.by_name(), floats=floats.data_ptr(), float_count=floats.numel()
     )
-    return Plan(native, floats, builder.layout)
+    return Plan(native, floats, packer.layout)
 
 
-class _Builder(Builder):
+class _CpuPacker(Packer):
     segment = 512
     panel: int
 
@@ -41,11 +42,11 @@ class _Builder(Builder):
         self.panel, self.lanes = backends.require_native().sampler_panel()
         super().__init__(program)
 
-    def pack(self, weight: Tensor, bias: Tensor | None) -> dict[str, int]:
+    def pack(self, weight: Tensor, bias: Tensor | None) -> Packed:
         filled = torch.zeros(up(len(weight), self.panel))
         if bias is not None:
             filled[: len(weight)] = bias
-        return {"weight": self.keep(self.packed(weight)), "bias": self.keep(filled)}
+        return Packed(self.keep(self.packed(weight)), self.keep(filled))
 
     def packed(self, weight: Tensor) -> Tensor:
         """[rows, columns] as panels [columns][panel], the last one as narrow as whole registers allow."""

@@ -1,8 +1,8 @@
-"""The CUDA executor of sampling programs: memory and arguments around ``_C.CudaSamplerPlan``.
+"""CUDA executor of sampling programs: memory and arguments around ``_C.CudaSamplerPlan``.
 
 Everything is allocated here, by torch, on the caller's stream; one launch draws all images. A run can be captured in a
-CUDA graph once the plan is there: nothing waits for the launch but the question whether every level could be drawn,
-which is left out then. Rows are reported when the launch is under way.
+CUDA graph once the plan is there: only the check that every level could be drawn waits for the launch, and it is left
+out during a capture. Rows are reported when the launch is under way.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from torch import Tensor
 
 from ... import backends
 from ...ops.core.cuda_device import device_of
-from ..program.instructions import Program
+from ..program.program import Program
 from .cuda_packing import Plan, build
-from .records import Layout, layout, map_memory
-from .run_arguments import Walk
+from .layout import Layout, layout, map_memory
+from .run_arguments import Run
 
 DEVICE_TYPE = "cuda"  # replaced in tests
 _MAX_MAPS = 16
@@ -57,8 +57,8 @@ def spare_memory(program: Program) -> int:
     return torch.cuda.mem_get_info(program.table.device)[0] // 2 if program.table.is_cuda else 0
 
 
-def run(program: Program, walk: Walk) -> None:
-    """Draws the open sub-pixels of ``walk.images`` in place.
+def run(program: Program, run: Run) -> None:
+    """Draws the open sub-pixels of ``run.images`` in place.
 
     Raises:
         ValueError: no level can be drawn from the logits; not while a CUDA graph is captured.
@@ -66,11 +66,9 @@ def run(program: Program, walk: Walk) -> None:
     device = device_of(program.table)
     with device.current():
         plan = _plan(program, device.native)
-        memory = _memory(program, plan.layout, len(walk.images))
+        memory = _memory(program, plan.layout, len(run.images))
         maps = [map_memory(program, k, plan.layout) for k in plan.layout.maps]
-        levels, free = walk.images.contiguous(), walk.free.contiguous()
-        uniforms = walk.uniforms.to(torch.float64).contiguous()
-        logits = None if walk.logits is None else walk.logits.contiguous()
+        contiguous = run.contiguous()
         undrawable = torch.full((1,), -1, device=program.table.device)
         plan.native.run(
             device=device.index,
@@ -81,25 +79,14 @@ def run(program: Program, walk: Walk) -> None:
             floats=plan.floats.data_ptr(),
             memory=memory.data_ptr(),
             maps=[(flat.data_ptr(), stride) for flat, stride in maps],
-            images=len(levels),
-            levels=levels.data_ptr(),
-            free=free.data_ptr(),
-            uniforms=uniforms.data_ptr(),
-            logits=0 if logits is None else logits.data_ptr(),
-            temperature=float(walk.temperature),
-            top_k=walk.top_k or 0,
-            last=walk.last,
+            run=contiguous.native(device.native),
             undrawable=undrawable.data_ptr(),
         )
-        if levels is not walk.images:
-            walk.images.copy_(levels)
-        if logits is not None and logits is not walk.logits:
-            assert walk.logits is not None
-            walk.logits.copy_(logits)
-    for y in range(walk.last[0] + 1):
-        walk.row_done(y)
+        run.take(contiguous)
+    for y in range(run.last[0] + 1):
+        run.row_done(y)
     if not (undrawable.is_cuda and torch.cuda.is_current_stream_capturing()) and int(undrawable) >= 0:
-        raise walk.no_level(int(undrawable))
+        raise run.no_level(int(undrawable))
 
 
 def _plan(program: Program, native: Any) -> Plan:

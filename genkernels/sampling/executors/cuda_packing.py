@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..program.instructions import Program
-from .records import Builder, Layout, up
+from ..program.program import Program
+from .layout import Layout, up
+from .packing import Packed, Packer
 
 _QUAD = 4  # numbers that a thread reads at once; rows of a weight that it multiplies at once
 _WARP = 32
@@ -34,15 +35,17 @@ class Plan:
 
 def build(program: Program, native: Any) -> Plan:
     """Packs a program for the module ``native``, whose kernels run where the program is."""
-    builder = _Builder(program)
-    weights, floats = torch.cat([torch.zeros(_QUAD), *builder.weights]), torch.cat(builder.floats)
-    plan = native.CudaSamplerPlan(weight_count=weights.numel(), float_count=floats.numel(), **builder.records)
+    packer = _CudaPacker(program)
+    weights, floats = torch.cat([torch.zeros(_QUAD), *packer.weights]), torch.cat(packer.floats)
+    plan = native.CudaSamplerPlan(
+        records=packer.records.by_name(), weight_count=weights.numel(), float_count=floats.numel()
+    )
     tables = torch.frombuffer(bytearray(plan.tables()), dtype=torch.uint8)
     device = program.table.device
-    return Plan(plan, tables.to(device), weights.to(device), floats.to(device), builder.layout)
+    return Plan(plan, tables.to(device), weights.to(device), floats.to(device), packer.layout)
 
 
-class _Builder(Builder):
+class _CudaPacker(Packer):
     segment = _WARP  # each is read by one warp
 
     def __init__(self, program: Program) -> None:
@@ -50,16 +53,16 @@ class _Builder(Builder):
         self.weight_count = _QUAD  # the first ones are there for a plan without any
         super().__init__(program)
 
-    def pack(self, weight: Tensor, bias: Tensor | None) -> dict[str, int]:
+    def pack(self, weight: Tensor, bias: Tensor | None) -> Packed:
         bias = weight.new_zeros(len(weight)) if bias is None else bias
         if self.whole_rows:
             filled = weight.new_zeros(up(len(bias), _ROWS))
             filled[: len(bias)] = bias
-            return {"weight": self.keep(blocks(weight)), "bias": self.keep(filled)}
+            return Packed(self.keep(blocks(weight)), self.keep(filled))
         packed = rows_with_bias(weight, bias).reshape(-1)
         self.weights.append(packed)
         self.weight_count += packed.numel()
-        return {"weight": self.weight_count - packed.numel()}
+        return Packed(self.weight_count - packed.numel())
 
 
 def rows_with_bias(weight: Tensor, bias: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Runs a sampling program in plain PyTorch: works in every dtype and on every device, and is the oracle.
+"""PyTorch executor of sampling programs: works in every dtype and on every device, and is the oracle.
 
 Every value is kept for the whole image, with a margin that holds what it reads as outside; a row instruction is one
 matrix product over the columns of the row and the images, a step's one over the images.
@@ -20,14 +20,14 @@ from ..program.instructions import (
     Function,
     Instruction,
     Pointwise,
-    Program,
     Read,
     Scan,
     Spans,
     span_indices,
 )
+from ..program.program import Program
 from .draw import draw, has_level
-from .run_arguments import Walk
+from .run_arguments import Run
 
 
 @dataclass(eq=False)
@@ -46,21 +46,21 @@ class _Map:
         return self.data[:, y + self.top, moved, channels]
 
 
-def run(program: Program, walk: Walk) -> None:
-    """Draws the open sub-pixels of ``walk.images`` in place."""
-    Execution(program, walk).run()
+def run(program: Program, run: Run) -> None:
+    """Draws the open sub-pixels of ``run.images`` in place."""
+    Execution(program, run).all_rows()
 
 
 class Execution:
-    """A walk on its way, row by row."""
+    """A run under way, row by row."""
 
-    def __init__(self, program: Program, walk: Walk) -> None:
-        self.program, self.walk = program, walk
-        self.images = walk.images.shape[0]
+    def __init__(self, program: Program, run: Run) -> None:
+        self.program, self.run = program, run
+        self.images = run.images.shape[0]
         self.maps = [self._map(k) for k in range(len(program.values))]
         self.channels: dict[Spans, slice | Tensor] = {}
         # Known levels are put in when their turn comes, so that nothing can look ahead.
-        self.known = program.table[walk.images.long()]
+        self.known = program.table[run.images.long()]
         self.undrawable = torch.full((self.images,), -1, device=program.table.device)  # a sub-pixel of each image
 
     def _map(self, k: int) -> _Map:
@@ -79,16 +79,16 @@ class Execution:
             inner.copy_(value.constant.permute(0, 2, 3, 1).expand_as(inner))
         return _Map(data, top, left)
 
-    def run(self) -> None:
-        for y in range(self.walk.last[0] + 1):
+    def all_rows(self) -> None:
+        for y in range(self.run.last[0] + 1):
             self.row(y)
             wrong = self.undrawable[self.undrawable >= 0]  # once for a row: on a GPU asking means waiting
             if len(wrong):
-                raise self.walk.no_level(int(wrong[0]))
-            self.walk.row_done(y)
+                raise self.run.no_level(int(wrong[0]))
+            self.run.row_done(y)
 
     def row(self, y: int) -> None:
-        program, (last_row, last_column, last_colour) = self.program, self.walk.last
+        program, (last_row, last_column, last_colour) = self.program, self.run.last
         for instruction in program.row:
             self._in_row(instruction, y)
         width = last_column + 1 if y == last_row else program.grid_width
@@ -174,16 +174,16 @@ class Execution:
             self._write(value, y, columns, cell.channels, hidden)
 
     def _draw(self, instruction: Draw, y: int, x: int) -> None:
-        walk, colour, levels = self.walk, instruction.colour, self.program.levels
+        run, colour, levels = self.run, instruction.colour, self.program.levels
         spans = ((colour * levels, (colour + 1) * levels),)
         logits = self._read(Read(instruction.value, 0, 0, spans), y, slice(x, x + 1))[:, 0]
-        if walk.logits is not None:
-            walk.logits[:, :, colour, y, x] = logits
-        free = walk.free[:, colour, y, x]
+        if run.logits is not None:
+            run.logits[:, :, colour, y, x] = logits
+        free = run.free[:, colour, y, x]
         shown = self.known[:, colour, y, x]
         if free.is_cuda or bool(free.any()):  # on a GPU asking would mean waiting
-            drawn = draw(logits, walk.uniforms[:, colour, y, x], walk.temperature, walk.top_k)
-            here = walk.images[:, colour, y, x]
+            drawn = draw(logits, run.uniforms[:, colour, y, x], run.temperature, run.top_k)
+            here = run.images[:, colour, y, x]
             self._note_undrawable(free & ~has_level(logits), colour, y, x)
             here.copy_(torch.where(free, drawn.to(here.dtype), here))
             shown = torch.where(free, self.program.table[drawn], shown)
@@ -191,7 +191,7 @@ class Execution:
         image.data[:, y + image.top, x + image.left, colour] = shown
 
     def _note_undrawable(self, wrong: Tensor, colour: int, y: int, x: int) -> None:
-        _, colours, height, width = self.walk.images.shape
+        _, colours, height, width = self.run.images.shape
         own = (colour * height + y) * width + x
         numbers = torch.arange(self.images, device=wrong.device) * (colours * height * width) + own
         self.undrawable = torch.where(wrong & (self.undrawable < 0), numbers, self.undrawable)
@@ -202,7 +202,7 @@ _BINARY: dict[str, Any] = {"add": torch.add, "sub": torch.sub, "mul": torch.mul,
 
 
 def evaluate(function: Function, a: Tensor, b: Tensor | None = None) -> Tensor:
-    """A function of the tables in program.py."""
+    """A function of UNARY or BINARY."""
     name, p = function.name, function.parameters
     if b is not None:
         if name == "gate":
@@ -228,6 +228,6 @@ def evaluate(function: Function, a: Tensor, b: Tensor | None = None) -> Tensor:
 
 
 def bytes_per_image(program: Program) -> int:
-    """What an image of the batch takes in memory, margins left out."""
+    """Bytes of memory for an image of the batch, margins left out."""
     channels = sum(value.channels for value in program.values)
     return channels * program.height * program.grid_width * program.table.element_size()

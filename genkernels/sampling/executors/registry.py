@@ -1,4 +1,4 @@
-"""Who can run a program: the native executors where they fit, else PyTorch."""
+"""Choice of the executor for a program: the native ones where they fit, else PyTorch."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..program.instructions import Program
+from ..program.program import Program
 from ..request import Progress, Request
 from . import cpu, cuda, pytorch
-from .run_arguments import Walk
+from .run_arguments import Run
 
 MEMORY = 1 << 30  # bytes that a batch may take at least; larger ones are drawn in parts
 
@@ -23,14 +23,14 @@ class Executor:
     Attributes:
         name: "torch", "cpu" or "cuda".
         refuses: why it cannot run a program, or None.
-        run: draws the open sub-pixels of a walk.
+        run: draws the open sub-pixels of a run.
         bytes_per_image: the memory that an image of the batch takes.
         spare_memory: bytes that may be taken where that is more than MEMORY.
     """
 
     name: str
     refuses: Callable[[Program], str | None]
-    run: Callable[[Program, Walk], None]
+    run: Callable[[Program, Run], None]
     bytes_per_image: Callable[[Program], int]
     spare_memory: Callable[[Program], int] = lambda program: 0
 
@@ -82,15 +82,15 @@ def execute(program: Program, request: Request, progress: Progress | None = None
 
             stop = min(part.stop, request.images.shape[0])
             with torch.autocast(request.images.device.type, enabled=False):  # a program has one dtype
-                executor.run(program.for_images(part.start, stop), walk_of(request, part, row_done))
+                executor.run(program.for_images(part.start, stop), run_of(request, part, row_done))
         before += sum(rows)
     return request.images
 
 
-def walk_of(request: Request, part: slice, row_done: Callable[[int], None]) -> Walk:
+def run_of(request: Request, part: slice, row_done: Callable[[int], None]) -> Run:
     free = request.free[part]
     row, column, colour = free.any(0).permute(1, 2, 0).nonzero()[-1].tolist()
-    return Walk(
+    return Run(
         request.images[part], free, request.uniforms[part], request.temperature, request.top_k,
         (row, column, colour), row_done, part.start,
     )  # fmt: skip
@@ -108,9 +108,9 @@ def teacher_forced(program: Program, images: Tensor, backend: str = "torch") -> 
     n, colours, height, width = images.shape
     logits = program.table.new_zeros(n, program.levels, colours, height, width)
     free = torch.zeros_like(images, dtype=torch.bool)
-    walk = Walk(
+    run = Run(
         images.clone(), free, torch.zeros(images.shape), 1.0, None, (height - 1, width - 1, colours - 1),
         lambda y: None, logits=logits,
     )  # fmt: skip
-    choose(program, backend).run(program.for_images(0, n), walk)
+    choose(program, backend).run(program.for_images(0, n), run)
     return logits

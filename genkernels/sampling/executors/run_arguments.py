@@ -1,18 +1,20 @@
-"""What an executor is given besides the program: the images, what is open in them, and how to draw it."""
+"""Arguments of an executor besides the program: the images, what is open in them, and how to draw it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from .draw import no_level
 
 
 @dataclass(eq=False)
-class Walk:
+class Run:
     """One pass over a batch of images.
 
     Attributes:
@@ -23,7 +25,7 @@ class Walk:
         top_k: None, or at least 1; see :func:`genkernels.sampling.executors.draw.draw`.
         last: (row, column, colour) of the last sub-pixel that is open in any image: nothing beyond it is computed.
         row_done: to be called with y after each row.
-        first: the number of the first image, where the walk has a part of a batch.
+        first: the number of the first image, where the run has a part of a batch.
         logits: None, or [n, levels, C, H, W] to write the logits of every visited sub-pixel to.
     """
 
@@ -36,6 +38,36 @@ class Walk:
     row_done: Callable[[int], None]
     first: int = 0
     logits: Tensor | None = None
+
+    def contiguous(self) -> Run:
+        """The same with arrays as the native executors take them; those that are so already are shared."""
+        return replace(
+            self,
+            images=self.images.contiguous(),
+            free=self.free.contiguous(),
+            uniforms=self.uniforms.to(torch.float64).contiguous(),
+            logits=None if self.logits is None else self.logits.contiguous(),
+        )
+
+    def native(self, module: Any) -> Any:
+        """A contiguous run as a native module takes it, by address: it must outlive the result."""
+        return module.SamplerRun(
+            images=len(self.images),
+            levels=self.images.data_ptr(),
+            free=self.free.data_ptr(),
+            uniforms=self.uniforms.data_ptr(),
+            logits=0 if self.logits is None else self.logits.data_ptr(),
+            temperature=float(self.temperature),
+            top_k=self.top_k or 0,
+            last=self.last,
+        )
+
+    def take(self, done: Run) -> None:
+        """Copies the results of the contiguous run, where its arrays are not those of this one."""
+        if done.images is not self.images:
+            self.images.copy_(done.images)
+        if self.logits is not None and done.logits is not None and done.logits is not self.logits:
+            self.logits.copy_(done.logits)
 
     def no_level(self, sub_pixel: int) -> ValueError:
         """The error for logits from which no level can be drawn, at an element of ``images``, counted through."""

@@ -5,9 +5,9 @@
 on the right works on more columns). Value 0 is the image as the model sees it, ``table[level]``, in its own columns.
 Whatever lies outside a value's support (rows before ``first_row``, columns outside ``columns``, anything outside the
 grid) is never written and reads as ``outside``: zero, but for the states of an LSTM with a learned initial state. A
-value may also be a constant: known before the walk, a vector for each image or a whole map.
+value may also be a constant: known before the first pixel, a vector for each image or a whole map.
 
-**The walk.** ::
+**The sweep.** ::
 
     for y in range(height):
         program.row                    at row y, each instruction for all columns of its value's support
@@ -35,9 +35,7 @@ Every tensor in a program has the dtype and device of the model.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -123,7 +121,7 @@ UNARY = {
     "clamp": "min(max(x, p0), p1)",
     "scale": "p0 * x + p1",
 }
-"""What a :class:`Function` can be; p0, p1, ... are its parameters."""
+"""Functions of one number, by name; p0, p1, ... are the parameters of a :class:`Function`."""
 
 BINARY = {
     "add": "a + b",
@@ -218,7 +216,7 @@ class Scan:
     """A part of the row phase that goes along the row, from the last column to the first.
 
     At each column the instructions of ``body`` are run at (y, x); of the values that they write themselves they read
-    row y at dx = 1. The Diagonal LSTM's walk from the right is one; its row y is row y - 1 of the image.
+    row y at dx = 1. The right-to-left direction of the Diagonal LSTM is one; its row y is row y - 1 of the image.
     """
 
     name: str
@@ -246,79 +244,8 @@ class Draw:
 Instruction = Affine | Pointwise | Cell | Scan | Draw
 
 
-@dataclass(frozen=True, eq=False)
-class Program:
-    """How to sample from one model with its present weights and condition; see the module's text.
-
-    Attributes:
-        height, width: of the image.
-        grid_width: columns of the walk, at least ``width``.
-        colours: sub-pixels of a pixel.
-        levels: values of a sub-pixel.
-        table: [levels], the model's input for each level.
-        values: by index; value 0 is the image.
-        row: instructions of the row phase.
-        steps: for each step 0 .. colours, its instructions; those before the last end with their Draw.
-        cache: what an executor wants to keep with the program (packed weights, say), under its own name; shared by the
-            programs for parts of the batch, so nothing of the constants' content.
-    """
-
-    height: int
-    width: int
-    grid_width: int
-    colours: int
-    levels: int
-    table: Tensor
-    values: tuple[Value, ...]
-    row: tuple[Instruction, ...]
-    steps: tuple[tuple[Instruction, ...], ...]
-    cache: dict[str, Any] = field(default_factory=dict, repr=False)
-
-    @property
-    def logits(self) -> int:
-        """The value that holds the logits, ``colours * levels`` channels."""
-        return next(i.value for i in self.steps[0] if isinstance(i, Draw))
-
-    @property
-    def batch(self) -> int | None:
-        """The number of images that the constants are for; None where there are none, or one serves all."""
-        sizes = {v.constant.shape[0] for v in self.values if v.constant is not None} - {1}
-        return sizes.pop() if sizes else None
-
-    def instructions(self) -> Iterator[Instruction]:
-        """All of them, in the order of their phases."""
-        yield from self.row
-        for step in self.steps:
-            yield from step
-
-    def for_images(self, start: int, stop: int) -> Program:
-        """The program for a part of the batch: constants with one entry for each image are cut."""
-        if self.batch is None:
-            return self
-        values = tuple(
-            v if v.constant is None or v.constant.shape[0] == 1 else replace(v, constant=v.constant[start:stop])
-            for v in self.values
-        )
-        return replace(self, values=values)
-
-    def multiplications(self) -> int:
-        """Multiply-adds of the affine instructions for one image, edges counted as inner pixels."""
-        total = 0
-        for instruction in self.instructions():
-            for part in instruction.body if isinstance(instruction, Scan) else (instruction,):
-                if isinstance(part, Affine):
-                    start, stop = self.values[part.value].columns
-                    total += part.weight.numel() * self.height * (stop - start)
-        return total
-
-    def __str__(self) -> str:
-        from .format import program_text
-
-        return program_text(self)
-
-
 def reads_of(instruction: Instruction) -> list[Read]:
-    """What an instruction reads of values, the gates and the logits included."""
+    """Every read of an instruction, the gates and the logits included."""
     if isinstance(instruction, Affine):
         return [*instruction.taps, *instruction.terms]
     if isinstance(instruction, Pointwise):

@@ -1,7 +1,8 @@
-"""Makes the graph smaller where that is exact: fewer nodes are fewer steps at every pixel.
+"""Folding of graph nodes where that is exact: fewer nodes are fewer steps at every pixel.
 
 Scales and shifts (batch norm), sums (residuals, the two convolutions of a gate) and activations join the convolution
-before them when nobody else reads it; tanh times sigmoid becomes one gate; what the logits do not need disappears.
+before them if they are its only reader; tanh times sigmoid becomes one gate; nodes that the logits do not need are
+dropped.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ def _folded(node: Node, count: dict[Node, int]) -> Node:
 
 
 def _sum_of(operand: list[Link], reader: Node, count: dict[Node, int]) -> AffineNode | None:
-    """The operand as an affine node with the reader's channels and frame, if it is one that nobody else reads."""
+    """The operand as an affine node with the reader's channels and frame, if it is one that has no other reader."""
     if len(operand) != 1:
         return None
     link = operand[0]

@@ -1,4 +1,4 @@
-"""From the scheduled graph to the program: every node becomes its instructions, one for each phase it takes part in."""
+"""Lowering of the scheduled graph to the program: every node becomes instructions, one for each phase it is part of."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from ..program.instructions import (
     Function,
     Instruction,
     Pointwise,
-    Program,
     Read,
     Scan,
     Spans,
@@ -24,21 +23,22 @@ from ..program.instructions import (
     reads_of,
     to_spans,
 )
+from ..program.program import Program
 from ..trace.graph import AffineNode, ConstantNode, ImageNode, Link, LstmNode, Node, NotTraceable, PointNode, Tap
 from .schedule import Schedule
 
 
-def lower(plan: Schedule, table: Tensor) -> Program:
+def lower(scheduled: Schedule, table: Tensor) -> Program:
     """The program of a scheduled graph.
 
     Args:
-        plan: see :func:`genkernels.sampling.scheduling.schedule.schedule`.
+        scheduled: see :func:`genkernels.sampling.scheduling.schedule.schedule`.
         table: [levels], the model's input for each level.
     """
-    graph = plan.graph
-    builder = _Builder(plan, table)
+    graph = scheduled.graph
+    builder = _Builder(scheduled, table)
     for node in graph.nodes:
-        if node in plan.needed:
+        if node in scheduled.needed:
             builder.add(node)
     logits = builder.number[graph.logits]
     for colour in range(graph.colours):
@@ -82,18 +82,18 @@ def _with_reach(program: Program) -> tuple[Value, ...]:
 
 
 class _Builder:
-    def __init__(self, plan: Schedule, table: Tensor) -> None:
-        self.plan, self.table = plan, table
+    def __init__(self, schedule: Schedule, table: Tensor) -> None:
+        self.schedule, self.table = schedule, table
         self.values: list[Value] = []
         self.number: dict[Node, int] = {}
         self.row: list[Instruction] = []
-        self.steps: list[list[Instruction]] = [[] for _ in range(plan.graph.colours + 1)]
+        self.steps: list[list[Instruction]] = [[] for _ in range(schedule.graph.colours + 1)]
 
     def value(
         self, name: str, labels: Tensor, node: Node, outside: Tensor | None = None, constant: Tensor | None = None
     ) -> int:
-        box = self.plan.box(node)
-        if box.bottom < self.plan.graph.height and constant is None:
+        box = self.schedule.box(node)
+        if box.bottom < self.schedule.graph.height and constant is None:
             raise NotTraceable(f"layer {name!r}: its last row is cut off and then read, which the sampler cannot do")
         index = len(self.values)
         when, columns = tuple(labels.tolist()), (box.left, box.right)
@@ -101,7 +101,7 @@ class _Builder:
         return index
 
     def add(self, node: Node) -> None:
-        labels = self.plan.labels[node]
+        labels = self.schedule.labels[node]
         if isinstance(node, LstmNode):
             self._lstm(node)
             return
@@ -149,7 +149,7 @@ class _Builder:
             reads = []
             for w, spans in zip(present, theirs, strict=True):
                 link = w[members[0]][0]
-                reads.append(Read(self.number[link.node], *self.plan.offset(node, link), spans))
+                reads.append(Read(self.number[link.node], *self.schedule.offset(node, link), spans))
             result.append((own, reads))
         return result
 
@@ -163,9 +163,9 @@ class _Builder:
         columns = [
             _Column(
                 self.number[tap.node],
-                self.plan.offset(node, tap),
+                self.schedule.offset(node, tap),
                 tap.channels,
-                self.plan.available(node, tap),
+                self.schedule.available(node, tap),
                 tap.weight,
             )
             for tap in taps
@@ -187,7 +187,7 @@ class _Builder:
         if begun:
             # What is to be added and is there already, a condition say, need not wait for the pixels.
             ready = [
-                t for t in terms if set(later) <= set(t.rows) and bool((self.plan.available(node, t) == ROW).all())
+                t for t in terms if set(later) <= set(t.rows) and bool((self.schedule.available(node, t) == ROW).all())
             ]
             ((spans, reads),) = self.aligned(node, later, [[term] for term in ready])
             self.emit(replace(self._sum(name, value, ROW, later, early, bias, reads), channels=spans))
@@ -236,8 +236,8 @@ class _Builder:
     # --- recurrences ---
 
     def _lstm(self, node: LstmNode) -> None:
-        plan, units = self.plan, node.channels
-        labels, gate_labels = plan.labels[node], plan.gate_labels[node]
+        schedule, units = self.schedule, node.channels
+        labels, gate_labels = schedule.labels[node], schedule.gate_labels[node]
         gates = self.value(f"{node.name} gates", gate_labels, node)
         hidden = self.number[node] = self.value(f"{node.name}", labels, node)
         state = hidden if node.h0 is None else self.value(f"{node.name} state", labels, node, outside=node.h0)

@@ -1,9 +1,9 @@
-"""When every feature is computed, and the proof that this is possible: the model is causal.
+"""Schedule of a graph: when every feature is computed, and the check that this is possible, that the model is causal.
 
-Each node gets an *anchor*: the schedule computes its element (y + anchor) when the walk is at (y, x). A convolution
+Each node gets an *anchor*: the schedule computes its element (y + anchor) when the sweep is at (y, x). A convolution
 that sees the whole of its row is held back a row by it, and may be shifted down again later, as the vertical stack of
-a gated PixelCNN is. Each channel gets a label, ROW or a step; see program.py. The labels follow the weights that are
-not zero, so colour groups of any layout need no case of their own.
+a gated PixelCNN is. Each channel gets a label, ROW or a step; see instructions.py. The labels follow the weights that
+are not zero, so colour groups of any layout need no special case.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from ..trace.graph import (
     readers,
 )
 
-NEVER = 1 << 20  # the label of what the schedule cannot have
+NEVER = 1 << 20  # the label of channels that are finished too late
 
 
 @dataclass(eq=False)
@@ -49,19 +49,19 @@ class Schedule:
     culprit: dict[Node, str] = field(default_factory=dict)
 
     def offset(self, reader: Node, read: Tap | Link) -> tuple[int, int]:
-        """(dy, dx) of a read as the walk sees it."""
+        """(dy, dx) of a read on the grid of the sweep."""
         if is_vector(read.node):
             return 0, 0
         (own_y, own_x), (y, x) = self.anchor[reader], self.anchor[read.node]
         return read.dy + own_y - y, read.dx + own_x - x
 
     def available(self, reader: Node, read: Tap | Link) -> Tensor:
-        """When each of the channels that a read names can be had, int64 [channels]."""
+        """The phase or step from which each channel of a read is finished, int64 [channels]."""
         labels = self.labels[read.node][read.channels]
         return _when(*self.offset(reader, read), labels)
 
     def box(self, node: Node) -> Box:
-        """Where a node is computed, on the grid of the walk."""
+        """Where a node is computed, on the grid of the sweep."""
         y, x = self.anchor[node]
         return self.needed[node].moved(-y, -x)
 
@@ -83,16 +83,16 @@ def schedule(graph: Graph) -> Schedule:
     Raises:
         NotTraceable: the model is not causal; the message names a layer that looks ahead.
     """
-    plan = Schedule(graph, _needed_parts(graph))
+    result = Schedule(graph, _needed_parts(graph))
     for node in graph.nodes:
-        if node in plan.needed:
-            _place(plan, node)
-    _check_logits(plan)
-    _postpone(plan)
+        if node in result.needed:
+            _place(result, node)
+    _check_logits(result)
+    _postpone(result)
     for node in graph.nodes:
-        if node in plan.needed:
-            _label(plan, node)
-    return plan
+        if node in result.needed:
+            _label(result, node)
+    return result
 
 
 def _needed_parts(graph: Graph) -> dict[Node, Box]:
@@ -105,7 +105,7 @@ def _needed_parts(graph: Graph) -> dict[Node, Box]:
         if box.is_empty():
             continue
         if isinstance(node, LstmNode):
-            # What is above a pixel, and beside it on the side from which the walk comes.
+            # What is above a pixel, and beside it on the side from which the sweep comes.
             from_left = all(dx <= 0 for _, dx in node.geometry.offsets())
             box = Box(node.extent.top, box.bottom, node.extent.left, box.right if from_left else node.extent.right)
         # The last row too, where only those above it are read: a row that is there ends the image.
@@ -116,73 +116,75 @@ def _needed_parts(graph: Graph) -> dict[Node, Box]:
     return {node: box for node, box in needed.items() if not box.is_empty() or is_vector(node)}
 
 
-def _place(plan: Schedule, node: Node) -> None:
+def _place(schedule: Schedule, node: Node) -> None:
     """The earliest anchor with which everything that the node reads is there, and the labels."""
-    box = plan.needed[node]
+    box = schedule.needed[node]
     if isinstance(node, (ImageNode, ConstantNode)):
-        plan.anchor[node] = (0, 0)
-        _label(plan, node)
+        schedule.anchor[node] = (0, 0)
+        _label(schedule, node)
         return
-    plan.anchor[node] = (box.top, box.left)
-    _label(plan, node)
-    while int(plan.labels[node].max()) == NEVER:
-        if node not in plan.culprit:
-            plan.culprit[node] = _looks_ahead(plan, node)
-        y, x = plan.anchor[node]
-        plan.anchor[node] = (y - 1, x)
-        _label(plan, node)
+    schedule.anchor[node] = (box.top, box.left)
+    _label(schedule, node)
+    while int(schedule.labels[node].max()) == NEVER:
+        if node not in schedule.culprit:
+            schedule.culprit[node] = _looks_ahead(schedule, node)
+        y, x = schedule.anchor[node]
+        schedule.anchor[node] = (y - 1, x)
+        _label(schedule, node)
 
 
-def _label(plan: Schedule, node: Node) -> None:
+def _label(schedule: Schedule, node: Node) -> None:
     if isinstance(node, ImageNode):
-        plan.labels[node] = torch.arange(1, node.channels + 1)
+        schedule.labels[node] = torch.arange(1, node.channels + 1)
     elif isinstance(node, ConstantNode):
-        plan.labels[node] = torch.full((node.channels,), ROW)
+        schedule.labels[node] = torch.full((node.channels,), ROW)
     elif isinstance(node, PointNode):
-        plan.labels[node] = _latest(plan, node, node.channels, [], [link for part in node.operands for link in part])
+        schedule.labels[node] = _latest(
+            schedule, node, node.channels, [], [link for part in node.operands for link in part]
+        )
     elif isinstance(node, AffineNode):
-        plan.labels[node] = _latest(plan, node, node.channels, node.taps, node.terms)
+        schedule.labels[node] = _latest(schedule, node, node.channels, node.taps, node.terms)
     else:
         assert isinstance(node, LstmNode)
-        _label_lstm(plan, node)
+        _label_lstm(schedule, node)
 
 
-def _latest(plan: Schedule, node: Node, channels: int, taps: list[Tap], links: list[Link]) -> Tensor:
+def _latest(schedule: Schedule, node: Node, channels: int, taps: list[Tap], links: list[Link]) -> Tensor:
     """The label of each channel: that of the last thing it reads."""
     labels = torch.full((channels,), ROW)
     for tap in taps:
-        when = plan.available(node, tap).expand(channels, -1)
+        when = schedule.available(node, tap).expand(channels, -1)
         labels = torch.maximum(labels, torch.where((tap.weight != 0).cpu(), when, ROW).amax(1))
     for link in links:
         rows = torch.tensor(link.rows)
-        labels[rows] = torch.maximum(labels[rows], plan.available(node, link))
+        labels[rows] = torch.maximum(labels[rows], schedule.available(node, link))
     return labels
 
 
-def _label_lstm(plan: Schedule, node: LstmNode) -> None:
-    gates = _latest(plan, node, 4 * node.channels, node.taps, node.terms)
+def _label_lstm(schedule: Schedule, node: LstmNode) -> None:
+    gates = _latest(schedule, node, 4 * node.channels, node.taps, node.terms)
     beside = [dx for dy, dx in (*node.geometry.offsets(), node.geometry.cell_offset()) if dy == 0]
     if node.geometry.mirrored:
-        # The whole row is walked at once, so all of it must be there.
+        # The whole row is swept at once, so all of it must be there.
         gates[gates > ROW] = NEVER
     elif any(dy == 0 for dy, _ in node.geometry.offsets()):
         gates = gates.clamp_min(0)
     units = gates.view(4, -1).amax(0)
-    plan.gate_labels[node] = gates
-    plan.labels[node] = units if node.geometry.mirrored or not beside else units.clamp_min(0)
+    schedule.gate_labels[node] = gates
+    schedule.labels[node] = units if node.geometry.mirrored or not beside else units.clamp_min(0)
 
 
-def _looks_ahead(plan: Schedule, node: Node) -> str:
+def _looks_ahead(schedule: Schedule, node: Node) -> str:
     """In words: what makes a node wait for pixels that come later."""
     for read in inputs_of(node):
-        if int(plan.available(node, read).max()) < NEVER:
+        if int(schedule.available(node, read).max()) < NEVER:
             continue
-        if read.node in plan.culprit:
-            return plan.culprit[read.node]
+        if read.node in schedule.culprit:
+            return schedule.culprit[read.node]
         above_or_beside = isinstance(read.node, PointNode) and any(
             min(link.dy, link.dx) < 0 for operand in read.node.operands for link in operand
         )
-        if above_or_beside and not Box(0, plan.graph.height, 0, plan.graph.width).holds(read.node.extent):
+        if above_or_beside and not Box(0, schedule.graph.height, 0, schedule.graph.width).holds(read.node.extent):
             return (
                 f"layer {node.name!r} reads {read.node.name!r} at row {read.dy:+d}, column {read.dx:+d}, which was "
                 "computed on padded rows or columns; the sampler follows zeros that are padded after such a function "
@@ -192,42 +194,42 @@ def _looks_ahead(plan: Schedule, node: Node) -> str:
             f"not causal: layer {node.name!r} reads {read.node.name!r} at row {read.dy:+d}, column {read.dx:+d}, "
             "pixels that are drawn later"
         )
-    return f"not causal: layer {node.name!r} walks along the whole row, pixels that are drawn later"
+    return f"not causal: layer {node.name!r} reads the whole row, pixels that are drawn later"
 
 
-def _check_logits(plan: Schedule) -> None:
-    graph = plan.graph
-    if plan.anchor[graph.logits] != (0, 0):
-        raise NotTraceable(plan.culprit[graph.logits])
-    labels = plan.labels[graph.logits].view(graph.colours, graph.levels).amax(1)
+def _check_logits(schedule: Schedule) -> None:
+    graph = schedule.graph
+    if schedule.anchor[graph.logits] != (0, 0):
+        raise NotTraceable(schedule.culprit[graph.logits])
+    labels = schedule.labels[graph.logits].view(graph.colours, graph.levels).amax(1)
     for colour, label in enumerate(labels.tolist()):
         if label > colour:
             channel = colour * graph.levels + int(
-                plan.labels[graph.logits][colour * graph.levels :][: graph.levels].argmax()
+                schedule.labels[graph.logits][colour * graph.levels :][: graph.levels].argmax()
             )
-            layer = _sees_itself(plan, graph.logits, channel, label)
+            layer = _sees_itself(schedule, graph.logits, channel, label)
             raise NotTraceable(
                 f"not causal: the logits of colour {colour} depend on colour {label - 1} of the same pixel, "
                 f"which layer {layer!r} lets through"
             )
 
 
-def _sees_itself(plan: Schedule, node: Node, channel: int, label: int) -> str:
+def _sees_itself(schedule: Schedule, node: Node, channel: int, label: int) -> str:
     """The layer that reads the image on the way by which a channel gets its label."""
-    found = [(read.node, read.channels[k]) for read, k in _reads_of_channel(plan, node, channel, label)]
+    found = [(read.node, read.channels[k]) for read, k in _reads_of_channel(schedule, node, channel, label)]
     if not found:
         return node.name
     source, its_channel = found[0]
-    return node.name if isinstance(source, ImageNode) else _sees_itself(plan, source, its_channel, label)
+    return node.name if isinstance(source, ImageNode) else _sees_itself(schedule, source, its_channel, label)
 
 
-def _reads_of_channel(plan: Schedule, node: Node, channel: int, label: int) -> list[tuple[Tap | Link, int]]:
+def _reads_of_channel(schedule: Schedule, node: Node, channel: int, label: int) -> list[tuple[Tap | Link, int]]:
     """The reads of a channel (with the place in ``channels``) that are available at ``label`` only."""
     units = node.channels if isinstance(node, LstmNode) else 0
     rows = [channel + block * units for block in range(4)] if units else [channel]
     found: list[tuple[Tap | Link, int]] = []
     for read in inputs_of(node):
-        when = plan.available(node, read)
+        when = schedule.available(node, read)
         for row in rows:
             if isinstance(read, Tap):
                 places = ((read.weight[row] != 0).cpu() & (when == label)).nonzero().flatten().tolist()
@@ -237,13 +239,21 @@ def _reads_of_channel(plan: Schedule, node: Node, channel: int, label: int) -> l
     return found
 
 
-def _postpone(plan: Schedule) -> None:
-    """What is read from the next row on alone is held back until then: it becomes work for a whole row at once."""
-    found = readers([node for node in plan.graph.nodes if node in plan.needed])
-    for node in reversed(plan.graph.nodes):
-        if node is plan.graph.logits or not isinstance(node, (AffineNode, PointNode)) or node not in plan.needed:
+def _postpone(schedule: Schedule) -> None:
+    """Holds back nodes that only later rows read: they become work for a whole row at once."""
+    found = readers([node for node in schedule.graph.nodes if node in schedule.needed])
+    for node in reversed(schedule.graph.nodes):
+        if (
+            node is schedule.graph.logits
+            or not isinstance(node, (AffineNode, PointNode))
+            or node not in schedule.needed
+        ):
             continue
         reads = found[node]
-        if reads and int(plan.labels[node].max()) > ROW and all(plan.offset(r, read)[0] < 0 for r, read in reads):
-            y, x = plan.anchor[node]
-            plan.anchor[node] = (y - 1, x)
+        if (
+            reads
+            and int(schedule.labels[node].max()) > ROW
+            and all(schedule.offset(r, read)[0] < 0 for r, read in reads)
+        ):
+            y, x = schedule.anchor[node]
+            schedule.anchor[node] = (y - 1, x)

@@ -97,7 +97,7 @@ class ImageNode(Node):
 
 @dataclass(eq=False)
 class ConstantNode(Node):
-    """What does not depend on the image: ``tensor`` [n or 1, C], the same everywhere, or [n or 1, C, H, W]."""
+    """A constant, independent of the image: ``tensor`` [n or 1, C], the same everywhere, or [n or 1, C, H, W]."""
 
     tensor: Tensor
 

@@ -1,9 +1,9 @@
-"""What the sampler makes of each operator that computes: the table that a new operator is added to."""
+"""The table of operators that compute, with the nodes that each becomes: a new operator is added here."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,23 +15,15 @@ from ...ops.wavefront_lstm.layer.schema import by_walk, geometries
 from ..program.instructions import Function
 from .graph import AffineNode, Box, Link, LstmNode, NotTraceable, PointNode, Tap
 from .tensor import Traced
-from .tracer import HANDLERS, IN_PLACE, Handler, Tracer
+from .tracer import OperatorTable, Tracer
 from .view import Plane
 
-
-def handles(*names: str) -> Any:
-    def register(handler: Handler) -> Handler:
-        for name in names:
-            HANDLERS[name] = handler
-        return handler
-
-    return register
-
+OPERATORS = OperatorTable()
 
 # --- convolutions ----------------------------------------------------------------------------------------------
 
 
-@handles("aten::convolution")
+@OPERATORS.handles("aten::convolution")
 def _convolution(
     tracer: Tracer, x: Any, weight: Any, bias: Any, stride: Sequence[int], padding: Sequence[int],
     dilation: Sequence[int], transposed: bool, output_padding: Sequence[int], groups: int,
@@ -52,7 +44,7 @@ def _convolution(
     return tracer.result(node, shape)
 
 
-@handles("aten::mm")
+@OPERATORS.handles("aten::mm")
 def _mm(tracer: Tracer, x: Any, weight: Any) -> Tensor:
     """A linear layer on channels that come last: a convolution of one tap."""
     if not isinstance(x, Traced) or isinstance(weight, Traced):
@@ -63,7 +55,7 @@ def _mm(tracer: Tracer, x: Any, weight: Any) -> Tensor:
     return result.movedim(1, -1).reshape(x.shape[0], node.channels)
 
 
-@handles("aten::addmm")
+@OPERATORS.handles("aten::addmm")
 def _addmm(tracer: Tracer, bias: Tensor, x: Any, weight: Any, beta: float = 1, alpha: float = 1) -> Tensor:
     return _mm(tracer, x, weight * alpha) + bias * beta
 
@@ -105,7 +97,7 @@ def _affine(
     )
 
 
-@handles("genkernels::masked_conv2d")
+@OPERATORS.handles("genkernels::masked_conv2d")
 def _masked_conv2d(
     tracer: Tracer, x: Traced, weight: Tensor, bias: Tensor | None, mask_type: str, channel_groups: int,
     group_layout: str, dilation: Sequence[int], activation: str,
@@ -120,7 +112,7 @@ def _masked_conv2d(
     return tracer.result(node, (x.shape[0], out_channels, *x.shape[2:]))
 
 
-@handles("genkernels::masked_conv2d_gated")
+@OPERATORS.handles("genkernels::masked_conv2d_gated")
 def _masked_conv2d_gated(
     tracer: Tracer, x: Traced, weight: Tensor, bias: Tensor | None, addend: Tensor | None, mask_type: str,
     channel_groups: int, dilation: Sequence[int], keep: bool,
@@ -146,30 +138,30 @@ def unary(tracer: Tracer, x: Any, name: str, *parameters: float) -> Traced:
 
 
 for _name in ("relu", "tanh", "sigmoid", "exp", "silu"):
-    HANDLERS[f"aten::{_name}"] = lambda tracer, x, name=_name: unary(tracer, x, name)
+    OPERATORS.compute[f"aten::{_name}"] = lambda tracer, x, name=_name: unary(tracer, x, name)
 
 
-@handles("aten::gelu")
+@OPERATORS.handles("aten::gelu")
 def _gelu(tracer: Tracer, x: Traced, approximate: str = "none") -> Traced:
     return unary(tracer, x, "gelu" if approximate == "none" else "gelu_tanh")
 
 
-@handles("aten::elu")
+@OPERATORS.handles("aten::elu")
 def _elu(tracer: Tracer, x: Traced, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> Traced:
     return unary(tracer, x, "elu", alpha, scale, input_scale)
 
 
-@handles("aten::leaky_relu")
+@OPERATORS.handles("aten::leaky_relu")
 def _leaky_relu(tracer: Tracer, x: Traced, slope: float = 0.01) -> Traced:
     return unary(tracer, x, "leaky_relu", slope)
 
 
-@handles("aten::softplus")
+@OPERATORS.handles("aten::softplus")
 def _softplus(tracer: Tracer, x: Traced, beta: float = 1, threshold: float = 20) -> Traced:
     return unary(tracer, x, "softplus", beta, threshold)
 
 
-@handles("aten::hardtanh", "aten::clamp")
+@OPERATORS.handles("aten::hardtanh", "aten::clamp")
 def _clamp(tracer: Tracer, x: Traced, low: float | None = None, high: float | None = None) -> Traced:
     if tracer.operator == "aten::hardtanh":
         low, high = -1 if low is None else low, 1 if high is None else high
@@ -177,22 +169,22 @@ def _clamp(tracer: Tracer, x: Traced, low: float | None = None, high: float | No
     return unary(tracer, x, "clamp", -infinity if low is None else low, infinity if high is None else high)
 
 
-@handles("aten::clamp_min")
+@OPERATORS.handles("aten::clamp_min")
 def _clamp_min(tracer: Tracer, x: Traced, low: float) -> Traced:
     return _clamp(tracer, x, low, None)
 
 
-@handles("aten::clamp_max")
+@OPERATORS.handles("aten::clamp_max")
 def _clamp_max(tracer: Tracer, x: Traced, high: float) -> Traced:
     return _clamp(tracer, x, None, high)
 
 
-@handles("aten::neg")
+@OPERATORS.handles("aten::neg")
 def _neg(tracer: Tracer, x: Traced) -> Traced:
     return unary(tracer, x, "scale", -1, 0)
 
 
-@handles("aten::glu")
+@OPERATORS.handles("aten::glu")
 def _glu(tracer: Tracer, x: Traced, dim: int = -1) -> Tensor:
     content, gate = x.chunk(2, dim)
     return content * gate.sigmoid()
@@ -222,7 +214,7 @@ def _constant(tracer: Tracer, value: Tensor, shape: torch.Size, plane: Plane) ->
     return tracer.constant(full.expand(full.shape[0], *shape[1:])).as_plane()
 
 
-@handles("aten::add", "aten::sub", "aten::rsub")
+@OPERATORS.handles("aten::add", "aten::sub", "aten::rsub")
 def _add(tracer: Tracer, a: Any, b: Any, alpha: float = 1) -> Traced:
     minus = tracer.operator != "aten::add"
     if tracer.operator == "aten::rsub":
@@ -240,14 +232,14 @@ def _add(tracer: Tracer, a: Any, b: Any, alpha: float = 1) -> Traced:
     return unary(tracer, b, "scale", -1 if minus else 1, a)
 
 
-@handles("aten::mul")
+@OPERATORS.handles("aten::mul")
 def _mul(tracer: Tracer, a: Any, b: Any) -> Traced:
     if isinstance(a, Tensor) and isinstance(b, Tensor) and a.dim() > 0 and b.dim() > 0:
         return binary(tracer, "mul", a, b)
     return unary(tracer, a, "scale", b, 0) if isinstance(a, Traced) else unary(tracer, b, "scale", a, 0)
 
 
-@handles("aten::div")
+@OPERATORS.handles("aten::div")
 def _div(tracer: Tracer, a: Any, b: Any) -> Traced:
     if isinstance(b, Tensor) and b.dim() > 0:
         if not isinstance(a, Tensor):
@@ -256,12 +248,12 @@ def _div(tracer: Tracer, a: Any, b: Any) -> Traced:
     return unary(tracer, a, "scale", 1 / float(b), 0)
 
 
-@handles("aten::reciprocal")
+@OPERATORS.handles("aten::reciprocal")
 def _reciprocal(tracer: Tracer, x: Traced) -> Traced:
     return _div(tracer, 1.0, x)
 
 
-@handles("aten::native_batch_norm", "aten::cudnn_batch_norm", "aten::miopen_batch_norm")
+@OPERATORS.handles("aten::native_batch_norm", "aten::cudnn_batch_norm", "aten::miopen_batch_norm")
 def _batch_norm(
     tracer: Tracer, x: Traced, weight: Tensor | None, bias: Tensor | None, mean: Tensor | None, variance: Tensor | None,
     training: bool, momentum: float, eps: float,
@@ -282,14 +274,6 @@ def _batch_norm(
 # --- writing into a tensor ---------------------------------------------------------------------------------------
 
 
-def writes(name: str) -> Any:
-    def register(handler: Handler) -> Handler:
-        IN_PLACE[name] = handler
-        return handler
-
-    return register
-
-
 def _filled(tracer: Tracer, target: Traced, values: Tensor) -> Traced:
     """A constant of the target's shape; [N, H, W] is one channel of an image unless the target is part of a signal."""
     values = values.to(tracer.device, tracer.dtype).expand(target.shape)
@@ -298,26 +282,26 @@ def _filled(tracer: Tracer, target: Traced, values: Tensor) -> Traced:
     return Traced(tracer, target.shape, index=index.reshape(1, *target.shape[1:]))
 
 
-@writes("aten::copy_")
+@OPERATORS.writes("aten::copy_")
 def _copy(tracer: Tracer, target: Traced, source: Tensor, non_blocking: bool = False) -> Traced:
     if isinstance(source, Traced):
         return source
     return _filled(tracer, target, source)
 
 
-@writes("aten::fill_")
+@OPERATORS.writes("aten::fill_")
 def _fill(tracer: Tracer, target: Traced, value: Any) -> Traced:
     if isinstance(value, Traced):
         return value
     return _filled(tracer, target, torch.tensor(float(value)))
 
 
-@writes("aten::zero_")
+@OPERATORS.writes("aten::zero_")
 def _zero(tracer: Tracer, target: Traced) -> Traced:
     return _fill(tracer, target, 0)
 
 
-@writes("aten::index_put_")
+@OPERATORS.writes("aten::index_put_")
 def _index_put(
     tracer: Tracer, target: Traced, indices: Sequence[Tensor | None], values: Tensor, accumulate: bool = False
 ) -> Traced:
@@ -337,54 +321,58 @@ def _index_put(
 # --- recurrences -----------------------------------------------------------------------------------------------
 
 
-def _walk(
-    tracer: Tracer, gates: Traced, weight: Tensor, h0: Tensor | None, c0: Tensor | None, geometry: Geometry
-) -> Traced:
+class _Direction(NamedTuple):
+    """One sweep of a recurrence: gates [N, 4h, H, W], weight [taps, 4h, h], and the states outside the image [h]."""
+
+    gates: Traced
+    weight: Tensor
+    h0: Tensor | None
+    c0: Tensor | None
+
+
+def _recurrence(tracer: Tracer, direction: _Direction, geometry: Geometry) -> Traced:
+    gates = direction.gates
     plane = gates.as_plane()
     units = plane.channels // 4
-    h0, c0 = (None if state is None or not bool(state.any()) else state.detach() for state in (h0, c0))
+    h0, c0 = (
+        None if state is None or not bool(state.any()) else state.detach() for state in (direction.h0, direction.c0)
+    )
     name = tracer.name() + (" from the right" if geometry.mirrored else "")
-    node = LstmNode(
-        name, units, plane.box, [], None, tracer.operand(plane), weight.detach(), h0, c0, geometry
-    )  # fmt: skip
+    weight = direction.weight.detach()
+    node = LstmNode(name, units, plane.box, [], None, tracer.operand(plane), weight, h0, c0, geometry)
     return tracer.result(node, (gates.shape[0], units, *gates.shape[2:]))
 
 
-@handles("genkernels::wavefront_lstm")
-def _lstm(
-    tracer: Tracer, gates: Traced, weight: Tensor, h0: Tensor | None, c0: Tensor | None, front: str,
-    taps: Sequence[int], mirrored: Sequence[bool], keep: bool,
-) -> tuple[Traced, None]:  # fmt: skip
-    return _walk(tracer, gates, weight, h0, c0, Geometry.of(front, taps, mirrored[0])), None
+@OPERATORS.handles("genkernels::wavefront_lstm")
+def _lstm(tracer: Tracer, *arguments: Any) -> tuple[Traced, None]:
+    front, taps, mirrored, _ = arguments[4:]
+    return _recurrence(tracer, _Direction(*arguments[:4]), Geometry.of(front, taps, mirrored[0])), None
 
 
-@handles("genkernels::wavefront_lstm_pair")
-def _lstm_pair(
-    tracer: Tracer, gates_0: Traced, weight_0: Tensor, h0_0: Tensor | None, c0_0: Tensor | None, gates_1: Traced,
-    weight_1: Tensor, h0_1: Tensor | None, c0_1: Tensor | None, front: str, taps: Sequence[int],
-    mirrored: Sequence[bool], keep: bool,
-) -> tuple[Traced, Traced, None]:  # fmt: skip
-    first = _walk(tracer, gates_0, weight_0, h0_0, c0_0, Geometry.of(front, taps, mirrored[0]))
-    return first, _walk(tracer, gates_1, weight_1, h0_1, c0_1, Geometry.of(front, taps, mirrored[1])), None
+@OPERATORS.handles("genkernels::wavefront_lstm_pair")
+def _lstm_pair(tracer: Tracer, *arguments: Any) -> tuple[Traced, Traced, None]:
+    front, taps, mirrored, _ = arguments[8:]
+    first = _recurrence(tracer, _Direction(*arguments[:4]), Geometry.of(front, taps, mirrored[0]))
+    return first, _recurrence(tracer, _Direction(*arguments[4:8]), Geometry.of(front, taps, mirrored[1])), None
 
 
-def _layer_walk(tracer: Tracer, x: Traced, parameters: Sequence[Any], mask_type: str, geometry: Geometry) -> Traced:
+def _with_gates(tracer: Tracer, x: Traced, parameters: Sequence[Any], mask_type: str, geometry: Geometry) -> Traced:
     input_weight, input_bias, weight, h0, c0 = parameters
     gates = _masked_conv2d(tracer, x, input_weight, input_bias, mask_type, 1, "blocks", (1, 1), "none")
-    return _walk(tracer, gates, weight, h0, c0, geometry)
+    return _recurrence(tracer, _Direction(gates, weight, h0, c0), geometry)
 
 
-@handles("genkernels::wavefront_layer")
+@OPERATORS.handles("genkernels::wavefront_layer")
 def _layer(tracer: Tracer, x: Traced, *arguments: Any) -> tuple[Traced, None]:
     *parameters, mask_type, front, taps, _ = arguments
-    return _layer_walk(tracer, x, parameters, mask_type, Geometry.of(front, taps, False)), None
+    return _with_gates(tracer, x, parameters, mask_type, Geometry.of(front, taps, False)), None
 
 
-@handles("genkernels::wavefront_layer_pair")
+@OPERATORS.handles("genkernels::wavefront_layer_pair")
 def _layer_pair(tracer: Tracer, x: Traced, *arguments: Any) -> tuple[Tensor, None]:
     *parameters, mask_type, front, taps, _ = arguments
     left, right = (
-        _layer_walk(tracer, x, own, mask_type, geometry)
+        _with_gates(tracer, x, own, mask_type, geometry)
         for own, geometry in zip(by_walk(parameters), geometries(2, front, taps), strict=True)
     )
     return left + torch.constant_pad_nd(right[..., :-1, :], [0, 0, 1, 0]), None

@@ -1,23 +1,32 @@
-"""The tensor that a model is traced with: without storage, it knows what its elements are, and who shares them."""
+"""The traced tensor: without storage, a record of its elements and of the tensors that share its memory."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from ...ops.core.torch_internals import new_wrapper_tensor, no_torch_function, tree_flatten
 from .graph import NotTraceable
-from .view import Plane
+from .view import Numbering, Plane
 
-if TYPE_CHECKING:
-    from .tracer import Tracer
+
+class Recorder(Protocol):
+    """The trace that a tensor belongs to: it runs every operator that meets the tensor."""
+
+    dtype: torch.dtype
+    device: torch.device
+    numbering: Numbering
+
+    def name(self) -> str: ...
+
+    def run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any: ...
 
 
 class Traced(Tensor):
-    """A tensor without storage that knows the nodes it is made of, as a plane, an index, or both.
+    """A tensor without storage; its elements are those of nodes, recorded as a plane, an index, or both.
 
     Attributes:
         memory: the tensors that share their elements, in the order in which they were made: the first has memory of its
@@ -25,7 +34,7 @@ class Traced(Tensor):
         viewed: what makes the index of a view, from its base's.
     """
 
-    tracer: Tracer
+    tracer: Recorder
     _plane: Plane | None
     _index: Tensor | None
     memory: list[Traced]
@@ -33,7 +42,7 @@ class Traced(Tensor):
 
     @staticmethod
     def __new__(
-        cls, tracer: Tracer, shape: Any, plane: Plane | None = None, index: Tensor | None = None, strides: Any = None
+        cls, tracer: Recorder, shape: Any, plane: Plane | None = None, index: Tensor | None = None, strides: Any = None
     ) -> Traced:
         self = new_wrapper_tensor(cls, shape, strides=strides, dtype=tracer.dtype, device=tracer.device)
         self.tracer, self._plane, self._index, self.memory, self.viewed = tracer, plane, index, [self], None

@@ -1,9 +1,9 @@
-"""Runs a model on a tensor that only records what is done with it.
+"""Trace of a model: its forward pass on a tensor that records the operators applied to it.
 
 The image handed to the model is a tensor without storage. Every operator of PyTorch that meets it, whatever module,
 function or method it came from, ends in ``__torch_dispatch__``: there it becomes a node of the graph, or rearranges
-channels. Everything else, masks multiplied onto weights, embeddings of a condition, is computed as it is. So the
-model's Python code runs as usual, conditions and loops included, and a handful of operators is all there is to know.
+channels. Everything else, masks multiplied onto weights, embeddings of a condition, is computed as usual. So the
+model's Python code runs unchanged, conditions and loops included, and the table of operators stays short.
 """
 
 from __future__ import annotations
@@ -22,10 +22,40 @@ from .tensor import Traced
 from .view import Numbering, Piece, Plane
 
 Handler = Callable[..., Any]
-HANDLERS: dict[str, Handler] = {}
-"""By name of the operator without its overload ("aten::relu"): what makes nodes of it; see operators.py."""
-IN_PLACE: dict[str, Handler] = {}
-"""Operators that write into their first argument and have no handler without the underscore: what it becomes."""
+
+
+class OperatorTable:
+    """The operators that compute, by name without the overload ("aten::relu"): how each becomes nodes of the graph.
+
+    A handler is called as ``handler(tracer, *arguments of the operator)``.
+
+    Attributes:
+        compute: operators that return their result; their variants with an underscore are derived.
+        in_place: operators that write into their first argument and have no variant that returns its result.
+    """
+
+    def __init__(self) -> None:
+        self.compute: dict[str, Handler] = {}
+        self.in_place: dict[str, Handler] = {}
+
+    def handles(self, *names: str) -> Callable[[Handler], Handler]:
+        """Registers a function as the handler of these operators."""
+
+        def register(handler: Handler) -> Handler:
+            self.compute.update(dict.fromkeys(names, handler))
+            return handler
+
+        return register
+
+    def writes(self, name: str) -> Callable[[Handler], Handler]:
+        """Registers a function that returns what the first argument of an operator becomes."""
+
+        def register(handler: Handler) -> Handler:
+            self.in_place[name] = handler
+            return handler
+
+        return register
+
 
 _REARRANGING = """
     slice select narrow view _unsafe_view reshape permute transpose t unsqueeze squeeze expand cat stack split
@@ -50,9 +80,14 @@ class Tracer:
     """One trace: the nodes so far, and where in the model it is."""
 
     def __init__(
-        self, dtype: torch.dtype, device: torch.device, size: tuple[int, int], model: nn.Module | None
+        self,
+        operators: OperatorTable,
+        dtype: torch.dtype,
+        device: torch.device,
+        size: tuple[int, int],
+        model: nn.Module | None,
     ) -> None:
-        self.dtype, self.device = dtype, device
+        self.operators, self.dtype, self.device = operators, dtype, device
         self.nodes: list[Node] = []
         self.numbering = Numbering()
         self.operator = ""
@@ -96,9 +131,9 @@ class Tracer:
             plain = tree_map(lambda a: like.expand(a.shape) if isinstance(a, Traced) else a, (args, kwargs))
             return func(*plain[0], **plain[1])
         name = self.operator
-        if name in IN_PLACE or (name.endswith("_") and name[:-1] in HANDLERS):
+        if name in self.operators.in_place or (name.endswith("_") and name[:-1] in self.operators.compute):
             return self._in_place(name, args, kwargs)
-        if name in HANDLERS:
+        if name in self.operators.compute:
             return self._compute(name, args, kwargs)
         if name == "aten::constant_pad_nd" and args[2:] and args[2] != 0:
             x, pad, value = args
@@ -117,17 +152,18 @@ class Tracer:
 
     def _compute(self, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
         """A handler's result; functions channel by channel see the channels where they expect them."""
+        handler = self.operators.compute[name]
         tensors = [a for a in args if isinstance(a, Tensor) and a.dim()]
         if name not in POINTWISE:
-            return HANDLERS[name](self, *args, **kwargs)
+            return handler(self, *args, **kwargs)
         shape = torch.broadcast_shapes(*(a.shape for a in tensors))
         of_images = all(a.dim() == 3 and a.memory[0].dim() > 3 for a in tensors if isinstance(a, Traced))
         if of_images and tuple(shape[1:]) == self.size:  # one channel, y[:, 0], and not a signal
             images = [_one_channel(a, shape) for a in args]
             self.operator = name
-            return HANDLERS[name](self, *images, **kwargs).squeeze(1)
+            return handler(self, *images, **kwargs).squeeze(1)
         if not any(isinstance(a, Traced) and a.ends_in_channels() for a in tensors):
-            return HANDLERS[name](self, *args, **kwargs)
+            return handler(self, *args, **kwargs)
 
         def channels_first(a: Any) -> Any:
             if not isinstance(a, Tensor) or a.dim() == 0:
@@ -141,7 +177,7 @@ class Tracer:
             raise NotTraceable(f"layer {self.name()!r}: {name} of a tensor for each pixel of the batch's images")
         moved = [channels_first(a) for a in args]
         self.operator = name
-        return HANDLERS[name](self, *moved, **kwargs).movedim(1, -1).reshape(shape)
+        return handler(self, *moved, **kwargs).movedim(1, -1).reshape(shape)
 
     def channels_first(self, x: Any) -> Any:
         """[N, H, W, C], [N, W, C] or [N * H * W, C] as [N, C, H, W]."""
@@ -165,10 +201,10 @@ class Tracer:
                 f"layer {self.name()!r}: {name} reads other elements of the memory that it writes, so that the result "
                 "is left to chance; clone() what it reads"
             )
-        if name in IN_PLACE:
-            result = IN_PLACE[name](self, *args, **kwargs)
+        if name in self.operators.in_place:
+            result = self.operators.in_place[name](self, *args, **kwargs)
         else:
-            self.operator = name[:-1]  # handlers of several operators ask which it is
+            self.operator = name[:-1]  # read by handlers of several operators
             result = self._compute(self.operator, args, kwargs)
         if result.shape != target.shape:
             result = result.expand(target.shape)
@@ -176,7 +212,7 @@ class Tracer:
         return target
 
     def _quickly(self, name: str, x: Any, *args: Any) -> Any:
-        """What is common, without indices, which are slow where images are large; None for all else."""
+        """Common operators without indices, which are slow where images are large; None for all others."""
         if not isinstance(x, Traced) or x.dim() != 4:
             return None
         batch, channels, height, width = x.shape
@@ -312,7 +348,7 @@ class _NoRandomNumbers(TorchDispatchMode):
 
 
 def _one_channel(a: Any, shape: torch.Size) -> Any:
-    """What broadcasts to [N, H, W] as what broadcasts to [N, 1, H, W]; numbers as they are."""
+    """A tensor that broadcasts to [N, H, W] as one that broadcasts to [N, 1, H, W]; numbers as they are."""
     if not isinstance(a, Tensor) or a.dim() == 0:
         return a
     if isinstance(a, Traced):
@@ -333,16 +369,15 @@ def trace(
     levels: int,
     dtype: torch.dtype,
     device: torch.device,
+    operators: OperatorTable,
 ) -> Graph:
     """The graph of ``function``, from an image [N, C, H, W] to logits [N, levels, C, H, W] (or, if C is 1, without C).
 
     Raises:
         NotTraceable: with the name of the layer and the reason.
     """
-    from . import operators  # noqa: F401  (fills HANDLERS)
-
     batch, colours, height, width = shape
-    tracer = Tracer(dtype, device, (height, width), model)
+    tracer = Tracer(operators, dtype, device, (height, width), model)
     image = tracer.add(ImageNode("image", colours, Box(0, height, 0, width)))
     for name, module in model.named_modules() if model is not None else ():
         if isinstance(module, torch.jit.ScriptModule):

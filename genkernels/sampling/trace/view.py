@@ -1,4 +1,4 @@
-"""What a traced tensor is made of: every element is an element of some node, or zero.
+"""Elements of a traced tensor: each is an element of some node, or zero.
 
 A tensor [N, C, H, W] has two descriptions. As a :class:`Plane` it lists, for its channels, the node, the channel and
 the shift. As an *index* it is a tensor [1, C, H, W] of element numbers (0 for zero), on which slicing, padding,

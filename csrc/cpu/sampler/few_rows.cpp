@@ -3,11 +3,12 @@
 // One row leaves gemm_tile only NR chains of multiply-adds, far from the 8 that hide their latency. Here several panels
 // are taken at once, or where there is one only, several reduction steps. The weight is read once, from L2 or L3: that
 // is the bound, 2 operations for every 4 bytes and row.
-#pragma once
 
-#include "cpu/core/gemm_tile.h"
+#include "cpu/sampler/few_rows.h"
 
-namespace gk::GK_ISA {
+namespace gk::GK_ISA::sampler {
+
+namespace {
 
 // out[i][p * panel + j] = sum over segments and k; `panel_floats` from one panel to the next. STEPS reduction steps are
 // summed apart.
@@ -45,35 +46,35 @@ GK_INLINE void few_rows(const float* const* rows, const Segment* segments, int64
       }
 }
 
-constexpr int64_t FEW_ROWS = 3;
-// Panels at once for one row and for more.
-constexpr int64_t few_rows_panels(int64_t rows) { return NR_MAX > 2 ? 2 : rows == 1 ? 4 : 2; }
+using FewRows = void (*)(const float* const* rows, const Segment* segments, int64_t segment_count, const float* panel,
+                         int64_t panel_floats, float* out, int64_t out_stride, bool add);
 
-// `panels` whole panels, at most few_rows_panels(rows); or one narrower panel of `nr` vectors.
-inline void multiply_few_rows(int64_t count, int64_t panels, int nr, const float* const* rows, const Segment* segments,
-                              int64_t segment_count, const float* panel, int64_t panel_floats, float* out,
-                              int64_t out_stride, bool add) {
-#define GK_FEW(M, P, NR, STEPS) \
-  return few_rows<M, P, NR, STEPS>(rows, segments, segment_count, panel, panel_floats, out, out_stride, add)
-#define GK_FEW_NARROW(NR)        \
-  if (count == 1) GK_FEW(1, 1, NR, 4); \
-  if (count == 2) GK_FEW(2, 1, NR, 2); \
-  GK_FEW(3, 1, NR, 1)
-  if (nr == 1) { GK_FEW_NARROW(1); }
+// One panel of `NR` vectors, by the number of rows.
+#define GK_ONE_PANEL(NR) {few_rows<1, 1, NR, 4>, few_rows<2, 1, NR, 2>, few_rows<3, 1, NR, 1>}
 #if GK_ISA_LEVEL == 2
-  if (nr == 2) { GK_FEW_NARROW(2); }
-  if (nr == 3) { GK_FEW_NARROW(3); }
+constexpr FewRows ONE_PANEL[NR_MAX][FEW_ROWS] = {GK_ONE_PANEL(1), GK_ONE_PANEL(2), GK_ONE_PANEL(3), GK_ONE_PANEL(4)};
+#else
+constexpr FewRows ONE_PANEL[NR_MAX][FEW_ROWS] = {GK_ONE_PANEL(1), GK_ONE_PANEL(2)};
 #endif
-  if (panels == 1) { GK_FEW_NARROW(NR_MAX); }
-  if (count == 3) GK_FEW(3, 2, NR_MAX, 1);
-  if (count == 2) GK_FEW(2, 2, NR_MAX, 1);
-#if GK_ISA_LEVEL < 2
-  if (panels == 4) GK_FEW(1, 4, NR_MAX, 1);
-  if (panels == 3) GK_FEW(1, 3, NR_MAX, 1);
+#undef GK_ONE_PANEL
+
+// Several whole panels, from 2 on, by the number of rows.
+constexpr FewRows PANELS[FEW_ROWS][few_rows_panels(1) - 1] = {
+#if GK_ISA_LEVEL == 2
+    {few_rows<1, 2, NR_MAX, 2>},
+#else
+    {few_rows<1, 2, NR_MAX, 2>, few_rows<1, 3, NR_MAX, 1>, few_rows<1, 4, NR_MAX, 1>},
 #endif
-  GK_FEW(1, 2, NR_MAX, 2);
-#undef GK_FEW_NARROW
-#undef GK_FEW
+    {few_rows<2, 2, NR_MAX, 1>},
+    {few_rows<3, 2, NR_MAX, 1>}};
+
+}  // namespace
+
+void multiply_few_rows(int64_t count, int64_t panels, int nr, const float* const* rows, const Segment* segments,
+                       int64_t segment_count, const float* panel, int64_t panel_floats, float* out, int64_t out_stride,
+                       bool add) {
+  const FewRows function = panels == 1 ? ONE_PANEL[nr - 1][count - 1] : PANELS[count - 1][panels - 2];
+  function(rows, segments, segment_count, panel, panel_floats, out, out_stride, add);
 }
 
-}  // namespace gk::GK_ISA
+}  // namespace gk::GK_ISA::sampler
