@@ -27,9 +27,10 @@ from torch import Tensor
 from genkernels import backends
 from genkernels.ops import masked_conv2d, row_lstm, row_lstm_layer
 from genkernels.ops.masked_conv import reference as conv_reference
-from genkernels.ops.wavefront_lstm import cpu_layer as cpu
+from genkernels.ops.wavefront_lstm import cpu, cpu_layer
 from genkernels.ops.wavefront_lstm import reference as lstm_reference
 from genkernels.ops.wavefront_lstm.geometry import Geometry
+from genkernels.ops.wavefront_lstm.schema import Direction, Inputs
 
 ALL_DTYPES = [torch.float64, *DTYPES]
 
@@ -37,8 +38,8 @@ ALL_DTYPES = [torch.float64, *DTYPES]
 @pytest.fixture
 def small_rounds(monkeypatch):
     """As few images at a time as the threads can share."""
-    monkeypatch.setattr(cpu, "_ROWS", 1)
-    monkeypatch.setattr(cpu, "_FLOATS", 1)
+    monkeypatch.setattr(cpu_layer, "_ROWS", 1)
+    monkeypatch.setattr(cpu_layer, "_FLOATS", 1)
 
 
 # --- result and gradients ---
@@ -161,8 +162,8 @@ def test_rounds_of_few_images_change_nothing_but_rounding(kind, dtype, checkpoin
     grad = torch.randn(5, 9, 6, 7).to(dtype)
     threads(2)
     at_once = with_gradients(lambda *a: kind(*a, checkpoint=checkpoint), inputs, grad)
-    monkeypatch.setattr(cpu, "_ROWS", 1)
-    monkeypatch.setattr(cpu, "_FLOATS", 1)
+    monkeypatch.setattr(cpu_layer, "_ROWS", 1)
+    monkeypatch.setattr(cpu_layer, "_FLOATS", 1)
     first, again = (with_gradients(lambda *a: kind(*a, checkpoint=checkpoint), inputs, grad) for _ in range(2))
     assert all(a.equal(b) for a, b in zip(first, again, strict=True))
     for one, other in zip(first, at_once, strict=True):
@@ -175,10 +176,11 @@ def test_rounds_of_few_images_change_nothing_but_rounding(kind, dtype, checkpoin
 )
 def test_a_round_is_large_enough_and_the_same_for_every_thread(count, walks, expected, threads):
     kind = BOTH_B if walks == 2 else DIAGONAL_B
-    x, *others = layer_inputs(kind, (28, 28), batch=32, channels=1, units=64, dtype=torch.float32)
-    tensors = [x, *others[::walks][:1], *[None] * 4] if walks == 1 else [x, *([others[0], *[None] * 4] * 2)]
+    x, input_weight, *others = layer_inputs(kind, (28, 28), batch=32, channels=1, units=64, dtype=torch.float32)
+    direction = Direction(None, input_weight, None, others[2 * walks - 1], None, None)
     threads(count)
-    layer = cpu._Layer(tensors, "B", [Geometry("diagonal", (0, -1), m) for m in (False, True)[:walks]])
+    geometries = [Geometry("diagonal", (0, -1), mirrored) for mirrored in (False, True)[:walks]]
+    layer = cpu_layer._Layer(Inputs(x, "B", [direction] * walks, geometries))
     assert [images.stop - images.start for images in layer.rounds()] == expected
 
 
@@ -201,13 +203,13 @@ def test_backward_is_left_the_inputs_and_what_the_walks_keep_but_no_gates(kind, 
 def test_the_gradient_of_the_gates_of_few_images_exists_at_a_time(monkeypatch, small_rounds, threads, checkpoint):
     threads(1)
     sizes = []
-    walk_back = cpu.lstm.backward_into
+    backward_into = cpu.backward_into
 
     def noting(grads, *others):
-        sizes.append(grads[0][0].shape[0])
-        walk_back(grads, *others)
+        sizes.append(grads[0].gates.shape[0])
+        backward_into(grads, *others)
 
-    monkeypatch.setattr(cpu.lstm, "backward_into", noting)
+    monkeypatch.setattr(cpu, "backward_into", noting)
     inputs = [t.requires_grad_() for t in layer_inputs(ROW_B, batch=6, dtype=torch.float32)]
     ROW_B(*inputs, checkpoint=checkpoint).sum().backward()
     assert sizes == [1] * 6

@@ -49,9 +49,7 @@ def test_checkpoint_in_both_directions():
 def test_nothing_is_kept_where_no_gradient_can_be_asked_for(monkeypatch):
     asked = []
     forward = backends.native() and cpu.forward
-    monkeypatch.setattr(
-        cpu, "forward", lambda walks, geometries, keep: asked.append(keep) or forward(walks, geometries, keep)
-    )
+    monkeypatch.setattr(cpu, "forward", lambda inputs, keep: asked.append(keep) or forward(inputs, keep))
     if forward is None:
         pytest.skip("tests what the native kernel is asked for")
     inputs = inputs_for((3, 4), ROW, dtype=torch.float32)

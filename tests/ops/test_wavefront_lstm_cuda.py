@@ -31,7 +31,7 @@ from helpers.wavefront_directions import (
 from torch import Tensor
 
 from genkernels.ops import diagonal_bilstm, row_lstm
-from genkernels.ops.wavefront_lstm import functional, gpu
+from genkernels.ops.wavefront_lstm import dispatch, gpu
 from genkernels.ops.wavefront_lstm.geometry import Geometry
 
 H100 = (132, 232_448, 8)
@@ -45,7 +45,7 @@ def compute_float32(place: Place, *, exactly: bool) -> None:
 @pytest.fixture(params=PLACES)
 def place(request, monkeypatch) -> Iterator[Place]:
     if request.param == "emulated":
-        monkeypatch.setitem(functional.KERNELS, "CPU", gpu)
+        monkeypatch.setitem(dispatch.KERNELS, "CPU", gpu)
     one = Place(request.param, monkeypatch, gpu)
     one.pretend((8, 100_000, 4))
     compute_float32(one, exactly=True)
@@ -199,12 +199,12 @@ def test_a_gradient_that_is_not_wanted_is_not_made(place):
 
 @pytest.fixture
 def planner(monkeypatch):
-    """(gates' shape, dtype, front, taps, walks, limits) -> how forward and backward are divided."""
+    """(gates' shape, dtype, front, taps, directions, limits) -> how forward and backward are divided."""
     native = cuda_emulated.module()
     storage = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
-    def plan(sizes, dtype, limits, walks=2, diagonal=True, taps=(0, -1)):
-        return native.CudaWavefrontPlan(storage[dtype], False, sizes, walks, diagonal, list(taps), limits)
+    def plan(sizes, dtype, limits, directions=2, diagonal=True, taps=(0, -1)):
+        return native.CudaWavefrontPlan(storage[dtype], False, sizes, directions, diagonal, list(taps), limits)
 
     return plan
 
@@ -245,7 +245,7 @@ def test_how_a_walk_is_divided_and_what_shared_memory_it_takes_is_on_record(plan
         tuple(map(int, sizes.split("x"))),
         getattr(torch, dtype),
         LIMITS[device],
-        walks=1 + diagonal,
+        directions=1 + diagonal,
         diagonal=diagonal,
         taps=(0, -1) if diagonal else (-1, 0, 1),
     )
@@ -263,7 +263,7 @@ def test_what_does_not_fit_says_how_many_bytes_it_needs_and_is_walked_in_plain_p
     place.pretend((8, 2000, 1))
     gates, *others = (t.to(place.tensors) for t in inputs)
     reason = gpu.why_not(gates, [Geometry.of("row", (-1, 0, 1))])
-    assert "fronts of 3 cells of 8 units need " in reason
+    assert "steps of 3 cells of 8 hidden units need " in reason
     assert " bytes of shared memory, a block of this device has 2000" in reason
     if place.name == "gpu":
         with pytest.warns(RuntimeWarning, match="bytes of shared memory"):

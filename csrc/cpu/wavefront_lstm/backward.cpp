@@ -133,7 +133,7 @@ void write_state(void* grad, int64_t h, const float* sums, int64_t thread_stride
 bool wavefront_lstm_backward(const WavefrontLSTMBackward& args) {
   const WavefrontLSTM& l = args.lstm;
   const Fronts f = fronts_of(l);
-  const int64_t walks = args.walk_count;
+  const int64_t walks = args.direction_count;
   const int threads = useful_threads(l, walks, args.threads);
   const int64_t h = l.hidden, pixels = l.height * l.width, group = group_units(l, walks, threads);
   bool wants_weight = false, recomputes = false;
@@ -141,8 +141,8 @@ bool wavefront_lstm_backward(const WavefrontLSTMBackward& args) {
   for (int64_t w = 0; w < walks; ++w) {
     const WavefrontGradients& grads = args.gradients[w];
     wants_weight |= grads.grad_weight != nullptr;
-    recomputes |= !args.walks[w].saved;
-    needs_x |= !args.walks[w].saved && l.convolves() && !is_cells(args.walks[w].x);
+    recomputes |= !args.directions[w].saved;
+    needs_x |= !args.directions[w].saved && l.convolves() && !is_cells(args.directions[w].x);
     needs_grad_hidden |= !is_cells(grads.grad_hidden);
     needs_grad_gates |= !grads.grad_gates.data || !is_cells(grads.grad_gates);
   }
@@ -185,7 +185,7 @@ bool wavefront_lstm_backward(const WavefrontLSTMBackward& args) {
 #pragma omp single nowait
     team = omp_get_num_threads();
     for (int64_t w = 0; w < walks; ++w) {
-      const WavefrontWalk& walk = args.walks[w];
+      const WavefrontDirection& walk = args.directions[w];
 #pragma omp single nowait
       GK_BY_STORAGE(l.storage, read_constants, l, walk, constants + w * constant_floats(l));
 #pragma omp for nowait
@@ -221,7 +221,7 @@ bool wavefront_lstm_backward(const WavefrontLSTMBackward& args) {
       bool walks_forward = false;
       for (int64_t u = 0; u < count; ++u) {
         const int64_t w = (first + u) / l.batch, image = (first + u) % l.batch;
-        const WavefrontWalk& walk = args.walks[w];
+        const WavefrontDirection& walk = args.directions[w];
         const WavefrontGradients& grads = args.gradients[w];
         float* const saved = walk.saved ? walk.saved + image * pixels * 5 * h : saveds + u * saved_floats;
         float* const constant = constants + w * constant_floats(l);

@@ -25,11 +25,11 @@ namespace gk::GK_ISA {
 bool wavefront_lstm_forward(const WavefrontLSTMForward& args) {
   const WavefrontLSTM& l = args.lstm;
   const Fronts f = fronts_of(l);
-  const int threads = useful_threads(l, args.walk_count, args.threads);
-  const int64_t h = l.hidden, pixels = l.height * l.width, group = group_units(l, args.walk_count, threads);
+  const int threads = useful_threads(l, args.direction_count, args.threads);
+  const int64_t h = l.hidden, pixels = l.height * l.width, group = group_units(l, args.direction_count, threads);
   bool needs_input = false, needs_x = false, needs_c = false, needs_hidden = false;
-  for (int64_t w = 0; w < args.walk_count; ++w) {
-    const WavefrontWalk& walk = args.walks[w];
+  for (int64_t w = 0; w < args.direction_count; ++w) {
+    const WavefrontDirection& walk = args.directions[w];
     needs_input |= !l.convolves() && !walk.saved && !is_cells(walk.gates);
     needs_x |= l.convolves() && !is_cells(walk.x);
     needs_c |= !walk.saved;
@@ -44,23 +44,23 @@ bool wavefront_lstm_forward(const WavefrontLSTMForward& args) {
   const int64_t limit = product_rows(l);
   const int64_t row_floats = Scratch::round(limit * reductions_of(l)), sum_floats = limit * padded(4 * h);
   const int64_t thread_floats = group_floats + row_floats + sum_floats;
-  const Scratch scratch(args.walk_count * (packed_floats + constant_floats(l)) + threads * thread_floats);
+  const Scratch scratch(args.direction_count * (packed_floats + constant_floats(l)) + threads * thread_floats);
   if (!scratch.data()) return false;
-  for (int64_t w = 0; w < args.walk_count; ++w) {
-    want_huge_pages(args.walks[w].hidden, l.batch * h * pixels);
-    want_huge_pages(args.walks[w].saved, l.batch * pixels * 5 * h * sizeof(float));
+  for (int64_t w = 0; w < args.direction_count; ++w) {
+    want_huge_pages(args.directions[w].hidden, l.batch * h * pixels);
+    want_huge_pages(args.directions[w].saved, l.batch * pixels * 5 * h * sizeof(float));
   }
   float* const packed = scratch.data();
-  float* const constants = packed + args.walk_count * packed_floats;
-  float* const of_threads = constants + args.walk_count * constant_floats(l);
+  float* const constants = packed + args.direction_count * packed_floats;
+  float* const of_threads = constants + args.direction_count * constant_floats(l);
 
   FrontBarrier barrier;
 #pragma omp parallel num_threads(threads)
   {
 #pragma omp for nowait
-    for (int64_t i = 0; i < args.walk_count * panel_count(4 * h); ++i) {
+    for (int64_t i = 0; i < args.direction_count * panel_count(4 * h); ++i) {
       const int64_t w = i / panel_count(4 * h), panel = i % panel_count(4 * h);
-      const WavefrontWalk& walk = args.walks[w];
+      const WavefrontDirection& walk = args.directions[w];
       GK_BY_STORAGE(l.storage, pack_forward, l, walk, panel, packed + w * packed_floats);
       if (panel == 0) GK_BY_STORAGE(l.storage, read_constants, l, walk, constants + w * constant_floats(l));
     }
@@ -68,7 +68,7 @@ bool wavefront_lstm_forward(const WavefrontLSTMForward& args) {
 
     float* const own = of_threads + omp_get_thread_num() * thread_floats;
     const ProductScratch product{limit, own + group_floats, own + group_floats + row_floats};
-    for_groups(args.walk_count * l.batch, group, &barrier, [&](int64_t first, int64_t count, const Share& share) {
+    for_groups(args.direction_count * l.batch, group, &barrier, [&](int64_t first, int64_t count, const Share& share) {
       float* const inputs = share.count > 1 ? of_threads : own;
       float* const xs = inputs + group * input_floats;
       float* const cs = xs + group * x_floats;
@@ -76,7 +76,7 @@ bool wavefront_lstm_forward(const WavefrontLSTMForward& args) {
       Unit units[UNITS_MAX];
       for (int64_t u = 0; u < count; ++u) {
         const int64_t w = (first + u) / l.batch, image = (first + u) % l.batch;
-        const WavefrontWalk& walk = args.walks[w];
+        const WavefrontDirection& walk = args.directions[w];
         float* const saved = walk.saved ? walk.saved + image * pixels * 5 * h : nullptr;
         float* const constant = constants + w * constant_floats(l);
         Unit& unit = units[u];
@@ -96,7 +96,7 @@ bool wavefront_lstm_forward(const WavefrontLSTMForward& args) {
       share.wait();
       walk_forward(l, units, count, share, packed, packed_floats, product);
       for (int64_t u = 0; u < count; ++u) {
-        const WavefrontWalk& walk = args.walks[units[u].walk];
+        const WavefrontDirection& walk = args.directions[units[u].walk];
         if (!is_cells(walk.hidden)) store_lines(walk.hidden, units[u].image, h, f, share, units[u].hidden.data);
       }
     });

@@ -137,7 +137,7 @@ inline void store_lines(const ImageView& view, int64_t image, int64_t channels, 
 }
 
 // A unit whose gates are convolved of x, which is brought into `scratch` where its memory cannot serve.
-inline void read_x(const WavefrontLSTM& l, const WavefrontWalk& walk, const Fronts& f, const Share& share,
+inline void read_x(const WavefrontLSTM& l, const WavefrontDirection& walk, const Fronts& f, const Share& share,
                    float* constants, float* scratch, Unit& unit) {
   unit.input = {constants + 2 * l.hidden, 0, 0};
   unit.x = is_cells(walk.x) ? cells_of(walk.x, unit.image) : scratch_cells(scratch, l.width, l.channels);

@@ -213,7 +213,7 @@ GK_INLINE const T* weight_at(const WeightView& w, int64_t tap, int64_t out, int6
 
 // A panel of the walk's weights for the forward product: [taps * h, then input taps * channels] x [4h].
 template <class T>
-void pack_forward(const WavefrontLSTM& l, const WavefrontWalk& walk, int64_t index, float* packed) {
+void pack_forward(const WavefrontLSTM& l, const WavefrontDirection& walk, int64_t index, float* packed) {
   const int64_t total = reductions_of(l);
   const auto pack = [&](const WeightView& weight, int64_t first, int64_t taps, int64_t inputs) {
     const auto at = [&](int64_t k, int64_t j) { return weight_at<T>(weight, k / inputs, j, k % inputs); };
@@ -226,7 +226,7 @@ void pack_forward(const WavefrontLSTM& l, const WavefrontWalk& walk, int64_t ind
 
 // A panel for the backward product: [4h] x [taps * h].
 template <class T>
-void pack_backward(const WavefrontLSTM& l, const WavefrontWalk& walk, int64_t index, float* packed) {
+void pack_backward(const WavefrontLSTM& l, const WavefrontDirection& walk, int64_t index, float* packed) {
   const int64_t h = l.hidden;
   const auto at = [&](int64_t k, int64_t j) { return weight_at<T>(walk.weight, j / h, k, j % h); };
   pack_panel<T>({4 * h, 0, 4 * h}, l.tap_count * h, index, /*along_k=*/false, h, walk.weight.stride_in, 0, at,
@@ -237,7 +237,7 @@ void pack_backward(const WavefrontLSTM& l, const WavefrontWalk& walk, int64_t in
 inline int64_t constant_floats(const WavefrontLSTM& l) { return Scratch::round(6 * l.hidden); }
 
 template <class T>
-void read_constants(const WavefrontLSTM& l, const WavefrontWalk& walk, float* out) {
+void read_constants(const WavefrontLSTM& l, const WavefrontDirection& walk, float* out) {
   const auto read = [&](const void* values, int64_t count) {
     for (int64_t i = 0; i < count; ++i) *out++ = values ? load_one(static_cast<const T*>(values) + i) : 0.0f;
   };

@@ -259,7 +259,7 @@ class Walk {
   const WavefrontShape& l_;
   const WavefrontPlan& plan_;
   const int rank_, walk_index_, slice_, images_;
-  const WavefrontWalkBackward& walk_;
+  const WavefrontBackward& walk_;
   const int owned_, stride_, part_stride_;
   const Weights weights_;
   const Shared<T> gates_;
@@ -279,7 +279,7 @@ template <class Math>
 __global__ void __launch_bounds__(THREADS) wavefront_lstm_backward_pack(const __grid_constant__ BackwardArguments a) {
   using T = typename Math::T;
   const int h = a.shape.hidden, steps = tap_steps<T>(a.plan), columns = a.plan.columns, owned = 8 * a.plan.groups;
-  for (int walk = 0; walk < a.shape.walks; ++walk) {
+  for (int walk = 0; walk < a.shape.directions; ++walk) {
     const T* const weight = static_cast<const T*>(a.walks[walk].weight);
     pack_words(a.walks[walk].packed, a.plan.packed_bytes, a.plan.steps, [&](int group, int step, int w, int column) {
       const int to = group % columns * 32 + column, tap = step / steps, first = group / columns * owned;
@@ -308,11 +308,11 @@ WavefrontPlan backward_needs(const WavefrontShape& l, WavefrontPlan plan) {
 }
 
 const char* wavefront_lstm_backward(const WavefrontShape& shape, const WavefrontPlan& plan,
-                                    const WavefrontWalkBackward* walks, const float* saved, void* stream) {
-  const int64_t units = static_cast<int64_t>(shape.walks) * shape.batch * shape.height * shape.width * shape.hidden;
+                                    const WavefrontBackward* walks, const float* saved, void* stream) {
+  const int64_t units = static_cast<int64_t>(shape.directions) * shape.batch * shape.height * shape.width * shape.hidden;
   BackwardArguments a{shape, plan, {}, saved, saved + 4 * units, shape.hidden % 2 == 0};
   const int pair_bytes = shape.storage == Storage::float32 ? 8 : 4;
-  for (int w = 0; w < shape.walks; ++w) {
+  for (int w = 0; w < shape.directions; ++w) {
     a.walks[w] = walks[w];
     const Pixels& p = walks[w].grad_hidden;
     a.even &= reinterpret_cast<uintptr_t>(p.data) % pair_bytes == 0 && (p.stride_n | p.stride_h | p.stride_w) % 2 == 0;
@@ -324,7 +324,7 @@ const char* wavefront_lstm_backward(const WavefrontShape& shape, const Wavefront
         launch(wavefront_lstm_backward_pack<Math>, {blocks < 256 ? blocks : 256, THREADS, 1, 0}, stream, a);
     if (error) return error;
     return launch(wavefront_lstm_backward_kernel<Math>,
-                  {plan.cluster * plan.slices * shape.walks, THREADS, plan.cluster, plan.shared_bytes}, stream, a);
+                  {plan.cluster * plan.slices * shape.directions, THREADS, plan.cluster, plan.shared_bytes}, stream, a);
   });
 }
 

@@ -8,7 +8,7 @@ namespace gk::cuda {
 struct BackwardArguments {
   WavefrontShape shape;
   WavefrontPlan plan;
-  WavefrontWalkBackward walks[MAX_WALKS];
+  WavefrontBackward walks[MAX_DIRECTIONS];
   const void* activations;
   const float* cells;
   bool even;  // units can be read and written in pairs

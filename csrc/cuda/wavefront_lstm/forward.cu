@@ -28,7 +28,7 @@ namespace {
 struct Arguments {
   WavefrontShape shape;
   WavefrontPlan plan;
-  WavefrontWalkForward walks[MAX_WALKS];
+  WavefrontForward walks[MAX_DIRECTIONS];
   void* activations;
   float* cells;
   bool even;  // units can be read and written in pairs
@@ -203,7 +203,7 @@ class Walk {
   const WavefrontShape& l_;
   const WavefrontPlan& plan_;
   const int rank_, walk_index_, first_image_, images_;
-  const WavefrontWalkForward& walk_;
+  const WavefrontForward& walk_;
   const int groups_, stride_;
   const Weights weights_;
   const Shared<T> h_;
@@ -221,7 +221,7 @@ template <class Math>
 __global__ void __launch_bounds__(THREADS) wavefront_lstm_forward_pack(const __grid_constant__ Arguments a) {
   using T = typename Math::T;
   const int h = a.shape.hidden, steps = tap_steps<T>(a.shape);
-  for (int walk = 0; walk < a.shape.walks; ++walk) {
+  for (int walk = 0; walk < a.shape.directions; ++walk) {
     const T* const weight = static_cast<const T*>(a.walks[walk].weight);
     pack_words(a.walks[walk].packed, a.plan.packed_bytes, a.plan.steps, [&](int group, int step, int w, int column) {
       const int unit = group * 8 + column % 8, gate = column / 8, tap = step / steps;
@@ -247,12 +247,12 @@ WavefrontPlan forward_needs(const WavefrontShape& l, WavefrontPlan plan) {
 }
 
 const char* wavefront_lstm_forward(const WavefrontShape& shape, const WavefrontPlan& plan,
-                                   const WavefrontWalkForward* walks, float* saved, void* stream) {
+                                   const WavefrontForward* walks, float* saved, void* stream) {
   Arguments a{shape, plan, {}, saved, nullptr, shape.hidden % 2 == 0};
-  const int64_t units = static_cast<int64_t>(shape.walks) * shape.batch * shape.height * shape.width * shape.hidden;
+  const int64_t units = static_cast<int64_t>(shape.directions) * shape.batch * shape.height * shape.width * shape.hidden;
   if (saved) a.cells = saved + 4 * units;
   const int pair_bytes = shape.storage == Storage::float32 ? 8 : 4;
-  for (int w = 0; w < shape.walks; ++w) {
+  for (int w = 0; w < shape.directions; ++w) {
     a.walks[w] = walks[w];
     for (const Pixels& p : {walks[w].gates, walks[w].hidden})
       a.even &= reinterpret_cast<uintptr_t>(p.data) % pair_bytes == 0 && (p.stride_n | p.stride_h | p.stride_w) % 2 == 0;
@@ -263,7 +263,7 @@ const char* wavefront_lstm_forward(const WavefrontShape& shape, const WavefrontP
     const char* const error = launch(wavefront_lstm_forward_pack<Math>, {blocks < 256 ? blocks : 256, THREADS, 1, 0}, stream, a);
     if (error) return error;
     return launch(wavefront_lstm_forward_kernel<Math>,
-                  {plan.cluster * plan.slices * shape.walks, THREADS, plan.cluster, plan.shared_bytes}, stream, a);
+                  {plan.cluster * plan.slices * shape.directions, THREADS, plan.cluster, plan.shared_bytes}, stream, a);
   });
 }
 

@@ -22,7 +22,7 @@ double clocks_of_front(const WavefrontShape& l, const WavefrontLimits& limits, c
   const double shared_memory = (products * 512 + readings * 1024) / 128;
   const double from_l2 = readings * (plan.steps - plan.resident) / plan.steps * 1024 / 48;
   const double barriers = plan.cluster == 1 ? 60 : 500 + 50 * plan.cluster;
-  const int waves = ceil_div(plan.cluster * plan.slices * l.walks, limits.multiprocessors);
+  const int waves = ceil_div(plan.cluster * plan.slices * l.directions, limits.multiprocessors);
   return waves * ((tensor_cores > shared_memory ? tensor_cores : shared_memory) + from_l2 + barriers);
 }
 

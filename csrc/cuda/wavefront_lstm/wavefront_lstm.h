@@ -9,13 +9,13 @@
 namespace gk::cuda {
 
 constexpr int MAX_TAPS = 32;
-constexpr int MAX_WALKS = 2;
+constexpr int MAX_DIRECTIONS = 2;
 
 // `exact`: float32 products of float32 numbers, not of numbers rounded to TF32.
 struct WavefrontShape {
   Storage storage;
   bool exact;
-  int batch, hidden, height, width, walks;
+  int batch, hidden, height, width, directions;
   bool diagonal;
   int tap_count;
   int taps[MAX_TAPS];
@@ -56,7 +56,7 @@ struct Pixels {
   int64_t stride_n, stride_h, stride_w;  // in elements; channels are next to each other
 };
 
-struct WavefrontWalkForward {
+struct WavefrontForward {
   bool mirrored;
   Pixels gates, hidden;
   const void *weight, *h0, *c0;  // [taps, 4h, h]; [h] or nullptr: zero
@@ -66,9 +66,9 @@ struct WavefrontWalkForward {
 // saved: for all walks together [walks][N][H * W][h][4] activated gates in the storage type, then, at float
 // walks * N * H * W * 4h, [walks][N][H * W][h] cells in float32; or nullptr. Both return nullptr or what went wrong.
 const char* wavefront_lstm_forward(const WavefrontShape& shape, const WavefrontPlan& plan,
-                                   const WavefrontWalkForward* walks, float* saved, void* stream);
+                                   const WavefrontForward* walks, float* saved, void* stream);
 
-struct WavefrontWalkBackward {
+struct WavefrontBackward {
   bool mirrored;
   Pixels grad_hidden;
   const void *weight, *h0, *c0;
@@ -79,6 +79,6 @@ struct WavefrontWalkBackward {
 };
 
 const char* wavefront_lstm_backward(const WavefrontShape& shape, const WavefrontPlan& plan,
-                                    const WavefrontWalkBackward* walks, const float* saved, void* stream);
+                                    const WavefrontBackward* walks, const float* saved, void* stream);
 
 }  // namespace gk::cuda

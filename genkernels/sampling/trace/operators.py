@@ -11,7 +11,7 @@ from torch import Tensor
 from ...ops.masked_conv.gated import gate
 from ...ops.masked_conv.mask import MaskSpec, mask_tensor
 from ...ops.wavefront_lstm.geometry import Geometry
-from ...ops.wavefront_lstm.layer.schema import by_walk, geometries
+from ...ops.wavefront_lstm.schema import LAYERS, ForwardCall
 from ..program.instructions import Function
 from .graph import AffineNode, Box, Link, LstmNode, NotTraceable, PointNode, Tap
 from .tensor import Traced
@@ -337,7 +337,7 @@ def _index_put(
 # --- recurrences -----------------------------------------------------------------------------------------------
 
 
-def _walk(
+def _lstm_direction(
     tracer: Tracer, gates: Traced, weight: Tensor, h0: Tensor | None, c0: Tensor | None, geometry: Geometry
 ) -> Traced:
     plane = gates.as_plane()
@@ -355,7 +355,7 @@ def _lstm(
     tracer: Tracer, gates: Traced, weight: Tensor, h0: Tensor | None, c0: Tensor | None, front: str,
     taps: Sequence[int], mirrored: Sequence[bool], keep: bool,
 ) -> tuple[Traced, None]:  # fmt: skip
-    return _walk(tracer, gates, weight, h0, c0, Geometry.of(front, taps, mirrored[0])), None
+    return _lstm_direction(tracer, gates, weight, h0, c0, Geometry.of(front, taps, mirrored[0])), None
 
 
 @handles("genkernels::wavefront_lstm_pair")
@@ -364,27 +364,27 @@ def _lstm_pair(
     weight_1: Tensor, h0_1: Tensor | None, c0_1: Tensor | None, front: str, taps: Sequence[int],
     mirrored: Sequence[bool], keep: bool,
 ) -> tuple[Traced, Traced, None]:  # fmt: skip
-    first = _walk(tracer, gates_0, weight_0, h0_0, c0_0, Geometry.of(front, taps, mirrored[0]))
-    return first, _walk(tracer, gates_1, weight_1, h0_1, c0_1, Geometry.of(front, taps, mirrored[1])), None
+    first = _lstm_direction(tracer, gates_0, weight_0, h0_0, c0_0, Geometry.of(front, taps, mirrored[0]))
+    return first, _lstm_direction(tracer, gates_1, weight_1, h0_1, c0_1, Geometry.of(front, taps, mirrored[1])), None
 
 
-def _layer_walk(tracer: Tracer, x: Traced, parameters: Sequence[Any], mask_type: str, geometry: Geometry) -> Traced:
-    input_weight, input_bias, weight, h0, c0 = parameters
-    gates = _masked_conv2d(tracer, x, input_weight, input_bias, mask_type, 1, "blocks", (1, 1), "none")
-    return _walk(tracer, gates, weight, h0, c0, geometry)
+def _layer_directions(tracer: Tracer, call: ForwardCall) -> list[Traced]:
+    x: Any = call.inputs.x
+    results = []
+    for own, geometry in zip(call.inputs.directions, call.inputs.geometries, strict=True):
+        options = (call.inputs.mask_type, 1, "blocks", (1, 1), "none")
+        gates = _masked_conv2d(tracer, x, own.input_weight, own.input_bias, *options)
+        results.append(_lstm_direction(tracer, gates, own.weight, own.h0, own.c0, geometry))
+    return results
 
 
 @handles("genkernels::wavefront_layer")
-def _layer(tracer: Tracer, x: Traced, *arguments: Any) -> tuple[Traced, None]:
-    *parameters, mask_type, front, taps, _ = arguments
-    return _layer_walk(tracer, x, parameters, mask_type, Geometry.of(front, taps, False)), None
+def _layer(tracer: Tracer, *arguments: Any) -> tuple[Traced, None]:
+    (hidden,) = _layer_directions(tracer, LAYERS[1].forward_call(arguments))
+    return hidden, None
 
 
 @handles("genkernels::wavefront_layer_pair")
-def _layer_pair(tracer: Tracer, x: Traced, *arguments: Any) -> tuple[Tensor, None]:
-    *parameters, mask_type, front, taps, _ = arguments
-    left, right = (
-        _layer_walk(tracer, x, own, mask_type, geometry)
-        for own, geometry in zip(by_walk(parameters), geometries(2, front, taps), strict=True)
-    )
+def _layer_pair(tracer: Tracer, *arguments: Any) -> tuple[Tensor, None]:
+    left, right = _layer_directions(tracer, LAYERS[2].forward_call(arguments))
     return left + torch.constant_pad_nd(right[..., :-1, :], [0, 0, 1, 0]), None
