@@ -42,7 +42,7 @@ def forward_into(hidden: Sequence[Tensor], saved: Tensor | None, inputs: Inputs)
     native = backends.require_native()
     kept: list[Tensor | None] = []
     directions = _directions(native, inputs, hidden, saved, kept)
-    done = native.wavefront_lstm_forward(**_sizes(native, inputs), directions=directions)
+    done = native.wavefront_lstm_forward(**_sizes(inputs), directions=directions)
     if not done:
         raise MemoryError("wavefront_lstm: no memory for the scratch of the forward kernel")
 
@@ -78,19 +78,19 @@ def backward_into(
         )
         for grad, own in zip(readable_grads, grads, strict=True)
     ]
-    done = native.wavefront_lstm_backward(**_sizes(native, inputs), directions=directions, gradients=gradients)
+    done = native.wavefront_lstm_backward(**_sizes(inputs), directions=directions, gradients=gradients)
     if not done:
         raise MemoryError("wavefront_lstm: no memory for the scratch of the backward kernel")
 
 
-def _sizes(native: Any, inputs: Inputs) -> dict[str, Any]:
+def _sizes(inputs: Inputs) -> dict[str, Any]:
     """What is the same for all directions."""
     image, geometry, convolution = inputs.image, inputs.geometries[0], None
     batch, _, height, width = image.shape
     if inputs.x is not None:
+        assert inputs.mask_type is not None
         _, channels, *kernel = inputs.directions[0].input_weight.shape
-        live_taps = _live_taps(*kernel, inputs.mask_type)
-        convolution = native.WavefrontConvolution(channels=channels, kernel=kernel, live_taps=live_taps)
+        convolution = _convolution(channels, (kernel[0], kernel[1]), inputs.mask_type)
     return {
         "storage": _STORAGE[image.dtype],
         "threads": torch.get_num_threads(),
@@ -102,9 +102,11 @@ def _sizes(native: Any, inputs: Inputs) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=64)
-def _live_taps(height: int, width: int, mask_type: str) -> int:
-    """In raster order these come first, since there are no colour groups."""
-    return len(MaskSpec(1, 1, (height, width), mask_type, 1, "blocks").full_taps()) + (mask_type == "B")
+def _convolution(channels: int, kernel: tuple[int, int], mask_type: str) -> Any:
+    """The convolution of a layer. There are no colour groups: in raster order the live taps come first."""
+    spec = MaskSpec(1, 1, kernel, mask_type, 1, "blocks")
+    live_taps = len(spec.full_taps()) + (mask_type == "B")
+    return backends.require_native().WavefrontConvolution(channels=channels, kernel=kernel, live_taps=live_taps)
 
 
 def _directions(
@@ -116,6 +118,7 @@ def _directions(
 ) -> list[Any]:
     """The tensors of each direction as the kernels take them; copies go to ``kept``, to live as long as the call."""
     x = None if inputs.x is None else readable(inputs.x)
+    x_image = _image(x)
     kept.append(x)
     directions = []
     for index, (own, geometry, to) in enumerate(zip(inputs.directions, inputs.geometries, hidden, strict=True)):
@@ -130,7 +133,7 @@ def _directions(
             native.WavefrontDirection(
                 mirrored=geometry.mirrored,
                 gates=_image(gates),
-                x=_image(x),
+                x=x_image,
                 weight=_state_weight(own.weight),
                 input_weight=_NO_WEIGHT if input_weight is None else _input_weight(input_weight),
                 input_bias=input_bias,

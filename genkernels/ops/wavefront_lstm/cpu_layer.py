@@ -92,9 +92,8 @@ class _Layer:
 
     def __init__(self, inputs: Inputs) -> None:
         self.x = conv.readable(inputs.image)
-        self.parameters = inputs._replace(
-            directions=[Direction(*(None if t is None else t.float() for t in own)) for own in inputs.directions]
-        )
+        wide = [Direction(*[None if t is None else t.float() for t in own]) for own in inputs.directions]
+        self.parameters = inputs._replace(directions=wide)
         self.batch, _, *self.size = self.x.shape
         outputs, channels, height, width = inputs.directions[0].input_weight.shape
         assert inputs.mask_type is not None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -252,9 +252,9 @@ def _recurrence(tensors: Tensors, geometry: Geometry, mirrored: list[bool], chec
     """h of each direction."""
     names = ["gates"] if len(mirrored) == 1 else ["gates_left", "gates_right"]
     check_recurrence(tensors, names, len(geometry.taps))
-    said: dict[str, Any] = {"mirrored": mirrored[0]} if geometry.front == "diagonal" and len(mirrored) == 1 else {}
-    said |= {"taps": geometry.taps, "checkpoint": checkpoint}
-    _log_choice(f"{'bi' * (len(mirrored) == 2)}lstm", tensors, geometry, said)
+    if is_on() and not torch.compiler.is_compiling():
+        said = {"mirrored": mirrored[0]} if geometry.front == "diagonal" and len(mirrored) == 1 else {}
+        _log_choice(f"{'bi' * (len(mirrored) == 2)}lstm", tensors, geometry, checkpoint, said)
     options = (geometry.front, list(geometry.taps), mirrored)
     return _call(recurrences[len(mirrored)], tensors, names, options, checkpoint)
 
@@ -263,8 +263,9 @@ def _layer(tensors: Tensors, geometry: Geometry, mask_type: str, checkpoint: boo
     check_options(mask_type, 1, "blocks", None)
     ends = ["_left", "_right"] if "weight_left" in tensors else [""]
     check_layer(tensors, ends, len(geometry.taps))
-    said = {"mask_type": mask_type, "taps": geometry.taps, "checkpoint": checkpoint}
-    _log_choice(f"{'bi' * (len(ends) == 2)}lstm_layer", tensors, geometry, said)
+    if is_on() and not torch.compiler.is_compiling():
+        said = {"mask_type": mask_type}
+        _log_choice(f"{'bi' * (len(ends) == 2)}lstm_layer", tensors, geometry, checkpoint, said)
     options = (mask_type, geometry.front, list(geometry.taps))
     return _call(layers[len(ends)], tensors, ["x"], options, checkpoint)[0]
 
@@ -273,10 +274,8 @@ def _call(
     lstm: DifferentiableLstm, tensors: Tensors, images: Sequence[str], options: Sequence[Any], checkpoint: bool
 ) -> Sequence[Tensor]:
     """The results; ``images`` names the tensors that may lack the batch dimension."""
-    first = tensors[images[0]]
-    assert first is not None
-    is_batch = first.dim() == 4
-    values = [t.unsqueeze(0) if t is not None and not is_batch and name in images else t for name, t in tensors.items()]
+    is_batch = tensors[images[0]].dim() == 4
+    values = [t if is_batch or name not in images else t.unsqueeze(0) for name, t in tensors.items()]
     *hidden, _ = lstm.forward(*values, *options, _must_keep(values, checkpoint))
     return hidden if is_batch else [h.squeeze(0) for h in hidden]
 
@@ -298,10 +297,8 @@ def _geometry_of(front: str, taps: Sequence[int]) -> Geometry:
         raise ValueError(f"taps: expected whole numbers; got {taps!r}") from None
 
 
-def _log_choice(kind: str, tensors: Tensors, geometry: Geometry, options: dict[str, Any]) -> None:
+def _log_choice(kind: str, tensors: Tensors, geometry: Geometry, checkpoint: bool, options: Mapping[str, Any]) -> None:
     """Say which implementation runs; ``kind`` ends the function's name."""
-    if not is_on() or torch.compiler.is_compiling():
-        return
     first = next(tensor for tensor in tensors.values() if tensor is not None)
     device, name = first.device.type, f"{geometry.front}_{kind}"
     kernels = dispatch.KERNELS.get(device.upper())
@@ -309,4 +306,5 @@ def _log_choice(kind: str, tensors: Tensors, geometry: Geometry, options: dict[s
     kernel = f"the {device.upper()} kernel" if reason is None else "the reference in plain PyTorch"
     arguments = [f"{key}={like(tensor)}" for key, tensor in tensors.items()]
     arguments += [f"{key}={value!r}" for key, value in options.items()]
+    arguments += [f"taps={geometry.taps!r}", f"checkpoint={checkpoint!r}"]
     say(name, kernel, reason or "it sweeps the image in one call", f"genkernels.ops.{name}({', '.join(arguments)})")

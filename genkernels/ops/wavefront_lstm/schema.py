@@ -77,9 +77,11 @@ class Inputs(NamedTuple):
     def empty_saved(self, keep: bool) -> Tensor:
         """The buffer for backward, [directions, N, H * W * 5h] of the accumulator's dtype, not yet written; or [0]."""
         image = self.image
+        dtype = accumulator(image.dtype)
+        if not keep:
+            return image.new_empty(0, dtype=dtype)
         batch, _, height, width = image.shape
-        shape = (len(self.directions), batch, height * width * self.hidden_channels * 5) if keep else (0,)
-        return image.new_empty(shape, dtype=accumulator(image.dtype))
+        return image.new_empty(len(self.directions), batch, height * width * self.hidden_channels * 5, dtype=dtype)
 
 
 class Gradients(NamedTuple):
