@@ -45,12 +45,14 @@ int first_suitable(const Implementation<Args> (&list)[COUNT], const Args& args) 
 // False where there is no memory for scratch.
 template <class Args, int COUNT>
 bool run_first(const Implementation<Args> (&list)[COUNT], const Args& args) {
-  for (int i = first_suitable(list, args);; ++i) {
-    if (!list[i].suits(args)) continue;
+  for (int i = first_suitable(list, args);;) {
     const Outcome outcome = list[i].run(args);
-    if (outcome == Outcome::uneven) continue;
-    note_implementation(list[i].name);
-    return outcome == Outcome::done;
+    if (outcome != Outcome::uneven) {
+      note_implementation(list[i].name);
+      return outcome == Outcome::done;
+    }
+    do ++i;
+    while (!list[i].suits(args));
   }
 }
 
