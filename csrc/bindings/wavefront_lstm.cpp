@@ -50,8 +50,8 @@ class WavefrontCall {
     for (int32_t tap : taps) check(!diagonal || tap <= 0, "taps", "at most 0 on a diagonal", tap);
     check(!directions.empty(), "directions", "at least one", directions.size());
     const WavefrontConvolution none{0, {0, 0}, 0}, &c = convolution ? *convolution : none;
-    lstm_ = {sizes[0],   sizes[1],    sizes[2],    sizes[3],    diagonal, taps.data(), static_cast<int64_t>(taps.size()),
-             c.channels, c.kernel[0], c.kernel[1], c.live_taps, storage_};
+    lstm_ = {sizes[0],   sizes[1],    sizes[2],    sizes[3],    diagonal, taps.data(),
+             static_cast<int64_t>(taps.size()), c.channels, c.kernel[0], c.kernel[1], c.live_taps, storage_};
     for (const DirectionTensors& d : directions) {
       check(diagonal || !d.mirrored, "mirrored", "false on rows", d.mirrored);
       directions_.push_back({d.mirrored, view(d.gates), view(d.x), view(d.weight), view(d.input_weight),
