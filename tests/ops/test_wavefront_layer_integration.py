@@ -31,13 +31,13 @@ def options(kind) -> list:
 
 
 def operator_inputs(kind, *, layout: str = "contiguous", **sizes) -> list:
-    """x, then all parameters of one walk, then those of the other."""
+    """x, then all parameters of one sweep, then those of the other."""
     x, *others = layer_inputs(kind, **sizes)
-    count = kind.walks
+    count = kind.sweeps
     kinds = [others[index * count : (index + 1) * count] for index in range(3)]
     states = others[3 * count :]
-    walks = [[t[k] for t in kinds] + states[2 * k : 2 * k + 2] for k in range(count)]
-    return [laid_out(x, layout), *(t for walk in walks for t in walk)]
+    sweeps = [[t[k] for t in kinds] + states[2 * k : 2 * k + 2] for k in range(count)]
+    return [laid_out(x, layout), *(t for sweep in sweeps for t in sweep)]
 
 
 # --- derivatives ---
@@ -141,9 +141,9 @@ def test_the_fake_kernels_promise_the_strides_that_come(keep, layout, dtype):
     for kind in (ROW_B, BOTH_B):
 
         def everything(inputs, kind=kind):
-            hidden, saved = LAYERS[kind.walks].forward_op(*inputs, *options(kind), keep)
+            hidden, saved = LAYERS[kind.sweeps].forward_op(*inputs, *options(kind), keep)
             needs = [k % 3 != 2 for k in range(len(inputs))]
-            backward = LAYERS[kind.walks].backward_op
+            backward = LAYERS[kind.sweeps].backward_op
             return hidden, saved, *backward(torch.ones_like(hidden), *inputs, saved, *options(kind), needs)
 
         inputs = operator_inputs(kind, layout=layout, dtype=dtype)
@@ -164,7 +164,7 @@ def test_the_fake_kernels_promise_the_strides_that_come(keep, layout, dtype):
 def test_opcheck_of_forward_and_backward(dtype, layout, keep):
     for kind in (ROW_B, BOTH_B):
         inputs = operator_inputs(kind, layout=layout, dtype=dtype)
-        forward, backward = LAYERS[kind.walks].forward_op, LAYERS[kind.walks].backward_op
+        forward, backward = LAYERS[kind.sweeps].forward_op, LAYERS[kind.sweeps].backward_op
         hidden, saved = forward(*inputs, *options(kind), keep)
         for needs in ([True] * len(inputs), [k % 2 == 1 for k in range(len(inputs))]):
             torch.library.opcheck(backward, (torch.randn_like(hidden), *inputs, saved, *options(kind), needs))

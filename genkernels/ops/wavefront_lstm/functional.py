@@ -32,7 +32,7 @@ def row_lstm(
     taps: Sequence[int] = ROW_TAPS,
     checkpoint: bool = False,
 ) -> Tensor:
-    """Row LSTM: walks an image from top to bottom, all pixels of a row at once.
+    """Row LSTM: sweeps an image from top to bottom, all pixels of a row at once.
 
     For every pixel p, with i, f, o after a sigmoid and g after a tanh::
 
@@ -52,7 +52,7 @@ def row_lstm(
         weight: [taps, 4h, h], the state-to-state part; the dtype and device of gates.
         h0, c0: [h], the state outside the image; None for zeros.
         taps: the columns that weight's first dimension stands for, relative to the pixel's own.
-        checkpoint: keep the inputs alone for backward, and walk forward once more there. Saves the buffer of
+        checkpoint: keep the inputs alone for backward, and compute forward once more there. Saves the buffer of
             gate activations and cells, 20 h bytes a pixel (40 h in float64), which is more than all that is kept
             otherwise, for about half as much time again.
 
@@ -79,7 +79,7 @@ def diagonal_lstm(
     mirrored: bool = False,
     checkpoint: bool = False,
 ) -> Tensor:
-    """One direction of the Diagonal LSTM: walks over anti-diagonals, from the top left corner to the bottom right.
+    """One direction of the Diagonal LSTM: sweeps over anti-diagonals, from the top left corner to the bottom right.
 
     The same recurrence as :func:`row_lstm`, but tap t reads the pixel t rows down (up, being negative) and 1 + t
     columns to the left: 0 is the pixel to the left, -1 the pixel above, -2 the pixel two rows up and one to the
@@ -113,10 +113,10 @@ def diagonal_bilstm(
     taps: Sequence[int] = DIAGONAL_TAPS,
     checkpoint: bool = False,
 ) -> Tensor:
-    """Diagonal BiLSTM: a walk from the top left, a walk from the top right, and their sum, in one call.
+    """Diagonal BiLSTM: a sweep from the top left, a sweep from the top right, and their sum, in one call.
 
     ``diagonal_lstm(left) + shift_down(diagonal_lstm(right, mirrored=True))``, where shift_down moves every row
-    down by one and fills the top row with zeros. The walk from the right sees pixels to the right, which are the
+    down by one and fills the top row with zeros. The sweep from the right sees pixels to the right, which are the
     future in its own row and the past in the next: so shifted, a pixel sees itself, all pixels before it, and no
     other.
 
@@ -200,7 +200,7 @@ def diagonal_lstm_layer(
     taps: Sequence[int] = DIAGONAL_TAPS,
     checkpoint: bool = False,
 ) -> Tensor:
-    """One direction of a Diagonal LSTM layer: as :func:`row_lstm_layer`, with the walk of :func:`diagonal_lstm`.
+    """One direction of a Diagonal LSTM layer: as :func:`row_lstm_layer`, with the sweep of :func:`diagonal_lstm`.
 
     Args, Returns, Raises: as for :func:`row_lstm_layer`; taps as for :func:`diagonal_lstm`.
 
@@ -231,7 +231,7 @@ def diagonal_bilstm_layer(
 ) -> Tensor:
     """A whole Diagonal BiLSTM layer: :func:`diagonal_bilstm` of a masked convolution of x for each direction.
 
-    Args, Returns, Raises: as for :func:`row_lstm_layer`, taps as for :func:`diagonal_lstm`; ``_left`` is the walk
+    Args, Returns, Raises: as for :func:`row_lstm_layer`, taps as for :func:`diagonal_lstm`; ``_left`` is the sweep
     from the top left corner, ``_right`` the one from the top right, whose result is moved a row down.
 
     Source: van den Oord, Kalchbrenner, Kavukcuoglu 2016, "Pixel Recurrent Neural Networks", section 3.2.
