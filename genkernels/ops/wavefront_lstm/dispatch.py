@@ -112,8 +112,8 @@ def _convolved(inputs: Inputs) -> Inputs:
 def _forward_composed(call: ForwardCall) -> _Results:
     recurrence = RECURRENCES[len(call.inputs.directions)]
     with torch.autocast(call.inputs.image.device.type, enabled=False):
-        arguments = recurrence.in_a_row(_convolved(call.inputs))
-        hidden, *others, saved = recurrence.forward_op(*arguments, call.keep)
+        arguments = recurrence.forward_in_a_row(_convolved(call.inputs), call.keep)
+        hidden, *others, saved = recurrence.forward_op(*arguments)
     for right in others:
         hidden[:, :, 1:] += right[:, :, :-1]
     return hidden, saved

@@ -146,10 +146,6 @@ class Operator(ABC):
         """The tensors, gradients or flags of each direction, from those of all tensors in a row."""
 
     @abstractmethod
-    def in_a_row(self, inputs: Inputs) -> list[Any]:
-        """What the forward operator takes, without ``keep``."""
-
-    @abstractmethod
     def inputs(self, tensors: Sequence[Any], options: Sequence[Any]) -> Inputs:
         """From all tensors in a row and the options."""
 
@@ -197,9 +193,10 @@ class Recurrence(Operator):
         groups = (values[first : first + 4] for first in range(0, len(values), 4))
         return [Direction(gates, None, None, weight, h0, c0) for gates, weight, h0, c0 in groups]
 
-    def in_a_row(self, inputs: Inputs) -> list[Any]:
+    def forward_in_a_row(self, inputs: Inputs, keep: bool) -> list[Any]:
+        """What the forward operator takes."""
         tensors = [value for one in inputs.directions for value in (one.gates, one.weight, one.h0, one.c0)]
-        return [*tensors, *self._options(inputs)]
+        return [*tensors, *self._options(inputs), keep]
 
     def backward_in_a_row(
         self, grad_hidden: Sequence[Tensor], inputs: Inputs, saved: Tensor, needs: Sequence[Direction]
@@ -239,11 +236,6 @@ class Layer(Operator):
 
     def by_direction(self, values: Sequence[Any]) -> list[Direction]:
         return [Direction(None, *values[first : first + 5]) for first in range(1, len(values), 5)]
-
-    def in_a_row(self, inputs: Inputs) -> list[Any]:
-        parameters = [value for one in inputs.directions for value in one[1:]]
-        first = inputs.geometries[0]
-        return [inputs.x, *parameters, inputs.mask_type, first.front, list(first.taps)]
 
     def inputs(self, tensors: Sequence[Any], options: Sequence[Any]) -> Inputs:
         mask_type, front, taps = options
