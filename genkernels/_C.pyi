@@ -1,5 +1,5 @@
 # The native core. Private: use genkernels.ops and genkernels.nn. Kept equal to csrc/bindings/ by a test.
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypedDict
 
 class DeviceStatus(TypedDict):
@@ -73,34 +73,53 @@ class MaskedConvPlan:
         grad_bias: int,
     ) -> bool: ...
 
-# Wavefront LSTM. Tensors are addresses with the strides of [N, C, H, W]; 0 stands for one that is not there. `sizes`
-# are N, h, H, W; `convolution` is the channels, kernel height and width, and live taps of the convolution that gives
-# the gates, zeros where they are given; a walk is (mirrored, gates, x, weight, input_weight, (input_bias, h0, c0),
-# hidden, saved), images and weights with their strides; its gradients are (grad_hidden, strides, grad_gates, strides,
-# grad_weight, grad_h0, grad_c0). False where memory for scratch ran out.
-_Image = tuple[int, _Strides]
-_Weight = tuple[int, tuple[int, ...]]  # strides of out, in, tap
-_Walk = tuple[bool, _Image, _Image, _Weight, _Weight, tuple[int, ...], _Image, int]
-_WalkGradients = tuple[int, _Strides, int, _Strides, int, int, int]
+# Wavefront LSTM. An image is an address with the strides of [N, C, H, W], a weight one with those of (out, in, tap), a
+# vector an address; 0 stands for a tensor that is not there. `sizes` are N, h, H, W; `convolution` is the one that
+# gives the gates, None where they are given. False where memory for scratch ran out.
+_Image = tuple[int, tuple[int, ...]]
+_Weight = tuple[int, tuple[int, ...]]
+
+class WavefrontConvolution:
+    def __init__(self, channels: int, kernel: Sequence[int], live_taps: int) -> None: ...
+
+class WavefrontDirection:
+    def __init__(
+        self,
+        mirrored: bool,
+        gates: _Image,
+        x: _Image,
+        weight: _Weight,
+        input_weight: _Weight,
+        input_bias: int,
+        h0: int,
+        c0: int,
+        hidden: _Image,
+        saved: int,
+    ) -> None: ...
+
+class WavefrontGradients:
+    def __init__(
+        self, grad_hidden: _Image, grad_gates: _Image, grad_weight: int, grad_h0: int, grad_c0: int
+    ) -> None: ...
 
 def wavefront_lstm_forward(
     storage: int,
     threads: int,
     sizes: tuple[int, int, int, int],
     diagonal: bool,
-    taps: list[int],
-    convolution: tuple[int, int, int, int],
-    walks: list[_Walk],
+    taps: Sequence[int],
+    convolution: WavefrontConvolution | None,
+    directions: list[WavefrontDirection],
 ) -> bool: ...
 def wavefront_lstm_backward(
     storage: int,
     threads: int,
     sizes: tuple[int, int, int, int],
     diagonal: bool,
-    taps: list[int],
-    convolution: tuple[int, int, int, int],
-    walks: list[_Walk],
-    gradients: list[_WalkGradients],
+    taps: Sequence[int],
+    convolution: WavefrontConvolution | None,
+    directions: list[WavefrontDirection],
+    gradients: list[WavefrontGradients],
 ) -> bool: ...
 
 # Convolution + batch norm + activation. `sizes` are batch, channels, height, width of the small image; the last three
@@ -218,13 +237,29 @@ class SamplerPlan:
     ) -> int: ...
 
 # The same on a CUDA device; there only where the CUDA part was compiled. `sizes` are N, h, H, W; `exact`: float32
-# products, not TF32; `limits` are multiprocessors, bytes of shared memory of a block, blocks of a cluster. Channels are
-# next to each other, so strides are those of [N, H, W]. A walk forward is (mirrored, gates, strides, hidden, strides,
-# weight, h0, c0, packed), backward (mirrored, grad_hidden, strides, weight, h0, c0, packed, grad_gates, gathered,
-# grad_c0); `packed` is scratch of as many bytes as the division says. A launch that fails raises RuntimeError.
-_Strides3 = tuple[int, int, int]
-_CudaWalk = tuple[bool, int, _Strides3, int, _Strides3, int, int, int, int]
-_CudaWalkBackward = tuple[bool, int, _Strides3, int, int, int, int, int, int, int]
+# products, not TF32; `limits` are multiprocessors, bytes of shared memory of a block, blocks of a cluster. An image is
+# an address with the strides of [N, H, W], its channels are next to each other; `packed` is scratch of as many bytes as
+# the division says. A launch that fails raises RuntimeError.
+_CudaImage = tuple[int, tuple[int, int, int]]
+
+class CudaWavefrontForward:
+    def __init__(
+        self, mirrored: bool, gates: _CudaImage, hidden: _CudaImage, weight: int, h0: int, c0: int, packed: int
+    ) -> None: ...
+
+class CudaWavefrontBackward:
+    def __init__(
+        self,
+        mirrored: bool,
+        grad_hidden: _CudaImage,
+        weight: int,
+        h0: int,
+        c0: int,
+        packed: int,
+        grad_gates: int,
+        gathered: int,
+        grad_c0: int,
+    ) -> None: ...
 
 class CudaWavefrontPlan:
     def __init__(
@@ -232,17 +267,17 @@ class CudaWavefrontPlan:
         storage: int,
         exact: bool,
         sizes: tuple[int, int, int, int],
-        walks: int,
+        directions: int,
         diagonal: bool,
-        taps: list[int],
+        taps: Sequence[int],
         limits: tuple[int, int, int],
     ) -> None: ...
     def fits(self) -> bool: ...
     def needed_bytes(self) -> int: ...
     def forward_division(self) -> dict[str, int]: ...
     def backward_division(self) -> dict[str, int]: ...
-    def forward(self, device: int, stream: int, walks: list[_CudaWalk], saved: int) -> None: ...
-    def backward(self, device: int, stream: int, walks: list[_CudaWalkBackward], saved: int) -> None: ...
+    def forward(self, device: int, stream: int, directions: list[CudaWavefrontForward], saved: int) -> None: ...
+    def backward(self, device: int, stream: int, directions: list[CudaWavefrontBackward], saved: int) -> None: ...
 
 # Likewise. `weights` are those of the pixel phase, `tables` what tables() gives; both and `floats` on the device, as is
 # `memory`, float32 [images, floats of an image]: zero, or what is read outside of a value, and the vectors.

@@ -56,7 +56,7 @@ CALLS = {
         lambda: nn.MaskedConv2d(3, 4, 3, mask_type="A", **torch64)(torch.randn(3, 8, 8, **torch64)),
         [REFERENCE], "no native kernel for torch.float64",
     ),
-    "row": (lambda: ops.row_lstm(torch.randn(2, 8, 4, 5), torch.randn(3, 8, 2)), [CPU], "walks the image in one call"),
+    "row": (lambda: ops.row_lstm(torch.randn(2, 8, 4, 5), torch.randn(3, 8, 2)), [CPU], "sweeps the image in one call"),
     "one diagonal": (
         lambda: ops.diagonal_lstm(torch.randn(1, 8, 4, 5), torch.randn(2, 8, 2), mirrored=True), [CPU], "mirrored=True",
     ),

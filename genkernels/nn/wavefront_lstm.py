@@ -16,7 +16,7 @@ from .gate_conv import GateConv2d
 
 
 class _Recurrence(nn.Module):
-    """The parameters of one walk: input-to-state convolution, state-to-state weight, initial state."""
+    """The parameters of one direction: input-to-state convolution, state-to-state weight, initial state."""
 
     h0: nn.Parameter | None
     c0: nn.Parameter | None
@@ -94,10 +94,10 @@ class _Layer(nn.Module):
         self.checkpoint = checkpoint
 
     def reset_parameters(self) -> None:
-        """New random weights for each walk: uniform as in ``nn.LSTM``, the forget gates open."""
-        for walk in self.children():
-            assert isinstance(walk, _Recurrence)
-            walk.reset_parameters()
+        """New random weights for each direction: uniform as in ``nn.LSTM``, the forget gates open."""
+        for direction in self.children():
+            assert isinstance(direction, _Recurrence)
+            direction.reset_parameters()
 
     def extra_repr(self) -> str:
         text = f"{self.in_channels}, {self.hidden_channels}, mask_type={self.mask_type!r}"
@@ -107,7 +107,7 @@ class _Layer(nn.Module):
 
 
 class RowLSTM(_Layer):
-    """Row LSTM layer: a 1x3 masked convolution to the gates, then the walk from the top row to the bottom row.
+    """Row LSTM layer: a 1x3 masked convolution to the gates, then the sweep from the top row to the bottom row.
 
     Args:
         in_channels: channels of the input.
@@ -150,15 +150,15 @@ class RowLSTM(_Layer):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        walk = self.walk
-        weight, mask_type = walk.input_to_state.live_weight()
+        own = self.walk
+        weight, mask_type = own.input_to_state.live_weight()
         return ops.row_lstm_layer(
             x,
             weight,
-            walk.input_to_state.bias,
-            walk.state_weight,
-            walk.h0,
-            walk.c0,
+            own.input_to_state.bias,
+            own.state_weight,
+            own.h0,
+            own.c0,
             mask_type=mask_type,
             checkpoint=self.checkpoint,
         )
@@ -195,8 +195,8 @@ class RowLSTM(_Layer):
 
 
 class DiagonalBiLSTM(_Layer):
-    """Diagonal BiLSTM layer: for each of two directions a 1x1 masked convolution to the gates and a walk over the
-    anti-diagonals; the result of the walk from the right is moved down one row and added to the other.
+    """Diagonal BiLSTM layer: for each of two directions a 1x1 masked convolution to the gates and a sweep over the
+    anti-diagonals; the result of the sweep from the right is moved down one row and added to the other.
 
     A pixel sees itself, all pixels before it, and no others.
 
@@ -230,13 +230,13 @@ class DiagonalBiLSTM(_Layer):
     ) -> None:
         super().__init__(in_channels, hidden_channels, channel_groups, "B", checkpoint)
 
-        def walk() -> _Recurrence:
+        def direction() -> _Recurrence:
             return _Recurrence(
                 in_channels, hidden_channels, (1, 1), len(DIAGONAL_TAPS), "B", channel_groups, learned_state,
                 device, dtype,
             )  # fmt: skip
 
-        self.left, self.right = walk(), walk()
+        self.left, self.right = direction(), direction()
 
     def forward(self, x: Tensor) -> Tensor:
         left, right = self.left, self.right
@@ -288,8 +288,8 @@ class DiagonalBiLSTM(_Layer):
             ValueError: a shape or the gate order does not fit; the message names it.
         """
         layer = cls(input_weight[0].shape[1], state_weight[0].shape[1], **options)
-        for k, walk in enumerate((layer.left, layer.right)):
-            walk.load_conv1d_loop(
+        for k, direction in enumerate((layer.left, layer.right)):
+            direction.load_conv1d_loop(
                 input_weight[k], input_bias[k], state_weight[k], state_bias[k], gate_order, "diagonal"
             )
         return layer

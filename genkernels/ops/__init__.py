@@ -12,8 +12,14 @@ The files of an operation have the same names everywhere: docs/architecture.md.
 from .conv_bn_act.functional import conv2d_bn_act, conv_transpose2d_bn_act
 from .instance_norm.functional import instance_norm_act
 from .masked_conv.functional import masked_conv2d, masked_conv2d_gated
-from .wavefront_lstm.functional import diagonal_bilstm, diagonal_lstm, row_lstm
-from .wavefront_lstm.layer.functional import diagonal_bilstm_layer, diagonal_lstm_layer, row_lstm_layer
+from .wavefront_lstm.functional import (
+    diagonal_bilstm,
+    diagonal_bilstm_layer,
+    diagonal_lstm,
+    diagonal_lstm_layer,
+    row_lstm,
+    row_lstm_layer,
+)
 
 __all__ = [
     "conv2d_bn_act",

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from genkernels.ops import diagonal_bilstm_layer, diagonal_lstm_layer, row_lstm_layer
-from helpers.wavefront_directions import DIAGONAL, ROW, plain_bilstm, plain_walk
+from helpers.wavefront_directions import DIAGONAL, ROW, plain_bilstm, plain_sweep
 
 FUNCTIONS = {"row": row_lstm_layer, "diagonal": diagonal_lstm_layer, "both": diagonal_bilstm_layer}
 KERNELS = {"row": (1, 3), "diagonal": (1, 1), "both": (3, 3)}
@@ -30,20 +30,24 @@ class LayerKind:
         return FUNCTIONS[self.name](*tensors, mask_type=self.mask_type, checkpoint=checkpoint)
 
     @property
-    def walks(self) -> int:
+    def sweeps(self) -> int:
         return 2 if self.name == "both" else 1
 
     def plain(self, *tensors: Tensor | None) -> Tensor:
-        """``conv2d(x, weight * mask)``, then the walks pixel by pixel."""
+        """``conv2d(x, weight * mask)``, then the sweeps pixel by pixel."""
         x, *others = tensors
-        weights, biases, states = others[: self.walks], others[self.walks : 2 * self.walks], others[2 * self.walks :]
+        weights, biases, states = (
+            others[: self.sweeps],
+            others[self.sweeps : 2 * self.sweeps],
+            others[2 * self.sweeps :],
+        )
         height, width = KERNELS[self.name]
         mask = torch.arange(height * width) < height * width // 2 + (self.mask_type == "B")
         mask = mask.view(height, width).to(x.dtype)
         pad = (height // 2, width // 2)
         gates = [F.conv2d(x, w * mask, b, padding=pad) for w, b in zip(weights, biases, strict=True)]
         if self.name != "both":
-            return plain_walk(*gates, *states, ROW if self.name == "row" else DIAGONAL)
+            return plain_sweep(*gates, *states, ROW if self.name == "row" else DIAGONAL)
         zeros = x.new_zeros(states[0].shape[2])
         return plain_bilstm(*gates, *states[:2], *(zeros if t is None else t for t in states[2:]))
 
@@ -71,11 +75,11 @@ def layer_inputs(
         return (torch.randn(shape, generator=generator, dtype=torch.float64) / terms**0.5).to(dtype)
 
     height, width = KERNELS[kind.name]
-    walks = range(kind.walks)
+    sweeps = range(kind.sweeps)
     return [
         random(batch, channels, *size),
-        *(random(4 * units, channels, height, width, terms=channels * height * width) for _ in walks),
-        *(random(4 * units) for _ in walks),
-        *(random(taps, 4 * units, units, terms=taps * units) for _ in walks),
-        *(random(units) for _ in walks for _state in ("h0", "c0")),
+        *(random(4 * units, channels, height, width, terms=channels * height * width) for _ in sweeps),
+        *(random(4 * units) for _ in sweeps),
+        *(random(taps, 4 * units, units, terms=taps * units) for _ in sweeps),
+        *(random(units) for _ in sweeps for _state in ("h0", "c0")),
     ]

@@ -31,7 +31,7 @@ def shift_down(x: Tensor) -> Tensor:
 
 
 def loop(gates: Tensor, weight: Tensor, pad: tuple[int, int] = (1, 0)) -> Tensor:
-    """Walk over the columns: gates [N, 4h, H, columns], weight [4h, h, 2] -> [N, h, H, columns]."""
+    """Sweep over the columns: gates [N, 4h, H, columns], weight [4h, h, 2] -> [N, h, H, columns]."""
     h = c = gates.new_zeros(gates.shape[0], weight.shape[1], gates.shape[2])
     columns = []
     for k in range(gates.shape[3]):
@@ -42,7 +42,7 @@ def loop(gates: Tensor, weight: Tensor, pad: tuple[int, int] = (1, 0)) -> Tensor
     return torch.stack(columns, 3)
 
 
-def walk(gates: Tensor, weight: Tensor, pad: tuple[int, int] = (1, 0)) -> Tensor:
+def sweep(gates: Tensor, weight: Tensor, pad: tuple[int, int] = (1, 0)) -> Tensor:
     return unskew(loop(skew(gates), weight, pad), gates.shape[3])
 
 
@@ -50,35 +50,35 @@ Weights = tuple[Tensor, Tensor]
 
 
 def correct(left: Tensor, right: Tensor, weights: Weights) -> Tensor:
-    return walk(left, weights[0]) + shift_down(flip(walk(flip(right), weights[1])))
+    return sweep(left, weights[0]) + shift_down(flip(sweep(flip(right), weights[1])))
 
 
 def no_row_shift(left: Tensor, right: Tensor, weights: Weights) -> Tensor:
-    return walk(left, weights[0]) + flip(walk(flip(right), weights[1]))
+    return sweep(left, weights[0]) + flip(sweep(flip(right), weights[1]))
 
 
 def last_row_zeroed(left: Tensor, right: Tensor, weights: Weights) -> Tensor:
-    from_right = flip(walk(flip(right), weights[1]))
-    return walk(left, weights[0]) + F.pad(from_right[:, :, :-1], (0, 0, 0, 1))
+    from_right = flip(sweep(flip(right), weights[1]))
+    return sweep(left, weights[0]) + F.pad(from_right[:, :, :-1], (0, 0, 0, 1))
 
 
 def padded_on_both_sides(left: Tensor, right: Tensor, weights: Weights) -> Tensor:
     """``Conv1d(..., padding='same')``: an even kernel gets its one zero at the bottom."""
     pad = (0, 1)
-    return walk(left, weights[0], pad) + shift_down(flip(walk(flip(right), weights[1], pad)))
+    return sweep(left, weights[0], pad) + shift_down(flip(sweep(flip(right), weights[1], pad)))
 
 
 def not_flipped_back(left: Tensor, right: Tensor, weights: Weights) -> Tensor:
-    return walk(left, weights[0]) + shift_down(walk(flip(right), weights[1]))
+    return sweep(left, weights[0]) + shift_down(sweep(flip(right), weights[1]))
 
 
 def flipped_after_skewing(left: Tensor, right: Tensor, weights: Weights) -> Tensor:
     from_right = unskew(flip(loop(flip(skew(right)), weights[1])), right.shape[3])
-    return walk(left, weights[0]) + shift_down(from_right)
+    return sweep(left, weights[0]) + shift_down(from_right)
 
 
 def one_direction(left: Tensor, right: Tensor, weights: Weights) -> Tensor:
-    return walk(left, weights[0])
+    return sweep(left, weights[0])
 
 
 # What each of them shows on 7x7, of 1,225 pairs of a pixel and one that it should see (itself among them): future

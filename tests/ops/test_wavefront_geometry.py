@@ -1,32 +1,32 @@
-"""The path of a wavefront: fronts, offsets, and paths that make no sense."""
+"""The path of a wavefront: steps, offsets, and paths that make no sense."""
 
 import itertools
 
 import pytest
-from helpers.wavefront_directions import OTHER_TAPS, SIZES, WALKS
+from helpers.wavefront_directions import OTHER_TAPS, SIZES, SWEEPS
 
 from genkernels.ops.wavefront_lstm.geometry import Geometry
 
 
-@pytest.mark.parametrize("walk", [*WALKS, *OTHER_TAPS], ids=str)
-def test_the_geometry_names_the_offsets_and_reads_only_the_front_before(walk):
-    geometry = Geometry(walk.front, walk.taps, walk.mirrored)
-    assert tuple(geometry.offsets()) == walk.offsets
-    assert geometry.cell_offset() == walk.cell
+@pytest.mark.parametrize("sweep", [*SWEEPS, *OTHER_TAPS], ids=str)
+def test_the_geometry_names_the_offsets_and_reads_only_the_front_before(sweep):
+    geometry = Geometry(sweep.front, sweep.taps, sweep.mirrored)
+    assert tuple(geometry.offsets()) == sweep.offsets
+    assert geometry.cell_offset() == sweep.cell
     height, width = 5, 7
-    for y, x in walk.order(height, width):
-        for dy, dx in (*walk.offsets, walk.cell):
+    for y, x in sweep.order(height, width):
+        for dy, dx in (*sweep.offsets, sweep.cell):
             assert geometry.step(y + dy, x + dx, width) == geometry.step(y, x, width) - 1
 
 
 @pytest.mark.parametrize("size", [*SIZES, (7, 3), (0, 3), (3, 0)], ids=str)
-@pytest.mark.parametrize("walk", WALKS, ids=str)
-def test_the_fronts_hold_every_pixel_once(walk, size):
-    geometry = Geometry(walk.front, walk.taps, walk.mirrored)
-    fronts = [geometry.cells(step, *size) for step in range(geometry.steps(*size))]
-    assert all(fronts)
-    assert sorted(itertools.chain(*fronts)) == list(itertools.product(*map(range, size)))
-    for step, cells in enumerate(fronts):
+@pytest.mark.parametrize("sweep", SWEEPS, ids=str)
+def test_the_fronts_hold_every_pixel_once(sweep, size):
+    geometry = Geometry(sweep.front, sweep.taps, sweep.mirrored)
+    steps = [geometry.cells(step, *size) for step in range(geometry.steps(*size))]
+    assert all(steps)
+    assert sorted(itertools.chain(*steps)) == list(itertools.product(*map(range, size)))
+    for step, cells in enumerate(steps):
         assert all(geometry.step(*cell, size[1]) == step for cell in cells)
 
 

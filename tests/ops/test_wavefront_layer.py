@@ -1,4 +1,4 @@
-"""Convolution and walk in one operator: results and gradients over a grid, rounds of images, memory, layouts."""
+"""Convolution and sweep in one operator: results and gradients over a grid, rounds of images, memory, layouts."""
 
 import dataclasses
 import functools
@@ -27,9 +27,10 @@ from torch import Tensor
 from genkernels import backends
 from genkernels.ops import masked_conv2d, row_lstm, row_lstm_layer
 from genkernels.ops.masked_conv import reference as conv_reference
-from genkernels.ops.wavefront_lstm import cpu_layer as cpu
+from genkernels.ops.wavefront_lstm import cpu, cpu_layer
 from genkernels.ops.wavefront_lstm import reference as lstm_reference
 from genkernels.ops.wavefront_lstm.geometry import Geometry
+from genkernels.ops.wavefront_lstm.schema import Direction, Inputs
 
 ALL_DTYPES = [torch.float64, *DTYPES]
 
@@ -37,8 +38,8 @@ ALL_DTYPES = [torch.float64, *DTYPES]
 @pytest.fixture
 def small_rounds(monkeypatch):
     """As few images at a time as the threads can share."""
-    monkeypatch.setattr(cpu, "_ROWS", 1)
-    monkeypatch.setattr(cpu, "_FLOATS", 1)
+    monkeypatch.setattr(cpu_layer, "_ROWS", 1)
+    monkeypatch.setattr(cpu_layer, "_FLOATS", 1)
 
 
 # --- result and gradients ---
@@ -69,10 +70,10 @@ class Case:
         """In float64, with values that the dtype can hold."""
         x, *others = layer_inputs(self.kind, self.size, batch=self.batch, channels=self.channels, units=self.units)
         rounded: list[Tensor | None] = [t.to(self.dtype).double() for t in (x, *others)]
-        walks = self.kind.walks
-        for index in range(1 + walks, 1 + 2 * walks):
+        sweeps = self.kind.sweeps
+        for index in range(1 + sweeps, 1 + 2 * sweeps):
             rounded[index] = rounded[index] if self.bias else None
-        for index in range(1 + 3 * walks, 1 + 5 * walks):
+        for index in range(1 + 3 * sweeps, 1 + 5 * sweeps):
             rounded[index] = rounded[index] if self.states else None
         return rounded
 
@@ -126,7 +127,7 @@ def test_in_float64_it_is_the_recurrence_to_the_last_digits(kind, checkpoint):
         torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
 
 
-def test_it_is_the_convolution_and_the_walk_one_after_the_other():
+def test_it_is_the_convolution_and_the_sweep_one_after_the_other():
     x, weight, bias, *state = (t.contiguous() for t in layer_inputs(ROW_B, (9, 8), dtype=torch.float32))
     expected = row_lstm(masked_conv2d(x, weight, bias, mask_type="B"), *state)
     torch.testing.assert_close(row_lstm_layer(x, weight, bias, *state), expected)
@@ -161,8 +162,8 @@ def test_rounds_of_few_images_change_nothing_but_rounding(kind, dtype, checkpoin
     grad = torch.randn(5, 9, 6, 7).to(dtype)
     threads(2)
     at_once = with_gradients(lambda *a: kind(*a, checkpoint=checkpoint), inputs, grad)
-    monkeypatch.setattr(cpu, "_ROWS", 1)
-    monkeypatch.setattr(cpu, "_FLOATS", 1)
+    monkeypatch.setattr(cpu_layer, "_ROWS", 1)
+    monkeypatch.setattr(cpu_layer, "_FLOATS", 1)
     first, again = (with_gradients(lambda *a: kind(*a, checkpoint=checkpoint), inputs, grad) for _ in range(2))
     assert all(a.equal(b) for a, b in zip(first, again, strict=True))
     for one, other in zip(first, at_once, strict=True):
@@ -170,15 +171,16 @@ def test_rounds_of_few_images_change_nothing_but_rounding(kind, dtype, checkpoin
 
 
 @pytest.mark.parametrize(
-    ("count", "walks", "expected"),
+    ("count", "sweeps", "expected"),
     [(1, 1, [16, 16]), (2, 1, [16, 16]), (3, 1, [18, 14]), (4, 2, [12, 12, 8]), (16, 1, [32]), (64, 1, [32])],
 )
-def test_a_round_is_large_enough_and_the_same_for_every_thread(count, walks, expected, threads):
-    kind = BOTH_B if walks == 2 else DIAGONAL_B
-    x, *others = layer_inputs(kind, (28, 28), batch=32, channels=1, units=64, dtype=torch.float32)
-    tensors = [x, *others[::walks][:1], *[None] * 4] if walks == 1 else [x, *([others[0], *[None] * 4] * 2)]
+def test_a_round_is_large_enough_and_the_same_for_every_thread(count, sweeps, expected, threads):
+    kind = BOTH_B if sweeps == 2 else DIAGONAL_B
+    x, input_weight, *others = layer_inputs(kind, (28, 28), batch=32, channels=1, units=64, dtype=torch.float32)
+    direction = Direction(None, input_weight, None, others[2 * sweeps - 1], None, None)
     threads(count)
-    layer = cpu._Layer(tensors, "B", [Geometry("diagonal", (0, -1), m) for m in (False, True)[:walks]])
+    geometries = [Geometry("diagonal", (0, -1), mirrored) for mirrored in (False, True)[:sweeps]]
+    layer = cpu_layer._Layer(Inputs(x, "B", [direction] * sweeps, geometries))
     assert [images.stop - images.start for images in layer.rounds()] == expected
 
 
@@ -187,13 +189,13 @@ def test_a_round_is_large_enough_and_the_same_for_every_thread(count, walks, exp
 
 @pytest.mark.parametrize("dtype", ALL_DTYPES, ids=short)
 @pytest.mark.parametrize("kind", [ROW_B, BOTH_B], ids=str)
-def test_backward_is_left_the_inputs_and_what_the_walks_keep_but_no_gates(kind, dtype):
+def test_backward_is_left_the_inputs_and_what_the_sweeps_keep_but_no_gates(kind, dtype):
     units, pixels = 16, 2 * 9 * 8
     inputs = [t.requires_grad_() for t in layer_inputs(kind, (9, 8), units=units, dtype=dtype)]
     own = sum(t.untyped_storage().nbytes() for t in inputs)
     wide = 8 if dtype == torch.float64 else 4
     assert kept_bytes(lambda: kind(*inputs, checkpoint=True)) == own
-    assert kept_bytes(lambda: kind(*inputs)) == own + kind.walks * pixels * units * 5 * wide
+    assert kept_bytes(lambda: kind(*inputs)) == own + kind.sweeps * pixels * units * 5 * wide
 
 
 @needs_native
@@ -201,13 +203,13 @@ def test_backward_is_left_the_inputs_and_what_the_walks_keep_but_no_gates(kind, 
 def test_the_gradient_of_the_gates_of_few_images_exists_at_a_time(monkeypatch, small_rounds, threads, checkpoint):
     threads(1)
     sizes = []
-    walk_back = cpu.lstm.backward_into
+    backward_into = cpu.backward_into
 
     def noting(grads, *others):
-        sizes.append(grads[0][0].shape[0])
-        walk_back(grads, *others)
+        sizes.append(grads[0].gates.shape[0])
+        backward_into(grads, *others)
 
-    monkeypatch.setattr(cpu.lstm, "backward_into", noting)
+    monkeypatch.setattr(cpu, "backward_into", noting)
     inputs = [t.requires_grad_() for t in layer_inputs(ROW_B, batch=6, dtype=torch.float32)]
     ROW_B(*inputs, checkpoint=checkpoint).sum().backward()
     assert sizes == [1] * 6

@@ -8,7 +8,7 @@ from torch import func
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from genkernels import nn as gnn
-from genkernels.ops.wavefront_lstm.layer import schema
+from genkernels.ops.wavefront_lstm.schema import LAYERS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -31,13 +31,13 @@ def options(kind) -> list:
 
 
 def operator_inputs(kind, *, layout: str = "contiguous", **sizes) -> list:
-    """x, then all parameters of one walk, then those of the other."""
+    """x, then all parameters of one sweep, then those of the other."""
     x, *others = layer_inputs(kind, **sizes)
-    count = kind.walks
+    count = kind.sweeps
     kinds = [others[index * count : (index + 1) * count] for index in range(3)]
     states = others[3 * count :]
-    walks = [[t[k] for t in kinds] + states[2 * k : 2 * k + 2] for k in range(count)]
-    return [laid_out(x, layout), *(t for walk in walks for t in walk)]
+    sweeps = [[t[k] for t in kinds] + states[2 * k : 2 * k + 2] for k in range(count)]
+    return [laid_out(x, layout), *(t for sweep in sweeps for t in sweep)]
 
 
 # --- derivatives ---
@@ -141,9 +141,9 @@ def test_the_fake_kernels_promise_the_strides_that_come(keep, layout, dtype):
     for kind in (ROW_B, BOTH_B):
 
         def everything(inputs, kind=kind):
-            hidden, saved = schema.forward_ops[kind.walks](*inputs, *options(kind), keep)
+            hidden, saved = LAYERS[kind.sweeps].forward_op(*inputs, *options(kind), keep)
             needs = [k % 3 != 2 for k in range(len(inputs))]
-            backward = schema.backward_ops[kind.walks]
+            backward = LAYERS[kind.sweeps].backward_op
             return hidden, saved, *backward(torch.ones_like(hidden), *inputs, saved, *options(kind), needs)
 
         inputs = operator_inputs(kind, layout=layout, dtype=dtype)
@@ -164,7 +164,7 @@ def test_the_fake_kernels_promise_the_strides_that_come(keep, layout, dtype):
 def test_opcheck_of_forward_and_backward(dtype, layout, keep):
     for kind in (ROW_B, BOTH_B):
         inputs = operator_inputs(kind, layout=layout, dtype=dtype)
-        forward, backward = schema.forward_ops[kind.walks], schema.backward_ops[kind.walks]
+        forward, backward = LAYERS[kind.sweeps].forward_op, LAYERS[kind.sweeps].backward_op
         hidden, saved = forward(*inputs, *options(kind), keep)
         for needs in ([True] * len(inputs), [k % 2 == 1 for k in range(len(inputs))]):
             torch.library.opcheck(backward, (torch.randn_like(hidden), *inputs, saved, *options(kind), needs))
@@ -177,9 +177,9 @@ def test_opcheck_of_forward_and_backward(dtype, layout, keep):
 def test_opcheck_of_the_derivative_of_backward():
     """It is traced as plain PyTorch, which takes a while: one small image."""
     inputs = operator_inputs(ROW_B, size=(1, 2), batch=1, units=1, channels=1)
-    hidden, saved = schema.forward_ops[1](*inputs, *options(ROW_B), True)
+    hidden, saved = LAYERS[1].forward_op(*inputs, *options(ROW_B), True)
     leaves = [t.requires_grad_() for t in (torch.randn_like(hidden), *inputs)]
-    torch.library.opcheck(schema.backward_ops[1], (*leaves, saved, *options(ROW_B), [True] * 6))
+    torch.library.opcheck(LAYERS[1].backward_op, (*leaves, saved, *options(ROW_B), [True] * 6))
 
 
 # --- torch.compile, export, autocast ---
@@ -232,7 +232,7 @@ def test_a_compiled_layer_serves_other_batch_sizes_without_failing():
 def test_export_keeps_the_operator_and_its_result():
     layer, x = gnn.DiagonalBiLSTM(3, 6), torch.randn(2, 3, 8, 5)
     program = torch.export.export(layer, (x,))
-    assert schema.forward_ops[2] in [node.target for node in program.graph.nodes]
+    assert LAYERS[2].forward_op in [node.target for node in program.graph.nodes]
     torch.testing.assert_close(program.module()(x), layer(x))
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers.grids import DTYPES, nan_in_fresh_memory, short
 from helpers.memory import kept_bytes
-from helpers.wavefront_directions import ROW, WALKS, bilstm_inputs, inputs_for, with_gradients
+from helpers.wavefront_directions import ROW, SWEEPS, bilstm_inputs, inputs_for, with_gradients
 
 from genkernels import backends
 from genkernels.ops import diagonal_bilstm
@@ -28,11 +28,11 @@ def test_checkpoint_keeps_the_inputs_alone(dtype):
     assert kept_bytes(lambda: ROW(*inputs)) == own + pixels * units * 5 * wide
 
 
-@pytest.mark.parametrize("walk", WALKS, ids=str)
+@pytest.mark.parametrize("sweep", SWEEPS, ids=str)
 @pytest.mark.parametrize("dtype", ALL_DTYPES, ids=short)
-def test_checkpoint_changes_neither_the_result_nor_the_gradients(walk, dtype):
-    inputs, grad = inputs_for((5, 6), walk, units=7, dtype=dtype), torch.randn(2, 7, 5, 6).to(dtype)
-    kept, again = (with_gradients(lambda *a, c=c: walk(*a, checkpoint=c), inputs, grad) for c in (False, True))
+def test_checkpoint_changes_neither_the_result_nor_the_gradients(sweep, dtype):
+    inputs, grad = inputs_for((5, 6), sweep, units=7, dtype=dtype), torch.randn(2, 7, 5, 6).to(dtype)
+    kept, again = (with_gradients(lambda *a, c=c: sweep(*a, checkpoint=c), inputs, grad) for c in (False, True))
     for one, other in zip(kept, again, strict=True):
         torch.testing.assert_close(one, other)
 
@@ -49,9 +49,7 @@ def test_checkpoint_in_both_directions():
 def test_nothing_is_kept_where_no_gradient_can_be_asked_for(monkeypatch):
     asked = []
     forward = backends.native() and cpu.forward
-    monkeypatch.setattr(
-        cpu, "forward", lambda walks, geometries, keep: asked.append(keep) or forward(walks, geometries, keep)
-    )
+    monkeypatch.setattr(cpu, "forward", lambda inputs, keep: asked.append(keep) or forward(inputs, keep))
     if forward is None:
         pytest.skip("tests what the native kernel is asked for")
     inputs = inputs_for((3, 4), ROW, dtype=torch.float32)

@@ -20,18 +20,18 @@ from helpers.wavefront_directions import (
     MIRRORED,
     OTHER_TAPS,
     ROW,
-    WALKS,
+    SWEEPS,
     bilstm_inputs,
     inputs_for,
     plain_bilstm,
-    plain_walk,
+    plain_sweep,
     rounded_inputs,
     with_gradients,
 )
 from torch import Tensor
 
 from genkernels.ops import diagonal_bilstm, row_lstm
-from genkernels.ops.wavefront_lstm import functional, gpu
+from genkernels.ops.wavefront_lstm import dispatch, gpu
 from genkernels.ops.wavefront_lstm.geometry import Geometry
 
 H100 = (132, 232_448, 8)
@@ -45,7 +45,7 @@ def compute_float32(place: Place, *, exactly: bool) -> None:
 @pytest.fixture(params=PLACES)
 def place(request, monkeypatch) -> Iterator[Place]:
     if request.param == "emulated":
-        monkeypatch.setitem(functional.KERNELS, "CPU", gpu)
+        monkeypatch.setitem(dispatch.KERNELS, "CPU", gpu)
     one = Place(request.param, monkeypatch, gpu)
     one.pretend((8, 100_000, 4))
     compute_float32(one, exactly=True)
@@ -57,7 +57,7 @@ def place(request, monkeypatch) -> Iterator[Place]:
 # What is multiplied, and with 16 bits kept for backward, is rounded to this; TF32 has the bits of float16.
 ROUNDED_TO = {"float32": torch.float32, "tf32": torch.float16, "bfloat16": torch.bfloat16, "float16": torch.float16}
 KINDS = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-WAYS = {str(walk): walk for walk in (*WALKS, *OTHER_TAPS[1:3], *OTHER_TAPS[-2:])}
+WAYS = {str(sweep): sweep for sweep in (*SWEEPS, *OTHER_TAPS[1:3], *OTHER_TAPS[-2:])}
 BOTH = "both"
 
 
@@ -102,8 +102,8 @@ CASES = [Case(**row) for row in pairwise(AXES)]
 
 def tensors(case: Case) -> tuple[list[Tensor | None], Tensor]:
     """What the function takes, and a gradient of its result; in float64 with the values of the case's dtype."""
-    walk, dtype = None if case.way == BOTH else WAYS[case.way], KINDS[case.kind]
-    return rounded_inputs(case.size, walk, dtype, batch=case.batch, units=case.units, states=case.states)
+    sweep, dtype = None if case.way == BOTH else WAYS[case.way], KINDS[case.kind]
+    return rounded_inputs(case.size, sweep, dtype, batch=case.batch, units=case.units, states=case.states)
 
 
 def plain(case: Case, inputs: Sequence[Tensor | None], grad: Tensor) -> tuple[Tensor, ...]:
@@ -111,7 +111,7 @@ def plain(case: Case, inputs: Sequence[Tensor | None], grad: Tensor) -> tuple[Te
 
     def function(*arguments: Tensor | None) -> Tensor:
         if case.way != BOTH:
-            return plain_walk(*arguments, WAYS[case.way])
+            return plain_sweep(*arguments, WAYS[case.way])
         zeros = arguments[0].new_zeros(case.units)
         return plain_bilstm(*(zeros if t is None else t for t in arguments))
 
@@ -156,30 +156,30 @@ def test_result_and_gradients_are_within_the_bound(case, place):
     check(case, place)
 
 
-@pytest.mark.parametrize("walk", [ROW, MIRRORED], ids=str)
+@pytest.mark.parametrize("sweep", [ROW, MIRRORED], ids=str)
 @pytest.mark.parametrize(("size", "units"), [((5, 1), 8), ((1, 4), 1), ((1, 1), 8)])
-def test_single_dimensions_have_any_stride(walk, size, units, place):
-    inputs = inputs_for(size, walk, batch=1, units=units, dtype=torch.float32)
+def test_single_dimensions_have_any_stride(sweep, size, units, place):
+    inputs = inputs_for(size, sweep, batch=1, units=units, dtype=torch.float32)
     values = [*inputs, torch.randn(1, units, *size, generator=torch.Generator().manual_seed(1))]
     values = [t.to(place.tensors) for t in values]
-    expected = with_gradients(walk, values[:-1], values[-1])
+    expected = with_gradients(sweep, values[:-1], values[-1])
     for strides in itertools.islice(in_turn([t.shape for t in values]), 3, None, 11):
         *tensors, grad = (strided(t, own) for t, own in zip(values, strides, strict=True))
-        for one, other in zip(with_gradients(walk, tensors, grad), expected, strict=True):
+        for one, other in zip(with_gradients(sweep, tensors, grad), expected, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("walk", [ROW, DIAGONAL, MIRRORED], ids=str)
-def test_checkpoint_and_how_the_work_is_divided_change_float32_results_by_rounding_alone(walk, place):
-    inputs = inputs_for((6, 5), walk, batch=5, units=24, dtype=torch.float32)
+@pytest.mark.parametrize("sweep", [ROW, DIAGONAL, MIRRORED], ids=str)
+def test_checkpoint_and_how_the_work_is_divided_change_float32_results_by_rounding_alone(sweep, place):
+    inputs = inputs_for((6, 5), sweep, batch=5, units=24, dtype=torch.float32)
     inputs = [t.to(place.tensors) for t in inputs]
     grad = torch.randn(5, 24, 6, 5, generator=torch.Generator().manual_seed(1)).to(place.tensors)
-    first = with_gradients(walk, inputs, grad)
-    again = with_gradients(lambda *a: walk(*a, checkpoint=True), inputs, grad)
+    first = with_gradients(sweep, inputs, grad)
+    again = with_gradients(lambda *a: sweep(*a, checkpoint=True), inputs, grad)
     assert all(a.equal(b) for a, b in zip(first, again, strict=True))
     for limits in AXES["limits"][1:]:
         place.pretend(limits)
-        for one, other in zip(first, with_gradients(walk, inputs, grad), strict=True):
+        for one, other in zip(first, with_gradients(sweep, inputs, grad), strict=True):
             torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-5)
 
 
@@ -199,12 +199,12 @@ def test_a_gradient_that_is_not_wanted_is_not_made(place):
 
 @pytest.fixture
 def planner(monkeypatch):
-    """(gates' shape, dtype, front, taps, walks, limits) -> how forward and backward are divided."""
+    """(gates' shape, dtype, front, taps, directions, limits) -> how forward and backward are divided."""
     native = cuda_emulated.module()
     storage = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
-    def plan(sizes, dtype, limits, walks=2, diagonal=True, taps=(0, -1)):
-        return native.CudaWavefrontPlan(storage[dtype], False, sizes, walks, diagonal, list(taps), limits)
+    def plan(sizes, dtype, limits, directions=2, diagonal=True, taps=(0, -1)):
+        return native.CudaWavefrontPlan(storage[dtype], False, sizes, directions, diagonal, list(taps), limits)
 
     return plan
 
@@ -216,7 +216,7 @@ def test_every_division_fits_the_device_and_takes_all_images(planner, units, dty
     for batch, size in ((1, 28), (16, 32), (64, 32), (200, 8)):
         plan = planner((batch, units, size, size), dtype, limits)
         if not plan.fits():
-            # float32 without clusters: a block must hold what all units of a front leave behind.
+            # float32 without clusters: a block must hold what all units of a step leave behind.
             assert limits is A100 and units >= 256
             assert plan.needed_bytes() > limits[1]
             continue
@@ -238,14 +238,14 @@ LIMITS = {"H100": H100, "A100": A100}
 
 
 @pytest.mark.parametrize("name", RECORDED)
-def test_how_a_walk_is_divided_and_what_shared_memory_it_takes_is_on_record(planner, name):
+def test_how_a_sweep_is_divided_and_what_shared_memory_it_takes_is_on_record(planner, name):
     device, dtype, front, sizes = name.split(", ")
     diagonal = front == "diagonal"
     plan = planner(
         tuple(map(int, sizes.split("x"))),
         getattr(torch, dtype),
         LIMITS[device],
-        walks=1 + diagonal,
+        directions=1 + diagonal,
         diagonal=diagonal,
         taps=(0, -1) if diagonal else (-1, 0, 1),
     )
@@ -257,13 +257,13 @@ def test_how_a_walk_is_divided_and_what_shared_memory_it_takes_is_on_record(plan
         assert RECORDED[name][direction] == text
 
 
-def test_what_does_not_fit_says_how_many_bytes_it_needs_and_is_walked_in_plain_pytorch(place):
+def test_what_does_not_fit_says_how_many_bytes_it_needs_and_is_swept_in_plain_pytorch(place):
     inputs = inputs_for((4, 3), ROW, units=8, dtype=torch.float32)
-    expected = plain_walk(*inputs, ROW)
+    expected = plain_sweep(*inputs, ROW)
     place.pretend((8, 2000, 1))
     gates, *others = (t.to(place.tensors) for t in inputs)
     reason = gpu.why_not(gates, [Geometry.of("row", (-1, 0, 1))])
-    assert "fronts of 3 cells of 8 units need " in reason
+    assert "steps of 3 cells of 8 hidden units need " in reason
     assert " bytes of shared memory, a block of this device has 2000" in reason
     if place.name == "gpu":
         with pytest.warns(RuntimeWarning, match="bytes of shared memory"):
@@ -319,7 +319,7 @@ def test_the_kernels_run_on_the_caller_s_stream():
 
 @on_gpu
 @pytest.mark.slow
-def test_a_long_walk_of_the_paper_s_size_stays_within_the_bound(monkeypatch):
+def test_a_long_sweep_of_the_paper_s_size_stays_within_the_bound(monkeypatch):
     place = Place("gpu", monkeypatch, gpu)
     for kind in KINDS:
         check(Case(kind, BOTH, 4, (32, 32), 128, limits=H100), place)

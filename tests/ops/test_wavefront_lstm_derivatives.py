@@ -10,11 +10,11 @@ from helpers.wavefront_directions import (
     DIAGONAL,
     OTHER_TAPS,
     ROW,
-    WALKS,
+    SWEEPS,
     bilstm_inputs,
     inputs_for,
     plain_bilstm,
-    plain_walk,
+    plain_sweep,
 )
 from torch import func
 
@@ -25,8 +25,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 SIZE = (2, 3)
 
 
-def small(walk=ROW, dtype=torch.float64, seed=0):
-    return inputs_for(SIZE, walk, units=2, dtype=dtype, seed=seed)
+def small(sweep=ROW, dtype=torch.float64, seed=0):
+    return inputs_for(SIZE, sweep, units=2, dtype=dtype, seed=seed)
 
 
 def both(dtype=torch.float64):
@@ -43,19 +43,19 @@ def scalar(function):
     return lambda *inputs: function(*inputs).pow(3).sum()
 
 
-def plain(walk):
-    return lambda gates, weight, h0=None, c0=None: plain_walk(gates, weight, h0, c0, walk)
+def plain(sweep):
+    return lambda gates, weight, h0=None, c0=None: plain_sweep(gates, weight, h0, c0, sweep)
 
 
 # --- numerically ---
 
 
 @pytest.mark.parametrize("checkpoint", [False, True])
-@pytest.mark.parametrize("walk", [*WALKS, OTHER_TAPS[1], OTHER_TAPS[5]], ids=str)
-def test_gradcheck_backward_forward_and_batched(walk, checkpoint):
+@pytest.mark.parametrize("sweep", [*SWEEPS, OTHER_TAPS[1], OTHER_TAPS[5]], ids=str)
+def test_gradcheck_backward_forward_and_batched(sweep, checkpoint):
     assert torch.autograd.gradcheck(
-        lambda *a: walk(*a, checkpoint=checkpoint),
-        [t.requires_grad_() for t in small(walk)],
+        lambda *a: sweep(*a, checkpoint=checkpoint),
+        [t.requires_grad_() for t in small(sweep)],
         check_forward_ad=True,
         check_batched_grad=True,
         check_batched_forward_grad=True,
@@ -72,10 +72,10 @@ def test_gradcheck_of_both_directions():
     assert torch.autograd.gradcheck(diagonal_bilstm, inputs, check_forward_ad=True, fast_mode=True)
 
 
-@pytest.mark.parametrize("walk", WALKS, ids=str)
-def test_gradgradcheck_backward_over_backward_and_forward_over_backward(walk):
-    inputs = [t.requires_grad_() for t in small(walk)]
-    assert torch.autograd.gradgradcheck(walk, inputs, check_fwd_over_rev=True, check_batched_grad=True, fast_mode=True)
+@pytest.mark.parametrize("sweep", SWEEPS, ids=str)
+def test_gradgradcheck_backward_over_backward_and_forward_over_backward(sweep):
+    inputs = [t.requires_grad_() for t in small(sweep)]
+    assert torch.autograd.gradgradcheck(sweep, inputs, check_fwd_over_rev=True, check_batched_grad=True, fast_mode=True)
 
 
 def test_gradgradcheck_of_every_single_derivative():
@@ -104,9 +104,9 @@ def test_gradcheck_and_gradgradcheck_without_initial_states():
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, pytest.param(torch.float32, marks=needs_native)])
-@pytest.mark.parametrize("walk", WALKS, ids=str)
+@pytest.mark.parametrize("sweep", SWEEPS, ids=str)
 @pytest.mark.parametrize("used", [(True,) * 4, (True, False, False, False), (False, True, False, True)])
-def test_double_backward_through_any_of_the_gradients_is_that_of_pytorch(used, walk, dtype):
+def test_double_backward_through_any_of_the_gradients_is_that_of_pytorch(used, sweep, dtype):
     """As a gradient penalty does; the float32 kernels are held against float64."""
 
     def penalty(function, inputs):
@@ -115,7 +115,7 @@ def test_double_backward_through_any_of_the_gradients_is_that_of_pytorch(used, w
         total = sum(g.square().sum() for g, use in zip(gradients, used, strict=True) if use)
         return torch.autograd.grad(total, inputs, allow_unused=True, materialize_grads=True)
 
-    for got, expected in zip(penalty(walk, small(walk, dtype)), penalty(plain(walk), small(walk)), strict=True):
+    for got, expected in zip(penalty(sweep, small(sweep, dtype)), penalty(plain(sweep), small(sweep)), strict=True):
         assert got.dtype == dtype
         size = float(expected.abs().max()) or 1.0
         assert_same(got.double() / size, expected / size, dtype)
@@ -192,8 +192,8 @@ TRANSFORMS = {
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("name", TRANSFORMS)
 def test_transforms_give_what_they_give_for_pytorch(name, dtype):
-    for walk in (ROW, DIAGONAL):
-        got, expected = (TRANSFORMS[name](f)(*small(walk, dtype)) for f in (walk, plain(walk)))
+    for sweep in (ROW, DIAGONAL):
+        got, expected = (TRANSFORMS[name](f)(*small(sweep, dtype)) for f in (sweep, plain(sweep)))
         leaves, expected_leaves = (torch.utils._pytree.tree_leaves(t) for t in (got, expected))
         for one, other in zip(leaves, expected_leaves, strict=True):
             size = max(1.0, float(other.abs().max()))

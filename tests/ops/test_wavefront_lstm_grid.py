@@ -20,12 +20,12 @@ from helpers.grids import (
     short,
     with_rounding,
 )
-from helpers.wavefront_directions import OTHER_TAPS, WALKS, plain_bilstm, plain_walk, rounded_inputs, with_gradients
+from helpers.wavefront_directions import OTHER_TAPS, SWEEPS, plain_bilstm, plain_sweep, rounded_inputs, with_gradients
 from torch import Tensor
 
 from genkernels.ops import diagonal_bilstm
 
-WAYS = {str(walk): walk for walk in (*WALKS, *OTHER_TAPS)}
+WAYS = {str(sweep): sweep for sweep in (*SWEEPS, *OTHER_TAPS)}
 BOTH = "both"
 
 
@@ -68,8 +68,8 @@ CASES = [Case(**row) for row in pairwise(AXES)]
 
 def tensors(case: Case) -> tuple[list[Tensor | None], Tensor]:
     """What the function takes, and a gradient of its result; in float64 with the values of the case's dtype."""
-    walk = None if case.way == BOTH else WAYS[case.way]
-    kept, grad = rounded_inputs(case.size, walk, case.dtype, batch=case.batch, units=case.units, states=case.states)
+    sweep = None if case.way == BOTH else WAYS[case.way]
+    kept, grad = rounded_inputs(case.size, sweep, case.dtype, batch=case.batch, units=case.units, states=case.states)
     kept = [laid_out(t, case.gates_layout) if t is not None and t.dim() == 4 else t for t in kept]
     return kept, laid_out(grad, case.grad_layout)
 
@@ -100,7 +100,7 @@ def check(case: Case) -> None:
         if case.way == BOTH:
             zeros = filled[0].new_zeros(case.units)
             return plain_bilstm(*(zeros if t is None else t for t in filled))
-        return plain_walk(*filled, WAYS[case.way])
+        return plain_sweep(*filled, WAYS[case.way])
 
     present = [t for t in inputs if t is not None]
     before = torch.get_num_threads()
@@ -114,7 +114,7 @@ def check(case: Case) -> None:
     finally:
         torch.set_num_threads(before)
     if case.way == BOTH and case.dtype != torch.float32:
-        units[0] += torch.finfo(case.dtype).eps / DIRECT  # both walks' h, below one, are rounded before they are added
+        units[0] += torch.finfo(case.dtype).eps / DIRECT  # both sweeps' h, below one, are rounded before they are added
     for index, results in enumerate(zip(got, exact, units, strict=True)):
         assert_accurate(f"result {index}", *results)
 
@@ -132,5 +132,5 @@ def test_every_instruction_set_keeps_the_bound_and_reads_no_unwritten_scratch(is
 @pytest.mark.slow
 @pytest.mark.parametrize("way", [BOTH, "row-1,0,1"])
 @pytest.mark.parametrize("batch", [1, 5])
-def test_a_long_walk_stays_within_the_bound(way, batch):
+def test_a_long_sweep_stays_within_the_bound(way, batch):
     check(Case(way=way, batch=batch, size=(28, 28), units=32))

@@ -18,8 +18,8 @@ FLOATS = [torch.float64, pytest.param(torch.float32, marks=needs_native)]
 SIZE = (4, 5)
 
 
-def options(*walks) -> list:
-    return [walks[0].front, list(walks[0].taps), [walk.mirrored for walk in walks]]
+def options(*sweeps) -> list:
+    return [sweeps[0].front, list(sweeps[0].taps), [sweep.mirrored for sweep in sweeps]]
 
 
 def in_layout(inputs: list[Tensor], layout: str) -> list[Tensor]:
@@ -27,7 +27,7 @@ def in_layout(inputs: list[Tensor], layout: str) -> list[Tensor]:
 
 
 def pair_inputs(dtype=torch.float32, layout: str = "contiguous") -> list[Tensor]:
-    """As the operator takes them: the four of one walk, the four of the other."""
+    """As the operator takes them: the four of one sweep, the four of the other."""
     return in_layout([t for seed in (0, 1) for t in inputs_for(SIZE, dtype=dtype, seed=seed)], layout)
 
 
@@ -47,10 +47,10 @@ def significant_strides(t: Tensor) -> list[int]:
 
 @pytest.mark.parametrize("dtype", [torch.float64, *DTYPES], ids=short)
 @pytest.mark.parametrize("layout", [*DENSE, *SLICED])
-@pytest.mark.parametrize("walk", [ROW, MIRRORED], ids=str)
-def test_an_image_keeps_its_layout(walk, layout, dtype):
-    inputs = in_layout(inputs_for(SIZE, walk, dtype=dtype), layout)
-    y, grad_gates, grad_weight, *_ = gradients(walk, inputs)
+@pytest.mark.parametrize("sweep", [ROW, MIRRORED], ids=str)
+def test_an_image_keeps_its_layout(sweep, layout, dtype):
+    inputs = in_layout(inputs_for(SIZE, sweep, dtype=dtype), layout)
+    y, grad_gates, grad_weight, *_ = gradients(sweep, inputs)
     kind = torch.channels_last if layout in ("channels_last", "window_channels_last") else torch.contiguous_format
     assert y.is_contiguous(memory_format=kind)
     assert grad_gates.is_contiguous(memory_format=kind)
@@ -80,8 +80,8 @@ def test_the_fake_kernels_promise_the_strides_that_come(keep, layout, dtype):
         def everything(inputs, forward=forward, backward=backward, choices=choices, count=count):
             *hidden, saved = forward(*inputs, *choices, keep)
             arguments = []
-            for walk in range(count):
-                arguments += [torch.ones_like(hidden[walk]), *inputs[4 * walk : 4 * walk + 4]]
+            for sweep in range(count):
+                arguments += [torch.ones_like(hidden[sweep]), *inputs[4 * sweep : 4 * sweep + 4]]
             return (*hidden, saved, *backward(*arguments, saved, *choices, [True, True, False, True] * count))
 
         real = everything(inputs)
@@ -100,12 +100,12 @@ def test_the_fake_kernels_promise_the_strides_that_come(keep, layout, dtype):
 @pytest.mark.parametrize("keep", [True, False])
 @pytest.mark.parametrize("requires_grad", [True, False])
 def test_opcheck_of_the_forward_operators(dtype, layout, keep, requires_grad):
-    for walk in (ROW, MIRRORED):
+    for sweep in (ROW, MIRRORED):
         gates, weight, h0, c0 = (
-            t.requires_grad_(requires_grad) for t in in_layout(inputs_for(SIZE, walk, dtype=dtype), layout)
+            t.requires_grad_(requires_grad) for t in in_layout(inputs_for(SIZE, sweep, dtype=dtype), layout)
         )
-        torch.library.opcheck(op, (gates, weight, h0, c0, *options(walk), keep))
-        torch.library.opcheck(op, (gates, weight, None, c0, *options(walk), keep))
+        torch.library.opcheck(op, (gates, weight, h0, c0, *options(sweep), keep))
+        torch.library.opcheck(op, (gates, weight, None, c0, *options(sweep), keep))
     inputs = [t.requires_grad_(requires_grad) for t in pair_inputs(dtype, layout)]
     torch.library.opcheck(pair_op, (*inputs, *options(DIAGONAL, MIRRORED), keep))
 

@@ -10,10 +10,10 @@ from helpers.wavefront_directions import (
     DIAGONAL,
     OTHER_TAPS,
     ROW,
-    WALKS,
+    SWEEPS,
     bilstm_inputs,
     inputs_for,
-    plain_walk,
+    plain_sweep,
     with_gradients,
 )
 
@@ -40,18 +40,18 @@ def test_the_same_number_of_threads_gives_the_same_bits(threads, layout, dtype, 
             assert all(a.equal(b) for a, b in zip(first, again, strict=True))
 
 
-@pytest.mark.parametrize("walk", WALKS, ids=str)
+@pytest.mark.parametrize("sweep", SWEEPS, ids=str)
 @pytest.mark.parametrize("batch", [1, 4, 5])
-def test_any_number_of_threads_gives_the_same_result_but_for_rounding(threads, batch, walk):
+def test_any_number_of_threads_gives_the_same_result_but_for_rounding(threads, batch, sweep):
     inputs, grad = (
-        inputs_for((16, 13), walk, batch=batch, units=24, dtype=torch.float32),
+        inputs_for((16, 13), sweep, batch=batch, units=24, dtype=torch.float32),
         torch.randn(batch, 24, 16, 13),
     )
     threads(1)
-    one = with_gradients(walk, inputs, grad)
+    one = with_gradients(sweep, inputs, grad)
     for count in (2, 3, 7):
         threads(count)
-        for ours, theirs in zip(with_gradients(walk, inputs, grad), one, strict=True):
+        for ours, theirs in zip(with_gradients(sweep, inputs, grad), one, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=2e-5)
 
 
@@ -59,8 +59,8 @@ def test_calls_from_several_python_threads_do_not_disturb_each_other(threads):
     threads(2)
     grad = torch.randn(2, 20, 11, 12)
     jobs = [
-        partial(with_gradients, walk, inputs_for((11, 12), walk, units=20, dtype=torch.float32), grad)
-        for walk in (*WALKS, OTHER_TAPS[2])
+        partial(with_gradients, sweep, inputs_for((11, 12), sweep, units=20, dtype=torch.float32), grad)
+        for sweep in (*SWEEPS, OTHER_TAPS[2])
     ]
     check_undisturbed(jobs, rounds=5)
 
@@ -74,9 +74,9 @@ def test_calls_from_several_python_threads_do_not_disturb_each_other(threads):
 def test_the_native_kernels_run_where_they_can(monkeypatch, dtype, checkpoint):
     monkeypatch.setattr(reference, "forward", refuse)
     monkeypatch.setattr(reference, "backward", refuse)
-    for walk in WALKS:
-        inputs = inputs_for((3, 4), walk, dtype=dtype)
-        with_gradients(lambda *a, w=walk: w(*a, checkpoint=checkpoint), inputs, torch.ones(2, 3, 3, 4, dtype=dtype))
+    for sweep in SWEEPS:
+        inputs = inputs_for((3, 4), sweep, dtype=dtype)
+        with_gradients(lambda *a, w=sweep: w(*a, checkpoint=checkpoint), inputs, torch.ones(2, 3, 3, 4, dtype=dtype))
     with_gradients(diagonal_bilstm, bilstm_inputs((3, 4), dtype=dtype), torch.ones(2, 3, 3, 4, dtype=dtype))
 
 
@@ -89,6 +89,6 @@ def test_without_the_native_extension_the_reference_runs(monkeypatch, dtype):
     inputs, grad = inputs_for((4, 3), ROW, dtype=dtype), torch.randn(2, 3, 4, 3).to(dtype)
     got = with_gradients(ROW, inputs, grad)
     wide = [t.double() for t in inputs]
-    expected = with_gradients(lambda *a: plain_walk(*a, ROW), wide, grad.double())
+    expected = with_gradients(lambda *a: plain_sweep(*a, ROW), wide, grad.double())
     for ours, theirs in zip(got, expected, strict=True):
         torch.testing.assert_close(ours, theirs.to(dtype))

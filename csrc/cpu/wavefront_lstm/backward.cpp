@@ -1,28 +1,28 @@
 // Gradients of the wavefront LSTM: gates, weight and initial states.
 //
-// Tiling: the walk of the forward pass in reverse, divided among threads in the same way. At a front, an elementwise
+// Tiling: the sweep of the forward pass in reverse, divided among threads in the same way. At a step, an elementwise
 // pass turns the gradient of h into that of the gates (into scratch, or straight into grad_gates where that is float32
 // and channels_last); one product (rows = cells, reduction = 4h gates, columns = taps * h) then gives what every cell
-// sends to its taps. The front before reads its own share of that from two buffers in turn, so nothing is scattered
-// and threads that share a front never write the same place; what falls outside the image is the gradient of the
+// sends to its taps. The step before reads its own part of that from two buffers in turn, so nothing is scattered
+// and threads that share a step never write the same place; what falls outside the image is the gradient of the
 // initial state. The carried gradient of c is kept by position, in place.
-//   grad_weight follows after the walk of a group: see wavefront_lstm/weight_gradient.h. Each thread has its own sums, added in
-//   thread order at the end: the result depends on the thread count alone.
-// Where nothing was kept, each group is first walked forward again.
+//   grad_weight follows after the sweep of a group: see wavefront_lstm/weight_gradient.h. Each thread has its own sums,
+//   added in thread order at the end: the result depends on the thread count alone.
+// Where nothing was kept, each group is first swept forward again.
 //
-// Traffic: saved (5h floats a cell) and grad_hidden once, h (recovered from o and c) and grad_gates twice (the walk and
-// the weight product).
+// Traffic: saved (5h floats a cell) and grad_hidden once, h (recovered from o and c) and grad_gates twice (the sweep
+// and the weight product).
 // Floor: 2 * 2 * taps * h * 4h operations a cell. Bound: the multiply-add units for h >= 32 or so; measured as in
 // wavefront_lstm/forward.cpp, 74 / 77 % of their peak on channels_last tensors, 69 / 75 % on NCHW.
 #include "cpu/wavefront_lstm/forward_sweep.h"
 #include "cpu/wavefront_lstm/weight_gradient.h"
 
-namespace gk::GK_ISA {
+namespace gk::GK_ISA::wavefront_lstm {
 namespace {
 
-// One cell: from the gradient of h, and that of c as the next front carried it here, to those of the gates (written
+// One cell: from the gradient of h, and that of c as the next step carried it here, to those of the gates (written
 // twice) and to what is carried on. h itself comes along, in float32, for the gradient of the weight.
-GK_INLINE void step_cell_back(int64_t h, const float* grad_hidden, const float* carried, const float* gates,
+GK_INLINE void cell_backward(int64_t h, const float* grad_hidden, const float* carried, const float* gates,
                               const float* c, const float* c_before, float* hidden, float* carry, float* row,
                               float* grad_gates) {
   for_channels(h, [&](int64_t k, auto lanes) {
@@ -49,72 +49,73 @@ GK_INLINE void add_to(int64_t h, float* sum, const float* values) {
   for_channels(h, [&](int64_t k, auto lanes) { lanes.put(sum + k, lanes.get(sum + k) + lanes.get(values + k)); });
 }
 
-// What backward knows of a unit beside the forward part.
-struct BackUnit {
+// A sequence in backward, beside what forward has of it.
+struct BackwardSequence {
   Cells grad_hidden, grad_gates;
-  float* carry;          // [positions][h]: the gradient of c that goes to the front before
+  float* carry;          // [positions][h]: the gradient of c that goes to the step before
   float *grad_h0, *grad_c0;  // this thread's sums, or nullptr
 };
 
-struct BackScratch {
+struct BackwardScratch {
   float* rows;       // [limit][4h]: the gradient of the gates of the cells of a product
   int64_t limit;
   float* grad_h;     // [h]
   float* zeros;      // [h]
-  float* sent[2];    // [unit][longest front][padded(taps * h)]: what the cells of a front send to their taps, in turn
+  float* sent[2];    // [sequence][longest step][padded(taps * h)]: what the cells of a step send to their taps, in turn
 };
 
-// packed[walk]: the weights of the backward product.
-void walk_backward(const WavefrontLSTM& l, const Unit* units, const BackUnit* back, int64_t unit_count,
-                   const Share& share, const float* packed, int64_t packed_floats, const BackScratch& scratch) {
-  const Fronts f = fronts_of(l);
+// packed[direction]: the weights of the backward product.
+void sweep_backward(const WavefrontLSTM& l, const Sequence* sequences, const BackwardSequence* back,
+                    int64_t sequence_count, const ThreadSlice& slice, const float* packed, int64_t packed_floats,
+                    const BackwardScratch& scratch) {
+  const Steps f = steps_of(l);
   const int64_t h = l.hidden, sent_stride = padded(l.tap_count * h);
-  Lookahead ahead;
+  PrefetchQueue prefetches;
   for (int64_t s = f.count() - 1; s >= 0; --s) {
     const Span before = f.span(s - 1), after = f.span(s + 1);
     float* const sent = scratch.sent[s % 2];
     const float* const sent_by_next = scratch.sent[(s + 1) % 2];
-    for_chunks(f, s, units, unit_count, share, scratch.limit,
-               [&](const FrontCell* cells, int64_t count, int64_t first) {
+    for_chunks(f, s, sequences, sequence_count, slice, scratch.limit,
+               [&](const StepCell* cells, int64_t count, int64_t first) {
       for (int64_t n = 0; n < count; ++n) {
-        const FrontCell& cell = cells[n];
-        const Unit& unit = units[cell.unit];
-        const BackUnit& own = back[cell.unit];
+        const StepCell& cell = cells[n];
+        const Sequence& sequence = sequences[cell.sequence];
+        const BackwardSequence& own = back[cell.sequence];
         memcpy(scratch.grad_h, own.grad_hidden.at(cell.y, cell.x), h * sizeof(float));
         for (int64_t t = 0; t < l.tap_count; ++t) {
           const int64_t r = cell.r - l.taps[t];
           if (!after.has(r)) continue;
-          const int64_t row = cell.unit * after.length() + r - after.lo;
+          const int64_t row = cell.sequence * after.length() + r - after.lo;
           add_to(h, scratch.grad_h, sent_by_next + row * sent_stride + t * h);
         }
         const int64_t pixel = cell.y * f.width + cell.x;
         float* const carry = own.carry + cell.r * h;
-        step_cell_back(h, scratch.grad_h, after.has(cell.r) ? carry : scratch.zeros, unit.gates + pixel * 4 * h,
-                       unit.c + pixel * h, c_before(f, before, s, units, h, cell),
-                       unit.hidden.at(cell.y, cell.x), carry, scratch.rows + n * 4 * h,
+        cell_backward(h, scratch.grad_h, after.has(cell.r) ? carry : scratch.zeros, sequence.gates + pixel * 4 * h,
+                       sequence.c + pixel * h, c_before(f, before, s, sequences, h, cell),
+                       sequence.hidden.at(cell.y, cell.x), carry, scratch.rows + n * 4 * h,
                        own.grad_gates.at(cell.y, cell.x));
         if (own.grad_c0 && !before.has(cell.r)) add_to(h, own.grad_c0, carry);
-        // The cell at the same position of the front before comes next; its c has been read just now.
+        // The cell at the same position of the step before comes next; its c has been read just now.
         if (before.has(cell.r)) {
-          const FrontCell next = front_cell(f, s - 1, cell.r, units, cell.unit);
-          ahead.add(gates_of(f, unit, h, next), 4 * h);
-          ahead.add(own.grad_gates.at(next.y, next.x), 4 * h);
-          ahead.add(c_before(f, f.span(s - 2), s - 1, units, h, next), h);
-          ahead.add(own.grad_hidden.at(next.y, next.x), h);
-          ahead.add(unit.hidden.at(next.y, next.x), h);
+          const StepCell next = cell_at(f, s - 1, cell.r, sequences, cell.sequence);
+          prefetches.add(gates_of(f, sequence, h, next), 4 * h);
+          prefetches.add(own.grad_gates.at(next.y, next.x), 4 * h);
+          prefetches.add(c_before(f, f.span(s - 2), s - 1, sequences, h, next), h);
+          prefetches.add(own.grad_hidden.at(next.y, next.x), h);
+          prefetches.add(sequence.hidden.at(next.y, next.x), h);
         }
       }
-      const bool wants_h0 = back[cells[0].unit].grad_h0;
+      const bool wants_h0 = back[cells[0].sequence].grad_h0;
       if (s == 0 && !wants_h0) return;
       float* const to = sent + first * sent_stride;
-      multiply(scratch.rows, count, 4 * h, packed + units[cells[0].unit].walk * packed_floats, l.tap_count * h, to,
-               ahead);
+      multiply(scratch.rows, count, 4 * h, packed + sequences[cells[0].sequence].direction * packed_floats,
+               l.tap_count * h, to, prefetches);
       for (int64_t n = 0; wants_h0 && n < count; ++n)
         for (int64_t t = 0; t < l.tap_count; ++t)
           if (!before.has(cells[n].r + l.taps[t]))
-            add_to(h, back[cells[n].unit].grad_h0, to + n * sent_stride + t * h);
+            add_to(h, back[cells[n].sequence].grad_h0, to + n * sent_stride + t * h);
     });
-    share.wait();
+    slice.wait();
   }
 }
 
@@ -128,167 +129,249 @@ void write_state(void* grad, int64_t h, const float* sums, int64_t thread_stride
   }
 }
 
-}  // namespace
+// How a call is divided, and where its parts stand in scratch.
+struct BackwardPlan {
+  explicit BackwardPlan(const WavefrontLSTMBackward& args);
 
-bool wavefront_lstm_backward(const WavefrontLSTMBackward& args) {
-  const WavefrontLSTM& l = args.lstm;
-  const Fronts f = fronts_of(l);
-  const int64_t walks = args.walk_count;
-  const int threads = useful_threads(l, walks, args.threads);
-  const int64_t h = l.hidden, pixels = l.height * l.width, group = group_units(l, walks, threads);
+  int threads;
+  int64_t group;          // sequences of one sweep
+  int64_t limit;          // cells of one product
+  int64_t lines, blocks;  // of one block of the weight's gradient; of an image
   bool wants_weight = false, recomputes = false;
+  int64_t forward_floats, packed_floats, weight_sums, state_sums;                           // of one direction
+  int64_t saved_floats, x_floats, hidden_floats, grad_hidden_floats, grad_gates_floats, carry_floats;  // of a sequence
+  ScratchLayout shared, own;
+  ScratchArray<float> forward_packed, packed, constants;  // of all directions
+  // Of a thread. Sums that are added across threads are those of all directions.
+  ScratchArray<float> weights, states, saved, x, hidden, grad_hidden, grad_gates, carry, sent[2];
+  ScratchArray<float> rows, sums, planes, panel, grad_h, zeros;
+};
+
+BackwardPlan::BackwardPlan(const WavefrontLSTMBackward& args) {
+  const WavefrontLSTM& l = args.lstm;
+  const int64_t h = l.hidden, pixels = l.height * l.width, taps_h = l.tap_count * h, directions = args.direction_count;
+  threads = useful_threads(l, directions, args.threads);
+  group = sequences_of_group(l, directions, threads);
+  limit = product_rows(l);
+  lines = block_lines(l);
+  blocks = ceil_div(l.height, lines);
   bool needs_x = false, needs_grad_hidden = false, needs_grad_gates = false;  // in scratch
-  for (int64_t w = 0; w < walks; ++w) {
-    const WavefrontGradients& grads = args.gradients[w];
+  for (int64_t d = 0; d < directions; ++d) {
+    const WavefrontGradients& grads = args.gradients[d];
     wants_weight |= grads.grad_weight != nullptr;
-    recomputes |= !args.walks[w].saved;
-    needs_x |= !args.walks[w].saved && l.convolves() && !is_cells(args.walks[w].x);
+    recomputes |= !args.directions[d].saved;
+    needs_x |= !args.directions[d].saved && l.convolves() && !is_cells(args.directions[d].x);
     needs_grad_hidden |= !is_cells(grads.grad_hidden);
     needs_grad_gates |= !grads.grad_gates.data || !is_cells(grads.grad_gates);
   }
-  const int64_t taps_h = l.tap_count * h, state_floats = Scratch::round(2 * h);
-  const int64_t forward_floats = recomputes ? padded(4 * h) * reductions_of(l) : 0;
-  const int64_t packed_floats = padded(taps_h) * 4 * h;
-  const int64_t walk_floats = forward_floats + packed_floats + constant_floats(l);
+  forward_floats = recomputes ? padded(4 * h) * reductions_of(l) : 0;
+  packed_floats = padded(taps_h) * 4 * h;
+  weight_sums = wants_weight ? taps_h * padded(4 * h) : 0;
+  state_sums = Scratch::round(2 * h);
+  saved_floats = recomputes ? pixels * 5 * h : 0;
+  x_floats = needs_x ? pixels * l.channels : 0;
+  hidden_floats = pixels * h;
+  grad_hidden_floats = needs_grad_hidden ? pixels * h : 0;
+  grad_gates_floats = needs_grad_gates ? pixels * 4 * h : 0;
+  carry_floats = steps_of(l).positions() * h;
 
-  // Of one unit.
-  const int64_t saved_floats = recomputes ? pixels * 5 * h : 0, x_floats = needs_x ? pixels * l.channels : 0;
-  const int64_t grad_hidden_floats = needs_grad_hidden ? pixels * h : 0;
-  const int64_t grad_gates_floats = needs_grad_gates ? pixels * 4 * h : 0;
-  const int64_t carry_floats = f.positions() * h, sent_floats = f.longest() * padded(taps_h);
-  const int64_t unit_floats =
-      saved_floats + x_floats + pixels * h + grad_hidden_floats + grad_gates_floats + carry_floats + 2 * sent_floats;
-  const int64_t group_floats = Scratch::round(group * unit_floats + IO);
-  // Of one thread. Sums first: what is added across threads stands at a fixed distance.
-  const int64_t weight_sums = wants_weight ? taps_h * padded(4 * h) : 0;
-  const int64_t sums_floats = walks * (weight_sums + state_floats);
-  const int64_t limit = product_rows(l);
-  const int64_t row_floats = Scratch::round(limit * max64(reductions_of(l), 4 * h));
-  const int64_t product_sums = limit * padded(4 * h);
-  const int64_t lines = block_lines(l), blocks = ceil_div(l.height, lines);
-  const int64_t plane_floats = wants_weight ? Scratch::round(lines * l.width * taps_h) : 0;
-  const int64_t panel_floats = wants_weight ? lines * l.width * PANEL_MAX : 0;
-  const int64_t thread_floats =
-      sums_floats + group_floats + row_floats + product_sums + plane_floats + panel_floats + state_floats;
-  const Scratch scratch(walks * walk_floats + threads * thread_floats);
+  forward_packed = shared.take<float>(directions * forward_floats);
+  packed = shared.take<float>(directions * packed_floats);
+  constants = shared.take<float>(directions * constant_floats(l));
+  weights = own.take<float>(directions * weight_sums);
+  states = own.take<float>(directions * state_sums);
+  saved = own.take<float>(group * saved_floats);
+  x = own.take<float>(group * x_floats);
+  hidden = own.take<float>(group * hidden_floats);
+  grad_hidden = own.take<float>(group * grad_hidden_floats);
+  grad_gates = own.take<float>(group * grad_gates_floats + IO);  // store_lines reads behind it
+  carry = own.take<float>(group * carry_floats);
+  for (ScratchArray<float>& turn : sent) turn = own.take<float>(group * steps_of(l).longest() * padded(taps_h));
+  rows = own.take<float>(limit * max64(reductions_of(l), 4 * h));
+  sums = own.take<float>(limit * padded(4 * h));
+  planes = own.take<float>(wants_weight ? lines * l.width * taps_h : 0);
+  panel = own.take<float>(wants_weight ? lines * l.width * PANEL_MAX : 0);
+  grad_h = own.take<float>(h);
+  zeros = own.take<float>(h);
+}
+
+// One call while it runs. Every function but write_states is to be called by all threads of the team.
+class Backward {
+ public:
+  Backward(const WavefrontLSTMBackward& args, const BackwardPlan& plan, const Scratch& scratch)
+      : args_(args), plan_(plan), scratch_(scratch) {}
+
+  // Packs the weights, reads the constants and clears the thread's sums; a barrier has to follow.
+  void prepare() const {
+    for (int64_t d = 0; d < args_.direction_count; ++d) {
+      const WavefrontDirection& direction = args_.directions[d];
+#pragma omp single nowait
+      GK_BY_STORAGE(l_.storage, read_constants, l_, direction, constants(d));
+#pragma omp for nowait
+      for (int64_t p = 0; p < panel_count(l_.tap_count * h_); ++p)
+        GK_BY_STORAGE(l_.storage, pack_backward, l_, direction, p,
+                      scratch_.shared(plan_.packed) + d * plan_.packed_floats);
+      if (direction.saved) continue;
+#pragma omp for nowait
+      for (int64_t p = 0; p < panel_count(4 * h_); ++p)
+        GK_BY_STORAGE(l_.storage, pack_forward, l_, direction, p,
+                      scratch_.shared(plan_.forward_packed) + d * plan_.forward_floats);
+    }
+    memset(scratch_.own(plan_.weights), 0, args_.direction_count * plan_.weight_sums * sizeof(float));
+    memset(scratch_.own(plan_.states), 0, args_.direction_count * plan_.state_sums * sizeof(float));
+    memset(scratch_.own(plan_.zeros), 0, h_ * sizeof(float));
+  }
+
+  // Sequences first to first + count - 1 of all.
+  void sweep(int64_t first, int64_t count, const ThreadSlice& slice) const {
+    Sequence sequences[SEQUENCES_MAX];
+    BackwardSequence back[SEQUENCES_MAX];
+    bool recomputes = false;
+    for (int64_t i = 0; i < count; ++i) {
+      sequences[i] = forward_part(first, i, slice);
+      back[i] = backward_part(sequences[i], i, slice);
+      recomputes |= !args_.directions[sequences[i].direction].saved;
+    }
+    slice.wait();
+    const int thread = owner(slice);
+    float* const rows = scratch_.own(plan_.rows);
+    if (recomputes)
+      sweep_forward(l_, sequences, count, slice, scratch_.shared(plan_.forward_packed), plan_.forward_floats,
+                    {plan_.limit, rows, scratch_.own(plan_.sums)});
+    sweep_backward(l_, sequences, back, count, slice, scratch_.shared(plan_.packed), plan_.packed_floats,
+                   {rows, plan_.limit, scratch_.own(plan_.grad_h), scratch_.own(plan_.zeros),
+                    {scratch_.own(plan_.sent[0], thread), scratch_.own(plan_.sent[1], thread)}});
+    add_weights(sequences, back, count, slice);
+    for (int64_t i = 0; i < count; ++i) {
+      const ImageView& target = args_.gradients[sequences[i].direction].grad_gates;
+      if (target.data && !is_cells(target))
+        store_lines(target, sequences[i].image, 4 * h_, steps_, slice, back[i].grad_gates.data);
+    }
+  }
+
+  // Adds the sums of the team's threads and writes the gradients of the weights.
+  void write_weights(int team) const {
+    const int64_t pieces = ceil_div(4 * h_, IO);
+#pragma omp for nowait
+    for (int64_t i = 0; i < args_.direction_count * l_.tap_count * pieces; ++i) {
+      const int64_t d = i / pieces / l_.tap_count, tap = i / pieces % l_.tap_count, j = i % pieces * IO;
+      if (args_.gradients[d].grad_weight)
+        GK_BY_STORAGE(l_.storage, write_weight, l_, args_.gradients[d].grad_weight, tap, j,
+                      scratch_.own(plan_.weights, 0) + d * plan_.weight_sums, scratch_.thread_stride(), team);
+    }
+  }
+
+  // The same of the gradients of the initial states; by one thread.
+  void write_states(int team) const {
+    for (int64_t d = 0; d < args_.direction_count; ++d) {
+      const float* const sums = scratch_.own(plan_.states, 0) + d * plan_.state_sums;
+      const WavefrontGradients& grads = args_.gradients[d];
+      const int64_t stride = scratch_.thread_stride();
+      if (grads.grad_h0) GK_BY_STORAGE(l_.storage, write_state, grads.grad_h0, h_, sums, stride, team);
+      if (grads.grad_c0) GK_BY_STORAGE(l_.storage, write_state, grads.grad_c0, h_, sums + h_, stride, team);
+    }
+  }
+
+ private:
+  // The thread whose scratch holds the sequences: of shared ones the first.
+  static int owner(const ThreadSlice& slice) { return slice.count > 1 ? 0 : omp_get_thread_num(); }
+  float* constants(int64_t d) const { return scratch_.shared(plan_.constants) + d * constant_floats(l_); }
+
+  // Sequence `first + index` of all, the one of this index in its group. Reads what a sweep forward would need.
+  Sequence forward_part(int64_t first, int64_t index, const ThreadSlice& slice) const {
+    const int64_t d = (first + index) / l_.batch, image = (first + index) % l_.batch, pixels = l_.height * l_.width;
+    const int thread = owner(slice);
+    const WavefrontDirection& direction = args_.directions[d];
+    float* const saved = direction.saved ? direction.saved + image * pixels * 5 * h_
+                                         : scratch_.own(plan_.saved, thread) + index * plan_.saved_floats;
+    float* const hidden = scratch_.own(plan_.hidden, thread) + index * plan_.hidden_floats;
+    Sequence sequence{d, image, direction.mirrored, scratch_cells(saved, l_.width, 4 * h_), {}, saved,
+                      saved + pixels * 4 * h_, true, scratch_cells(hidden, l_.width, h_), constants(d),
+                      constants(d) + h_};
+    if (direction.saved) return sequence;
+    if (l_.convolves())
+      read_x(l_, direction, steps_, slice, constants(d), scratch_.own(plan_.x, thread) + index * plan_.x_floats,
+             sequence);
+    else if (is_cells(direction.gates))
+      sequence.input = cells_of(direction.gates, image);
+    else
+      load_lines(direction.gates, image, 4 * h_, steps_, slice, saved);
+    return sequence;
+  }
+
+  BackwardSequence backward_part(const Sequence& sequence, int64_t index, const ThreadSlice& slice) const {
+    const WavefrontGradients& grads = args_.gradients[sequence.direction];
+    const int thread = owner(slice);
+    float* const states = scratch_.own(plan_.states) + sequence.direction * plan_.state_sums;
+    float* const grad_gates = scratch_.own(plan_.grad_gates, thread) + index * plan_.grad_gates_floats;
+    BackwardSequence back;
+    back.grad_gates = grads.grad_gates.data && is_cells(grads.grad_gates)
+                          ? cells_of(grads.grad_gates, sequence.image)
+                          : scratch_cells(grad_gates, l_.width, 4 * h_);
+    back.carry = scratch_.own(plan_.carry, thread) + index * plan_.carry_floats;
+    back.grad_h0 = grads.grad_h0 ? states : nullptr;
+    back.grad_c0 = grads.grad_c0 ? states + h_ : nullptr;
+    if (is_cells(grads.grad_hidden)) {
+      back.grad_hidden = cells_of(grads.grad_hidden, sequence.image);
+    } else {
+      float* const grad_hidden = scratch_.own(plan_.grad_hidden, thread) + index * plan_.grad_hidden_floats;
+      back.grad_hidden = scratch_cells(grad_hidden, l_.width, h_);
+      load_lines(grads.grad_hidden, sequence.image, h_, steps_, slice, grad_hidden);
+    }
+    return back;
+  }
+
+  void add_weights(const Sequence* sequences, const BackwardSequence* back, int64_t count,
+                   const ThreadSlice& slice) const {
+    const int64_t total = count * plan_.blocks;
+    for (int64_t i = slice.begin(total); i < slice.end(total); ++i) {
+      const Sequence& sequence = sequences[i / plan_.blocks];
+      const int64_t y = i % plan_.blocks * plan_.lines;
+      if (args_.gradients[sequence.direction].grad_weight)
+        add_weight_block(l_, sequence, back[i / plan_.blocks].grad_gates,
+                         {y, min64(y + plan_.lines, l_.height), 0, l_.width}, scratch_.own(plan_.planes),
+                         scratch_.own(plan_.panel),
+                         scratch_.own(plan_.weights) + sequence.direction * plan_.weight_sums);
+    }
+  }
+
+  const WavefrontLSTMBackward& args_;
+  const BackwardPlan& plan_;
+  const Scratch& scratch_;
+  const WavefrontLSTM& l_ = args_.lstm;
+  const int64_t h_ = l_.hidden;
+  const Steps steps_ = steps_of(l_);
+};
+
+bool backward(const WavefrontLSTMBackward& args) {
+  const WavefrontLSTM& l = args.lstm;
+  const BackwardPlan plan(args);
+  const Scratch scratch(plan.shared, plan.own, plan.threads);
   if (!scratch.data()) return false;
-  for (int64_t w = 0; w < walks; ++w) want_huge_pages(args.gradients[w].grad_gates, l.batch * 4 * h * pixels);
-  float* const forward_packed = scratch.data();
-  float* const packed = forward_packed + walks * forward_floats;
-  float* const constants = packed + walks * packed_floats;
-  float* const of_threads = constants + walks * constant_floats(l);
+  for (int64_t d = 0; d < args.direction_count; ++d)
+    want_huge_pages(args.gradients[d].grad_gates, l.batch * 4 * l.hidden * l.height * l.width);
+  const Backward call(args, plan, scratch);
 
-  FrontBarrier barrier;
+  StepBarrier barrier;
   int team = 1;  // the threads that really came
-#pragma omp parallel num_threads(threads)
+#pragma omp parallel num_threads(plan.threads)
   {
 #pragma omp single nowait
     team = omp_get_num_threads();
-    for (int64_t w = 0; w < walks; ++w) {
-      const WavefrontWalk& walk = args.walks[w];
-#pragma omp single nowait
-      GK_BY_STORAGE(l.storage, read_constants, l, walk, constants + w * constant_floats(l));
-#pragma omp for nowait
-      for (int64_t p = 0; p < panel_count(taps_h); ++p)
-        GK_BY_STORAGE(l.storage, pack_backward, l, walk, p, packed + w * packed_floats);
-      if (!walk.saved) {
-#pragma omp for nowait
-        for (int64_t p = 0; p < panel_count(4 * h); ++p)
-          GK_BY_STORAGE(l.storage, pack_forward, l, walk, p, forward_packed + w * forward_floats);
-      }
-    }
-    float* const sums = of_threads + omp_get_thread_num() * thread_floats;
-    float* const own_group = sums + sums_floats;
-    float* const rows = own_group + group_floats;
-    float* const product = rows + row_floats;
-    float* const planes = product + product_sums;
-    float* const panel = planes + plane_floats;
-    float* const small = panel + panel_floats;
-    memset(sums, 0, sums_floats * sizeof(float));
-    memset(small, 0, state_floats * sizeof(float));
+    call.prepare();
     barrier.wait(omp_get_num_threads());
-
-    for_groups(walks * l.batch, group, &barrier, [&](int64_t first, int64_t count, const Share& share) {
-      float* const saveds = share.count > 1 ? of_threads + sums_floats : own_group;
-      float* const xs = saveds + group * saved_floats;
-      float* const hiddens = xs + group * x_floats;
-      float* const grad_hiddens = hiddens + group * pixels * h;
-      float* const grad_gates = grad_hiddens + group * grad_hidden_floats;
-      float* const carries = grad_gates + group * grad_gates_floats;
-      float* const sents = carries + group * carry_floats;
-      Unit units[UNITS_MAX];
-      BackUnit back[UNITS_MAX];
-      bool walks_forward = false;
-      for (int64_t u = 0; u < count; ++u) {
-        const int64_t w = (first + u) / l.batch, image = (first + u) % l.batch;
-        const WavefrontWalk& walk = args.walks[w];
-        const WavefrontGradients& grads = args.gradients[w];
-        float* const saved = walk.saved ? walk.saved + image * pixels * 5 * h : saveds + u * saved_floats;
-        float* const constant = constants + w * constant_floats(l);
-        Unit& unit = units[u];
-        unit = {w, image, walk.mirrored, scratch_cells(saved, l.width, 4 * h), {}, saved, saved + pixels * 4 * h, true,
-                scratch_cells(hiddens + u * pixels * h, l.width, h), constant, constant + h};
-        if (!walk.saved) {
-          walks_forward = true;
-          if (l.convolves())
-            read_x(l, walk, f, share, constant, xs + u * x_floats, unit);
-          else if (is_cells(walk.gates))
-            unit.input = cells_of(walk.gates, image);
-          else
-            load_lines(walk.gates, image, 4 * h, f, share, saved);
-        }
-        BackUnit& b = back[u];
-        float* const state_sums = sums + walks * weight_sums + w * state_floats;
-        b.grad_gates = scratch_cells(grad_gates + u * grad_gates_floats, l.width, 4 * h);
-        if (grads.grad_gates.data && is_cells(grads.grad_gates)) b.grad_gates = cells_of(grads.grad_gates, image);
-        b.carry = carries + u * carry_floats;
-        b.grad_h0 = grads.grad_h0 ? state_sums : nullptr;
-        b.grad_c0 = grads.grad_c0 ? state_sums + h : nullptr;
-        if (is_cells(grads.grad_hidden)) {
-          b.grad_hidden = cells_of(grads.grad_hidden, image);
-        } else {
-          b.grad_hidden = scratch_cells(grad_hiddens + u * grad_hidden_floats, l.width, h);
-          load_lines(grads.grad_hidden, image, h, f, share, b.grad_hidden.data);
-        }
-      }
-      share.wait();
-      if (walks_forward) walk_forward(l, units, count, share, forward_packed, forward_floats, {limit, rows, product});
-      walk_backward(l, units, back, count, share, packed, packed_floats,
-                    {rows, limit, small, small + h, {sents, sents + group * sent_floats}});
-
-      for (int64_t i = share.begin(count * blocks); i < share.end(count * blocks); ++i) {
-        const Unit& unit = units[i / blocks];
-        const int64_t y = i % blocks * lines;
-        if (args.gradients[unit.walk].grad_weight)
-          add_weight_block(l, unit, back[i / blocks].grad_gates, {y, min64(y + lines, l.height), 0, l.width}, planes,
-                           panel, sums + unit.walk * weight_sums);
-      }
-      for (int64_t u = 0; u < count; ++u) {
-        const ImageView& target = args.gradients[units[u].walk].grad_gates;
-        if (target.data && !is_cells(target))
-          store_lines(target, units[u].image, 4 * h, f, share, back[u].grad_gates.data);
-      }
-    });
-
-    if (wants_weight) {
-      const int64_t pieces = ceil_div(4 * h, IO);
+    for_groups(args.direction_count * l.batch, plan.group, &barrier,
+               [&](int64_t first, int64_t count, const ThreadSlice& slice) { call.sweep(first, count, slice); });
+    if (plan.wants_weight) {
       barrier.wait(omp_get_num_threads());
-#pragma omp for nowait
-      for (int64_t i = 0; i < walks * l.tap_count * pieces; ++i) {
-        const int64_t w = i / pieces / l.tap_count, tap = i / pieces % l.tap_count, j = i % pieces * IO;
-        if (args.gradients[w].grad_weight)
-          GK_BY_STORAGE(l.storage, write_weight, l, args.gradients[w].grad_weight, tap, j,
-                        of_threads + w * weight_sums, thread_floats, team);
-      }
+      call.write_weights(team);
     }
   }
-  for (int64_t w = 0; w < walks; ++w) {
-    const float* const state_sums = of_threads + walks * weight_sums + w * state_floats;
-    const WavefrontGradients& grads = args.gradients[w];
-    if (grads.grad_h0) GK_BY_STORAGE(l.storage, write_state, grads.grad_h0, h, state_sums, thread_floats, team);
-    if (grads.grad_c0) GK_BY_STORAGE(l.storage, write_state, grads.grad_c0, h, state_sums + h, thread_floats, team);
-  }
+  call.write_states(team);
   return true;
 }
 
-}  // namespace gk::GK_ISA
+}  // namespace
+}  // namespace gk::GK_ISA::wavefront_lstm
+
+bool gk::GK_ISA::wavefront_lstm_backward(const WavefrontLSTMBackward& args) { return wavefront_lstm::backward(args); }

@@ -1,6 +1,7 @@
-// The LSTM that walks an image front by front (Row LSTM, Diagonal BiLSTM): forward, and all gradients. One call takes
-// one walk, or several over images of one shape, side by side. See wavefront_lstm/steps.h for the arithmetic and
-// wavefront_lstm/forward.cpp for how it works.
+// The wavefront LSTM (Row LSTM, Diagonal BiLSTM): arguments and entry points of its forward pass and all its gradients.
+//
+// One call takes one direction, or several over images of one shape, side by side. See wavefront_lstm/steps.h for the
+// arithmetic and wavefront_lstm/forward.cpp for how it is done.
 #pragma once
 
 #include "cpu/core/isa.h"
@@ -8,9 +9,9 @@
 
 namespace gk {
 
-// Sizes and path. A front is a row of the image or, `diagonal`, an anti-diagonal from the top left corner on. A cell
-// reads h of the front before its own, at its own position moved by each tap; the position on a row is its column,
-// on a diagonal its row (there taps are at most 0: 0 is the cell to the left, -1 the cell above). c comes from tap 0.
+// Sizes and path. A step is a row of the image or, `diagonal`, an anti-diagonal from the top left corner on. A cell
+// reads h of the step before its own, at its own place moved by each tap; the place on a row is the column, on a
+// diagonal the row (there taps are at most 0: 0 is the cell to the left, -1 the cell above). c comes from tap 0.
 struct WavefrontLSTM {
   int64_t batch, hidden, height, width;
   bool diagonal;
@@ -24,7 +25,7 @@ struct WavefrontLSTM {
   bool convolves() const { return kernel_h > 0; }
 };
 
-struct WavefrontWalk {
+struct WavefrontDirection {
   bool mirrored;            // left and right exchanged, for diagonals
   ImageView gates;          // [N, 4h, H, W] before the recurrence, in the order i, f, g, o; nothing where convolved of
   ImageView x;              // [N, channels, H, W]
@@ -34,28 +35,28 @@ struct WavefrontWalk {
   const void *h0, *c0;      // [h], the state outside the image, or nullptr: zero
   ImageView hidden;         // [N, h, H, W], written by forward; backward does not need it
   // For each image [H * W][4h] gates after their sigmoid or tanh, then [H * W][h] cells c; or nullptr: not kept, and
-  // backward walks forward once more.
+  // backward computes forward once more.
   float* saved;
 };
 
 struct WavefrontGradients {
   ImageView grad_hidden;
-  ImageView grad_gates;           // data nullptr: not wanted; may be the gates themselves
+  ImageView grad_gates;                   // data nullptr: not wanted; may be the gates themselves
   void *grad_weight, *grad_h0, *grad_c0;  // likewise
 };
 
 struct WavefrontLSTMForward {
   WavefrontLSTM lstm;
-  const WavefrontWalk* walks;
-  int64_t walk_count;
+  const WavefrontDirection* directions;
+  int64_t direction_count;
   int threads;
 };
 
 struct WavefrontLSTMBackward {
   WavefrontLSTM lstm;
-  const WavefrontWalk* walks;
-  const WavefrontGradients* gradients;  // one for each walk
-  int64_t walk_count;
+  const WavefrontDirection* directions;
+  const WavefrontGradients* gradients;  // one for each direction
+  int64_t direction_count;
   int threads;
 };
 

@@ -1,13 +1,14 @@
-// The gradient of the wavefront LSTM's weight, once that of the gates of a unit is there.
+// The gradient of the wavefront LSTM's weight, once that of the gates of a sequence is there.
 //
-// Tiling: blocks of lines of a unit. Rows of the product = (tap, channel) planes of h, shifted by the tap, the initial
+// Tiling: blocks of lines of a sequence. Rows of the product = (tap, channel) planes of h, shifted by the tap, the initial
 // state outside the image; panels = gates; reduction = the pixels of the block, without a break. A block's planes stay
 // in L2, a panel of the gates' gradient in L1. Bound: the multiply-add units (measured: 85 % of their peak on AVX2).
 #pragma once
 
-#include "cpu/wavefront_lstm/steps.h"
+#include "cpu/wavefront_lstm/product.h"
+#include "cpu/wavefront_lstm/sequences.h"
 
-namespace gk::GK_ISA {
+namespace gk::GK_ISA::wavefront_lstm {
 
 // Pixels of one block of the weight's gradient: its planes stay within 192 KiB of L2, a panel of the gradient in L1.
 inline int64_t block_lines(const WavefrontLSTM& l) {
@@ -17,10 +18,11 @@ inline int64_t block_lines(const WavefrontLSTM& l) {
 }
 
 // hidden at tap t of the block's pixels, as planes [channel][pixel]; outside the image h0.
-inline void load_tap(const WavefrontLSTM& l, const Unit& unit, const Region& block, int64_t t, float* planes) {
+inline void load_tap(const WavefrontLSTM& l, const Sequence& sequence, const Region& block, int64_t t, float* planes) {
   const int64_t dy = l.diagonal ? l.taps[t] : -1;
-  const int64_t dx = l.diagonal ? (unit.mirrored ? 1 + l.taps[t] : -1 - l.taps[t]) : l.taps[t];
-  const ImageView hidden{unit.hidden.data, 0, 1, unit.hidden.stride_y, unit.hidden.stride_x, Storage::float32};
+  const int64_t dx = l.diagonal ? (sequence.mirrored ? 1 + l.taps[t] : -1 - l.taps[t]) : l.taps[t];
+  const Cells& cells = sequence.hidden;
+  const ImageView hidden{cells.data, 0, 1, cells.stride_y, cells.stride_x, Storage::float32};
   load_planes({hidden, 0, l.hidden, l.height, l.width, nullptr, nullptr},
               {block.y0 + dy, block.y1 + dy, dx, l.width + dx}, planes);
   for (int64_t y = block.y0; y < block.y1; ++y) {
@@ -29,17 +31,17 @@ inline void load_tap(const WavefrontLSTM& l, const Unit& unit, const Region& blo
     const int64_t right = above ? 0 : min64(l.width, max64(0, dx));
     for (int64_t k = 0; k < l.hidden; ++k) {
       float* const line = planes + k * block.pixels() + (y - block.y0) * l.width;
-      for (int64_t x = 0; x < left; ++x) line[x] = unit.h0[k];
-      for (int64_t x = l.width - right; x < l.width; ++x) line[x] = unit.h0[k];
+      for (int64_t x = 0; x < left; ++x) line[x] = sequence.h0[k];
+      for (int64_t x = l.width - right; x < l.width; ++x) line[x] = sequence.h0[k];
     }
   }
 }
 
-// Adds one block's share of the weight's gradient to sums [taps * h][padded(4h)].
-inline void add_weight_block(const WavefrontLSTM& l, const Unit& unit, const Cells& grad_gates, const Region& block,
-                             float* planes, float* panel, float* sums) {
+// Adds one block's part of the weight's gradient to sums [taps * h][padded(4h)].
+inline void add_weight_block(const WavefrontLSTM& l, const Sequence& sequence, const Cells& grad_gates,
+                             const Region& block, float* planes, float* panel, float* sums) {
   const int64_t h = l.hidden, pixels = block.pixels(), stride = padded(4 * h);
-  for (int64_t t = 0; t < l.tap_count; ++t) load_tap(l, unit, block, t, planes + t * h * pixels);
+  for (int64_t t = 0; t < l.tap_count; ++t) load_tap(l, sequence, block, t, planes + t * h * pixels);
   for (int64_t p = 0; p < panel_count(4 * h); ++p) {
     const int64_t first = p * PANEL_MAX, live = min64(PANEL_MAX, 4 * h - first), width = ceil_div(live, VL) * VL;
     float* to = panel;
@@ -86,4 +88,4 @@ void write_weight(const WavefrontLSTM& l, void* grad_weight, int64_t tap, int64_
   }
 }
 
-}  // namespace gk::GK_ISA
+}  // namespace gk::GK_ISA::wavefront_lstm

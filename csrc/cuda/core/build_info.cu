@@ -1,4 +1,4 @@
-// Answers about the CUDA build and the devices (see core/build_info.h). Nothing here runs before it is asked.
+// The CUDA build and the devices at hand (see core/build_info.h). Nothing here runs before it is called.
 #include "cuda/core/build_info.h"
 
 #include <cuda_runtime_api.h>

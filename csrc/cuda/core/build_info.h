@@ -1,4 +1,4 @@
-// What the CUDA part was built with, and whether it can run here. No function throws.
+// The compiler of the CUDA part, and whether it can run here. No function throws.
 #pragma once
 
 namespace gk::cuda {

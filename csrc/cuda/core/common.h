@@ -1,4 +1,4 @@
-// What the CUDA kernels are written in, beside CUDA's own keywords and names (threadIdx, __syncthreads, __ballot_sync).
+// The surface that the CUDA kernels are written on, beside the names of CUDA (threadIdx, __syncthreads, __ballot_sync).
 //
 // Two implementations: core/hardware.h for nvcc, emulator/device.h for a host compiler with GK_EMULATED, where the same .cu
 // files run thread by thread and every access to shared memory is checked. So kernels keep to this surface:

@@ -1,4 +1,4 @@
-// Which device this thread's launches go to.
+// The device that the launches of this thread go to (see core/device.h).
 #include "cuda/core/device.h"
 
 #include "cuda/core/common.h"

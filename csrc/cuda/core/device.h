@@ -1,3 +1,4 @@
+// The device that the launches of this thread go to.
 #pragma once
 
 namespace gk::cuda {

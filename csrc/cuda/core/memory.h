@@ -1,4 +1,4 @@
-// What core/hardware.h and emulator/device.h share: types of numbers, and where things lie in dynamic shared memory.
+// Types of numbers and regions of dynamic shared memory, for core/hardware.h and emulator/device.h.
 #pragma once
 
 #include <cstdint>

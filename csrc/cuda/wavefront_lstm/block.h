@@ -1,7 +1,7 @@
-// What forward and backward of the wavefront LSTM share on the GPU: fronts, rows, the product of a block.
+// Steps, rows and the product of a block, for forward and backward of the wavefront LSTM on a GPU.
 //
-// A row of a product is an image's position on the front, at the same place for the whole walk: c then never moves, and
-// tap t of a row reads the row t further of the front before. A tile (16 rows) without a live row is skipped.
+// A row of a product is an image's position on the step, at the same place for the whole sweep: c then never moves, and
+// tap t of a row reads the row t further of the step before. A tile (16 rows) without a live row is skipped.
 #pragma once
 
 #include "cuda/core/common.h"
@@ -20,14 +20,14 @@ struct Span {
   __device__ bool has(int r) const { return r >= lo && r < hi; }
 };
 
-__host__ __device__ inline int front_count(const WavefrontShape& l) {
+__host__ __device__ inline int step_count(const WavefrontShape& l) {
   return l.diagonal ? l.height + l.width - 1 : l.height;
 }
 __host__ __device__ inline int position_count(const WavefrontShape& l) { return l.diagonal ? l.height : l.width; }
 
-// The positions of front s; none before the first front and behind the last.
+// The positions of step s; none before the first step and behind the last.
 __device__ inline Span span_of(const WavefrontShape& l, int s) {
-  if (s < 0 || s >= front_count(l)) return {0, 0};
+  if (s < 0 || s >= step_count(l)) return {0, 0};
   if (!l.diagonal) return {0, l.width};
   return {s - l.width + 1 > 0 ? s - l.width + 1 : 0, s + 1 < l.height ? s + 1 : l.height};
 }
@@ -93,7 +93,7 @@ __device__ inline uint64_t live_tiles(int rows, int positions, int images, Span 
   return mask;
 }
 
-// The tiles of a front divided among the warps: items of one, two or `WIDEST` = 4 tiles and one group of columns, as
+// The tiles of a step divided among the warps: items of one, two or `WIDEST` = 4 tiles and one group of columns, as
 // many tiles as leave no warp idle, for they share the weights that a warp reads. Calls item(tiles, group).
 template <int WIDEST, class Item>
 __device__ __forceinline__ void for_items(uint64_t live, int groups, const Item& item) {
@@ -185,7 +185,7 @@ class Weights {
   int steps_, resident_;
 };
 
-// Packs the weights of one walk: word(group, step, word of the step's row, column of the group) for each word. One
+// Packs the weights of one direction: word(group, step, word of the step's row, column of the group) for each word. One
 // thread for each 16 bytes, over a grid of any size.
 template <class Word>
 __device__ __forceinline__ void pack_words(void* packed, int64_t bytes, int steps, const Word& word) {

@@ -1,8 +1,8 @@
-// How a walk is divided among clusters, blocks and warps: the quickest by a model of what a front costs.
+// Division of the directions among clusters, blocks and warps: the quickest by a model of the clocks of a step.
 //
 // Small clusters keep the barrier short, large ones keep the weights in shared memory; many images in a cluster use
 // the weights that a warp has read, few keep all multiprocessors busy. The model counts clocks of one multiprocessor
-// for a full front: tensor cores or shared memory, whichever is slower, then what comes from L2, then the barriers,
+// for a full step: tensor cores or shared memory, whichever is slower, then what comes from L2, then the barriers,
 // times the waves in which the clusters run. Its constants are data-sheet values: it orders divisions, no more.
 #include "cuda/wavefront_lstm/block.h"
 
@@ -15,14 +15,14 @@ namespace {
 
 using Needs = WavefrontPlan (*)(const WavefrontShape&, WavefrontPlan);
 
-double clocks_of_front(const WavefrontShape& l, const WavefrontLimits& limits, const WavefrontPlan& plan) {
+double clocks_of_step(const WavefrontShape& l, const WavefrontLimits& limits, const WavefrontPlan& plan) {
   const double tiles = plan.rows / TILE, products = tiles * plan.columns * plan.steps;
   const double readings = products / 4 < plan.columns * plan.steps ? plan.columns * plan.steps : products / 4;
   const double tensor_cores = products * 4 * (l.storage == Storage::float32 && l.exact ? 3 : 1);
   const double shared_memory = (products * 512 + readings * 1024) / 128;
   const double from_l2 = readings * (plan.steps - plan.resident) / plan.steps * 1024 / 48;
   const double barriers = plan.cluster == 1 ? 60 : 500 + 50 * plan.cluster;
-  const int waves = ceil_div(plan.cluster * plan.slices * l.walks, limits.multiprocessors);
+  const int waves = ceil_div(plan.cluster * plan.slices * l.directions, limits.multiprocessors);
   return waves * ((tensor_cores > shared_memory ? tensor_cores : shared_memory) + from_l2 + barriers);
 }
 
@@ -47,7 +47,7 @@ WavefrontPlan best_plan(const WavefrontShape& l, const WavefrontLimits& limits, 
       if (plan.shared_bytes <= limits.shared_bytes) {
         plan.resident = left < plan.steps ? static_cast<int>(left) : plan.steps;
         plan = needs(l, plan);
-        const double clocks = clocks_of_front(l, limits, plan);
+        const double clocks = clocks_of_step(l, limits, plan);
         if (best.cluster == 0 || clocks < best_clocks) best = plan, best_clocks = clocks;
       }
       if (slices == 1) break;

@@ -1,5 +1,5 @@
-// The wavefront LSTM on a GPU: what the launchers take, and the plan that says how a walk is divided.
-// cpu/wavefront_lstm_plan.h has the arithmetic; how it is done here, wavefront_lstm/forward.cu and _backward.cu tell.
+// The wavefront LSTM on a GPU: arguments of the launchers, and the plan of how a direction is divided. The arithmetic is
+// in cpu/wavefront_lstm/steps.h, the way it is done here in forward.cu and backward.cu.
 #pragma once
 
 #include <cstdint>
@@ -9,13 +9,13 @@
 namespace gk::cuda {
 
 constexpr int MAX_TAPS = 32;
-constexpr int MAX_WALKS = 2;
+constexpr int MAX_DIRECTIONS = 2;
 
 // `exact`: float32 products of float32 numbers, not of numbers rounded to TF32.
 struct WavefrontShape {
   Storage storage;
   bool exact;
-  int batch, hidden, height, width, walks;
+  int batch, hidden, height, width, directions;
   bool diagonal;
   int tap_count;
   int taps[MAX_TAPS];
@@ -27,8 +27,8 @@ struct WavefrontLimits {
   int max_cluster;       // 1 before compute capability 9.0
 };
 
-// A cluster of `cluster` blocks walks `images` images of one direction from the first front to the last. A row is an
-// image's position on a front (its row, on a diagonal; its column, on a row); 16 rows are a tile of the product.
+// A cluster of `cluster` blocks sweeps `images` images of one direction from the first step to the last. A row is an
+// image's position on a step (its row, on a diagonal; its column, on a row); 16 rows are a tile of the product.
 struct WavefrontPlan {
   int cluster;
   int images;
@@ -39,7 +39,7 @@ struct WavefrontPlan {
   int steps;            // of 32 bytes, that a product takes
   int resident;         // of these, whose weights stay in shared memory; those of the others come from L2
   int64_t shared_bytes;  // of a block
-  int64_t packed_bytes;  // of one walk's weights, in the order in which a warp reads them
+  int64_t packed_bytes;  // of one direction's weights, in the order in which a warp reads them
 };
 
 struct WavefrontPlans {
@@ -48,7 +48,7 @@ struct WavefrontPlans {
   WavefrontPlan forward, backward;
 };
 
-// The quickest division by a model of what a front costs. Pure arithmetic: asks no device.
+// The quickest division by a model of the clocks of a step. Pure arithmetic, without a device.
 WavefrontPlans plan_wavefront(const WavefrontShape& shape, const WavefrontLimits& limits);
 
 struct Pixels {
@@ -56,19 +56,19 @@ struct Pixels {
   int64_t stride_n, stride_h, stride_w;  // in elements; channels are next to each other
 };
 
-struct WavefrontWalkForward {
+struct WavefrontForward {
   bool mirrored;
   Pixels gates, hidden;
   const void *weight, *h0, *c0;  // [taps, 4h, h]; [h] or nullptr: zero
   void* packed;                  // plan.packed_bytes of scratch
 };
 
-// saved: for all walks together [walks][N][H * W][h][4] activated gates in the storage type, then, at float
-// walks * N * H * W * 4h, [walks][N][H * W][h] cells in float32; or nullptr. Both return nullptr or what went wrong.
+// saved: for all directions together [directions][N][H * W][h][4] activated gates in the storage type, then, at float
+// directions * N * H * W * 4h, [directions][N][H * W][h] cells in float32; or nullptr. Both return nullptr or what went wrong.
 const char* wavefront_lstm_forward(const WavefrontShape& shape, const WavefrontPlan& plan,
-                                   const WavefrontWalkForward* walks, float* saved, void* stream);
+                                   const WavefrontForward* directions, float* saved, void* stream);
 
-struct WavefrontWalkBackward {
+struct WavefrontBackward {
   bool mirrored;
   Pixels grad_hidden;
   const void *weight, *h0, *c0;
@@ -79,6 +79,6 @@ struct WavefrontWalkBackward {
 };
 
 const char* wavefront_lstm_backward(const WavefrontShape& shape, const WavefrontPlan& plan,
-                                    const WavefrontWalkBackward* walks, const float* saved, void* stream);
+                                    const WavefrontBackward* directions, const float* saved, void* stream);
 
 }  // namespace gk::cuda

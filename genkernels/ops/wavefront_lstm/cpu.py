@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -15,30 +15,10 @@ from ..core.dtypes import STORAGE
 from ..core.strides import readable, strides_of, weight_strides
 from ..masked_conv.mask import MaskSpec
 from .geometry import Geometry
-from .schema import empty_grads, empty_hidden, empty_saved
+from .schema import BackwardCall, Direction, Inputs
 
 _NO_IMAGE = (0, (0, 0, 0, 0))
 _NO_WEIGHT = (0, (0, 0, 0))
-
-
-@dataclass(frozen=True)
-class Convolution:
-    """A masked convolution of x that a walk computes its gates with, in the product of every front.
-
-    Attributes:
-        x: [N, C, H, W].
-        spec: the mask, without colour groups; no dilation.
-        parameters: (weight [4h, C, kh, kw], bias [4h] or None) of each walk.
-    """
-
-    x: Tensor
-    spec: MaskSpec
-    parameters: Sequence[tuple[Tensor, Tensor | None]]
-
-    def options(self) -> tuple[int, int, int, int]:
-        """(C, kh, kw, live taps: in raster order they come first)."""
-        live = len(self.spec.full_taps()) + (self.spec.mask_type == "B")
-        return (self.spec.in_channels, *self.spec.kernel, live)
 
 
 def why_not(gates: Tensor, geometries: Sequence[Geometry]) -> str | None:
@@ -46,126 +26,124 @@ def why_not(gates: Tensor, geometries: Sequence[Geometry]) -> str | None:
     return why_no_cpu_kernel(gates)
 
 
-def forward(walks: Sequence[Sequence[Tensor | None]], geometries: Sequence[Geometry], keep: bool) -> tuple[Tensor, ...]:
-    """(gates, weight, h0, c0) of each walk -> hidden of each walk, and what backward needs where ``keep``."""
-    gates = [_present(walk[0]) for walk in walks]
-    hidden = [empty_hidden(one) for one in gates]
-    saved = empty_saved(gates, keep)
+def forward(inputs: Inputs, keep: bool) -> tuple[Tensor, ...]:
+    """Hidden of each direction, and what backward needs where ``keep``."""
+    hidden, saved = inputs.empty_hidden(), inputs.empty_saved(keep)
     if hidden[0].numel() > 0:
-        forward_into(hidden, saved if keep else None, walks, geometries)
+        forward_into(hidden, saved if keep else None, inputs)
     return (*hidden, saved)
 
 
-def forward_into(
-    hidden: Sequence[Tensor],
-    saved: Tensor | None,
-    walks: Sequence[Sequence[Tensor | None]],
-    geometries: Sequence[Geometry],
-    convolution: Convolution | None = None,
-) -> None:
-    """h written to ``hidden`` of each walk, and what backward needs to ``saved`` [walks, N, H * W * 5h] if there.
+def forward_into(hidden: Sequence[Tensor], saved: Tensor | None, inputs: Inputs) -> None:
+    """h written to ``hidden`` of each direction, and what backward needs to ``saved``, if there.
 
-    With a ``convolution`` the gates of the walks are None.
+    ``inputs`` may be those of a layer: then the kernel convolves x to the gates in the product of every step.
     """
-    _run("forward", walks, hidden, saved, geometries, convolution)
+    native = backends.require_native()
+    kept: list[Tensor | None] = []
+    directions = _directions(native, inputs, hidden, saved, kept)
+    done = native.wavefront_lstm_forward(**_sizes(inputs), directions=directions)
+    if not done:
+        raise MemoryError("wavefront_lstm: no memory for the scratch of the forward kernel")
 
 
-def backward(
-    walks: Sequence[Sequence[Tensor | None]], saved: Tensor, geometries: Sequence[Geometry], needs: Sequence[bool]
-) -> tuple[Tensor, ...]:
-    """(grad_hidden, gates, weight, h0, c0) of each walk -> gradients of gates, weight, h0, c0 of each.
-
-    h is not asked for: the kernel recovers it, in float32, from ``saved`` or from the gates.
-    """
-    wanted = [needs[4 * i : 4 * i + 4] for i in range(len(walks))]
-    grads = [empty_grads(walk[1:], some) for walk, some in zip(walks, wanted, strict=True)]
-    flat = tuple(grad for some in grads for grad in some)
-    if _present(walks[0][0]).numel() == 0:
-        return tuple(grad.zero_() for grad in flat)
-    backward_into(grads, walks, saved if saved.numel() else None, geometries)
-    return flat
+def backward(call: BackwardCall) -> None:
+    """Writes the gradients of a recurrence. The kernel recovers h, in float32, from ``saved`` or from the gates."""
+    if call.inputs.image.numel() == 0:
+        for grad in call.grads.in_a_row:
+            grad.zero_()
+        return
+    saved = call.saved if call.saved.numel() else None
+    backward_into(call.grads.directions, call.grad_hidden, saved, call.inputs)
 
 
 def backward_into(
-    grads: Sequence[Sequence[Tensor | None]],
-    walks: Sequence[Sequence[Tensor | None]],
-    saved: Tensor | None,
-    geometries: Sequence[Geometry],
-    convolution: Convolution | None = None,
+    grads: Sequence[Direction], grad_hidden: Sequence[Tensor], saved: Tensor | None, inputs: Inputs
 ) -> None:
-    """The gradients of (gates, weight, h0, c0) written to ``grads`` of each walk; None or [0] is not wanted.
+    """The gradients of gates, weight, h0 and c0 written to ``grads`` of each direction; None or [0] is not wanted.
 
     Without ``saved`` the gates are read, or convolved once more; their gradient may take their place.
     """
-    grad_hidden = [readable(_present(walk[0])) for walk in walks]
-    _run(
-        "backward",
-        [walk[1:] for walk in walks],
-        [None] * len(walks),
-        saved,
-        geometries,
-        convolution,
-        [
-            (*_image(grad), *_image(to_gates), _address(to_weight), _address(to_h0), _address(to_c0))
-            for grad, (to_gates, to_weight, to_h0, to_c0) in zip(grad_hidden, grads, strict=True)
-        ],
-    )
+    native = backends.require_native()
+    kept: list[Tensor | None] = []
+    directions = _directions(native, inputs, [None] * len(grads), saved, kept)
+    readable_grads = [readable(grad) for grad in grad_hidden]
+    gradients = [
+        native.WavefrontGradients(
+            grad_hidden=_image(grad),
+            grad_gates=_image(own.gates),
+            grad_weight=_address(own.weight),
+            grad_h0=_address(own.h0),
+            grad_c0=_address(own.c0),
+        )
+        for grad, own in zip(readable_grads, grads, strict=True)
+    ]
+    done = native.wavefront_lstm_backward(**_sizes(inputs), directions=directions, gradients=gradients)
+    if not done:
+        raise MemoryError("wavefront_lstm: no memory for the scratch of the backward kernel")
 
 
-def _run(
-    direction: str,
-    walks: Sequence[Sequence[Tensor | None]],
+def _sizes(inputs: Inputs) -> dict[str, Any]:
+    """What is the same for all directions."""
+    image, geometry, convolution = inputs.image, inputs.geometries[0], None
+    batch, _, height, width = image.shape
+    if inputs.x is not None:
+        assert inputs.mask_type is not None
+        _, channels, *kernel = inputs.directions[0].input_weight.shape
+        convolution = _convolution(channels, (kernel[0], kernel[1]), inputs.mask_type)
+    return {
+        "storage": STORAGE[image.dtype],
+        "threads": torch.get_num_threads(),
+        "sizes": (batch, inputs.hidden_channels, height, width),
+        "diagonal": geometry.front == "diagonal",
+        "taps": geometry.taps,
+        "convolution": convolution,
+    }
+
+
+@lru_cache(maxsize=64)
+def _convolution(channels: int, kernel: tuple[int, int], mask_type: str) -> Any:
+    """The convolution of a layer. There are no colour groups: in raster order the live taps come first."""
+    spec = MaskSpec(1, 1, kernel, mask_type, 1, "blocks")
+    live_taps = len(spec.full_taps()) + (mask_type == "B")
+    return backends.require_native().WavefrontConvolution(channels=channels, kernel=kernel, live_taps=live_taps)
+
+
+def _directions(
+    native: Any,
+    inputs: Inputs,
     hidden: Sequence[Tensor | None],
     saved: Tensor | None,
-    geometries: Sequence[Geometry],
-    convolution: Convolution | None,
-    *gradients: Any,
-) -> None:
-    """Calls the kernel with the addresses of (gates, weight, h0, c0), hidden and saved of each walk."""
-    x = None if convolution is None else readable(convolution.x)
-    inputs = [(None, None)] * len(walks) if convolution is None else convolution.parameters
-    kept: list[Any] = [x]  # copies must live as long as the call
-    natives = []
-    for index, ((gates, weight, *state), (input_weight, bias), own, geometry) in enumerate(
-        zip(walks, inputs, hidden, geometries, strict=True)
-    ):
-        if gates is not None:
-            gates = readable(gates)
+    kept: list[Tensor | None],
+) -> list[Any]:
+    """The tensors of each direction as the kernels take them; copies go to ``kept``, to live as long as the call."""
+    x = None if inputs.x is None else readable(inputs.x)
+    x_image = _image(x)
+    kept.append(x)
+    directions = []
+    for index, (own, geometry, to) in enumerate(zip(inputs.directions, inputs.geometries, hidden, strict=True)):
+        gates = None if own.gates is None else readable(own.gates)
+        input_weight = own.input_weight
         if input_weight is not None and weight_strides(input_weight) is None:
             input_weight = input_weight.contiguous()
-        vectors = [None if value is None else value.contiguous() for value in (bias, *state)]
+        vectors = [None if value is None else value.contiguous() for value in (own.input_bias, own.h0, own.c0)]
         kept += [gates, input_weight, *vectors]
-        natives.append(
-            (
-                geometry.mirrored,
-                _image(gates),
-                _image(x),
-                _state_weight(_present(weight)),
-                _NO_WEIGHT if input_weight is None else _input_weight(input_weight),
-                tuple(map(_address, vectors)),
-                _image(own),
-                0 if saved is None else saved[index].data_ptr(),
+        input_bias, h0, c0 = map(_address, vectors)
+        directions.append(
+            native.WavefrontDirection(
+                mirrored=geometry.mirrored,
+                gates=_image(gates),
+                x=x_image,
+                weight=_state_weight(own.weight),
+                input_weight=_NO_WEIGHT if input_weight is None else _input_weight(input_weight),
+                input_bias=input_bias,
+                h0=h0,
+                c0=c0,
+                hidden=_image(to),
+                saved=0 if saved is None else saved[index].data_ptr(),
             )
         )
-    shaped = _present(x if walks[0][0] is None else walks[0][0])
-    batch, _, height, width = shaped.shape
-    done = getattr(backends.require_native(), f"wavefront_lstm_{direction}")(
-        STORAGE[shaped.dtype],
-        torch.get_num_threads(),
-        (batch, _present(walks[0][1]).shape[2], height, width),
-        geometries[0].front == "diagonal",
-        list(geometries[0].taps),
-        (0, 0, 0, 0) if convolution is None else convolution.options(),
-        natives,
-        *gradients,
-    )
-    if not done:
-        raise MemoryError(f"wavefront_lstm: no memory for the scratch of the {direction} kernel")
-
-
-def _present(value: Tensor | None) -> Tensor:
-    assert value is not None
-    return value
+    return directions
 
 
 def _address(t: Tensor | None) -> int:

@@ -1,8 +1,8 @@
 """The CUDA kernels of the wavefront LSTM: layout, allocation and small products around ``_C.cuda_wavefront_lstm_*``.
 
-Images are walked with their channels next to each other: gates that are not channels_last are copied once, and a
-result that is not is copied back. Everything is allocated here, by torch, on the caller's stream; the kernels allocate
-nothing and wait for nothing, so a call can be captured in a CUDA graph.
+The kernels read and write images whose channels are next to each other: gates that are not channels_last are copied
+once, and a result that is not is copied back. Everything is allocated here, by torch, on the caller's stream; the
+kernels allocate nothing and wait for nothing, so a call can be captured in a CUDA graph.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from ... import backends
 from ..core.cuda_device import Device, device_of, float32_precision
 from ..core.strides import channels_adjoin, strides_of
 from .geometry import Geometry
-from .schema import empty_grads, empty_hidden, empty_saved
+from .schema import BackwardCall, Direction, Inputs
 
 _STORAGE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 MAX_TAPS = 32
@@ -42,18 +42,18 @@ def why_not(gates: Tensor, geometries: Sequence[Geometry]) -> str | None:
     device, plan = _plan_of(gates, geometries)
     if plan.fits:
         return None
-    front = f"fronts of {gates.shape[2 if geometries[0].front == 'diagonal' else 3]} cells"
+    step = f"steps of {gates.shape[2 if geometries[0].front == 'diagonal' else 3]} cells"
     if not plan.needed_bytes:
-        return f"{front} are longer than the 1024 that the CUDA kernel takes"
+        return f"{step} are longer than the 1024 that the CUDA kernel takes"
     return (
-        f"{front} of {gates.shape[1] // 4} units need {plan.needed_bytes} bytes of shared memory, "
+        f"{step} of {gates.shape[1] // 4} hidden units need {plan.needed_bytes} bytes of shared memory, "
         f"a block of this device has {device.limits[1]}"
     )
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """How the walks of a call are divided on a device."""
+    """How the directions of a call are divided on a device."""
 
     native: Any
     fits: bool
@@ -64,11 +64,17 @@ class _Plan:
 
 @lru_cache(maxsize=256)
 def _plan(
-    device: Device, storage: int, exact: bool, sizes: torch.Size, front: str, taps: tuple[int, ...], walks: int
+    device: Device, storage: int, exact: bool, gates: torch.Size, front: str, taps: tuple[int, ...], directions: int
 ) -> _Plan:
-    batch, channels, height, width = sizes
+    batch, channels, height, width = gates
     native = device.native.CudaWavefrontPlan(
-        storage, exact, (batch, channels // 4, height, width), walks, front == "diagonal", list(taps), device.limits
+        storage=storage,
+        exact=exact,
+        sizes=(batch, channels // 4, height, width),
+        directions=directions,
+        diagonal=front == "diagonal",
+        taps=taps,
+        limits=device.limits,
     )
     forward, backward = native.forward_division(), native.backward_division()
     packed_bytes = (forward["packed_bytes"], backward["packed_bytes"])
@@ -82,109 +88,115 @@ def _plan_of(gates: Tensor, geometries: Sequence[Geometry]) -> tuple[Device, _Pl
     return device, _plan(device, _STORAGE[gates.dtype], exact, gates.shape, front, taps, len(geometries))
 
 
-def forward(walks: Sequence[Sequence[Tensor | None]], geometries: Sequence[Geometry], keep: bool) -> tuple[Tensor, ...]:
-    """(gates, weight, h0, c0) of each walk -> hidden of each walk, and what backward needs where ``keep``."""
-    gates = [_present(walk[0]) for walk in walks]
-    hidden = [empty_hidden(one) for one in gates]
-    saved = empty_saved(gates, keep)
+def forward(inputs: Inputs, keep: bool) -> tuple[Tensor, ...]:
+    """Hidden of each direction, and what backward needs where ``keep``."""
+    hidden, saved = inputs.empty_hidden(), inputs.empty_saved(keep)
     if hidden[0].numel() > 0:
-        with device_of(gates[0]).current():
-            _forward(walks, hidden, saved, geometries)
+        with device_of(inputs.image).current():
+            _forward(inputs, hidden, saved)
     return (*hidden, saved)
 
 
-def _forward(
-    walks: Sequence[Sequence[Tensor | None]],
-    hidden: Sequence[Tensor],
-    saved: Tensor,
-    geometries: Sequence[Geometry],
-) -> None:
-    device, plan = _plan_of(_present(walks[0][0]), geometries)
-    kept = []  # copies must live as long as the call
-    natives = []
+def _forward(inputs: Inputs, hidden: Sequence[Tensor], saved: Tensor) -> None:
+    device, plan = _plan_of(inputs.image, inputs.geometries)
+    kept: list[Tensor | None] = []  # copies must live as long as the call
+    directions = []
     targets = [one if _channels_adjoin(one) else _channels_last(one) for one in hidden]
-    for (gates, *parameters), target, geometry in zip(walks, targets, geometries, strict=True):
-        image = _readable(_present(gates))
-        dense = [None if value is None else value.contiguous() for value in parameters]
-        packed = image.new_empty(plan.packed_bytes[0], dtype=torch.uint8)
-        kept += [image, packed, *dense]
-        natives.append((geometry.mirrored, *_pixels(image), *_pixels(target), *map(_address, dense), _address(packed)))
-    plan.native.forward(device.index, device.stream(), natives, _address(saved))
+    for own, target, geometry in zip(inputs.directions, targets, inputs.geometries, strict=True):
+        gates = _readable(own.gates)
+        weight, h0, c0 = dense = _dense(own)
+        packed = gates.new_empty(plan.packed_bytes[0], dtype=torch.uint8)
+        kept += [gates, packed, *dense]
+        directions.append(
+            device.native.CudaWavefrontForward(
+                mirrored=geometry.mirrored,
+                gates=_pixels(gates),
+                hidden=_pixels(target),
+                weight=_address(weight),
+                h0=_address(h0),
+                c0=_address(c0),
+                packed=_address(packed),
+            )
+        )
+    plan.native.forward(device=device.index, stream=device.stream(), directions=directions, saved=_address(saved))
     for one, target in zip(hidden, targets, strict=True):
         if one is not target:
             one.copy_(target)
 
 
-def backward(
-    walks: Sequence[Sequence[Tensor | None]], saved: Tensor, geometries: Sequence[Geometry], needs: Sequence[bool]
-) -> tuple[Tensor, ...]:
-    """(grad_hidden, gates, weight, h0, c0) of each walk -> gradients of gates, weight, h0, c0 of each."""
-    wanted = [needs[4 * i : 4 * i + 4] for i in range(len(walks))]
-    grads = [empty_grads(walk[1:], some) for walk, some in zip(walks, wanted, strict=True)]
-    flat = tuple(grad for some in grads for grad in some)
-    gates = _present(walks[0][1])
-    if gates.numel() == 0:
-        return tuple(grad.zero_() for grad in flat)
-    with device_of(gates).current(), torch.autocast(gates.device.type, enabled=False):
+def backward(call: BackwardCall) -> None:
+    """Writes the gradients of gates, weight, h0, c0 of each direction."""
+    inputs, saved = call.inputs, call.saved
+    if inputs.image.numel() == 0:
+        for grad in call.grads.in_a_row:
+            grad.zero_()
+        return
+    with device_of(inputs.image).current(), torch.autocast(inputs.image.device.type, enabled=False):
         if saved.numel() == 0:
-            inputs = [walk[1:] for walk in walks]
-            images = [_present(walk[0]) for walk in inputs]
-            saved = empty_saved(images, True)
-            _forward(inputs, [empty_hidden(one) for one in images], saved, geometries)
-        _backward(walks, saved, geometries, grads)
-    return flat
+            saved = inputs.empty_saved(keep=True)
+            _forward(inputs, inputs.empty_hidden(), saved)
+        _backward(call.grad_hidden, inputs, saved, call.grads.directions)
 
 
-def _backward(
-    walks: Sequence[Sequence[Tensor | None]],
-    saved: Tensor,
-    geometries: Sequence[Geometry],
-    grads: Sequence[Sequence[Tensor]],
-) -> None:
-    device, plan = _plan_of(_present(walks[0][1]), geometries)
-    kept = []
-    natives, results = [], []
-    batch, units, height, width = _present(walks[0][0]).shape
-    taps = len(geometries[0].taps)
-    for (grad_hidden, gates, *parameters), geometry, (to_gates, to_weight, _, to_c0) in zip(
-        walks, geometries, grads, strict=True
-    ):
-        image = _readable(_present(grad_hidden))
-        dense = [None if value is None else value.contiguous() for value in parameters]
+class _Results(NamedTuple):
+    """What the backward kernel writes for one direction."""
+
+    grad_gates: Tensor  # [N, H, W, 4h]
+    gathered: Tensor  # [N, H, W, taps, h], the h that each tap of a pixel reads; or [0]
+    grad_c0: Tensor  # [slices, h]; or [0]
+
+
+def _backward(grad_hidden: Sequence[Tensor], inputs: Inputs, saved: Tensor, grads: Sequence[Direction]) -> None:
+    device, plan = _plan_of(inputs.image, inputs.geometries)
+    kept: list[Tensor | None] = []
+    directions, results = [], []
+    for grad, own, geometry, to in zip(grad_hidden, inputs.directions, inputs.geometries, grads, strict=True):
+        image = _readable(grad)
+        weight, h0, c0 = dense = _dense(own)
         packed = image.new_empty(plan.packed_bytes[1], dtype=torch.uint8)
+        result = _empty_results(image, own, to, plan)
         kept += [image, packed, *dense]
-        in_place = to_gates.numel() > 0 and to_gates.is_contiguous(memory_format=torch.channels_last)
-        # [N, H, W, 4h] and [N, H, W, taps, h]
-        grad_gates = (to_gates if in_place else _channels_last(_present(gates))).permute(0, 2, 3, 1)
-        taps_seen = (batch, height, width, taps, units) if to_weight.numel() else (0,)
-        gathered = image.new_empty(taps_seen)
-        grad_c0 = image.new_empty((plan.slices, units) if to_c0.numel() else (0,), dtype=torch.float32)
-        results.append((grad_gates, gathered, grad_c0))
-        natives.append(
-            (
-                geometry.mirrored,
-                *_pixels(image),
-                *map(_address, dense),
-                _address(packed),
-                grad_gates.data_ptr(),
-                _address(gathered),
-                _address(grad_c0),
+        results.append(result)
+        directions.append(
+            device.native.CudaWavefrontBackward(
+                mirrored=geometry.mirrored,
+                grad_hidden=_pixels(image),
+                weight=_address(weight),
+                h0=_address(h0),
+                c0=_address(c0),
+                packed=_address(packed),
+                grad_gates=result.grad_gates.data_ptr(),
+                gathered=_address(result.gathered),
+                grad_c0=_address(result.grad_c0),
             )
         )
-    plan.native.backward(device.index, device.stream(), natives, _address(saved))
-    for walk, geometry, (grad_gates, gathered, grad_c0), (to_gates, to_weight, to_h0, to_c0) in zip(
-        walks, geometries, results, grads, strict=True
-    ):
-        if to_gates.numel() and to_gates.data_ptr() != grad_gates.data_ptr():
-            to_gates.copy_(grad_gates.permute(0, 3, 1, 2))
-        if to_weight.numel():
-            # [4h, pixels] @ [pixels, taps * h]
-            product = grad_gates.flatten(0, 2).t() @ gathered.flatten(3).flatten(0, 2)
-            to_weight.copy_(product.unflatten(1, (-1, units)).transpose(0, 1))
-        if to_h0.numel():
-            to_h0.copy_(_grad_h0(grad_gates, _present(walk[2]), geometry))
-        if to_c0.numel():
-            to_c0.copy_(grad_c0.sum(0))
+    plan.native.backward(device=device.index, stream=device.stream(), directions=directions, saved=_address(saved))
+    for own, geometry, result, to in zip(inputs.directions, inputs.geometries, results, grads, strict=True):
+        _finish(own, geometry, result, to)
+
+
+def _empty_results(grad_hidden: Tensor, own: Direction, to: Direction, plan: _Plan) -> _Results:
+    batch, hidden, height, width = grad_hidden.shape
+    in_place = to.gates.numel() > 0 and to.gates.is_contiguous(memory_format=torch.channels_last)
+    grad_gates = (to.gates if in_place else _channels_last(own.gates)).permute(0, 2, 3, 1)
+    gathered = (batch, height, width, own.weight.shape[0], hidden) if to.weight.numel() else (0,)
+    grad_c0 = (plan.slices, hidden) if to.c0.numel() else (0,)
+    return _Results(grad_gates, grad_hidden.new_empty(gathered), grad_hidden.new_empty(grad_c0, dtype=torch.float32))
+
+
+def _finish(own: Direction, geometry: Geometry, result: _Results, to: Direction) -> None:
+    """Writes the gradients of one direction."""
+    grad_gates = result.grad_gates
+    if to.gates.numel() and to.gates.data_ptr() != grad_gates.data_ptr():
+        to.gates.copy_(grad_gates.permute(0, 3, 1, 2))
+    if to.weight.numel():
+        # [4h, pixels] @ [pixels, taps * h]
+        product = grad_gates.flatten(0, 2).t() @ result.gathered.flatten(3).flatten(0, 2)
+        to.weight.copy_(product.unflatten(1, (-1, own.weight.shape[2])).transpose(0, 1))
+    if to.h0.numel():
+        to.h0.copy_(_grad_h0(grad_gates, own.weight, geometry))
+    if to.c0.numel():
+        to.c0.copy_(result.grad_c0.sum(0))
 
 
 def _grad_h0(grad_gates: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
@@ -200,9 +212,9 @@ def _grad_h0(grad_gates: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
     return total
 
 
-def _present(value: Tensor | None) -> Tensor:
-    assert value is not None
-    return value
+def _dense(own: Direction) -> list[Tensor | None]:
+    """weight, h0 and c0."""
+    return [None if value is None else value.contiguous() for value in (own.weight, own.h0, own.c0)]
 
 
 def _channels_adjoin(image: Tensor) -> bool:

@@ -1,7 +1,7 @@
 """The wavefront LSTM in plain PyTorch: works in every dtype and on every device, and is the oracle.
 
-A front at a time, without an in-place operation, so that it can be differentiated to any order. "Walk order" lists
-the cells front by front: the cells of a front are then one slice, and no skewed image is needed.
+A step at a time, without an in-place operation, so that it can be differentiated to any order. "Sweep order" lists
+the cells step by step: the cells of a step are then one slice, and no skewed image is needed.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from .schema import accumulator
 
 
 @dataclass(frozen=True)
-class _Front:
-    """Where the cells of a front stand in walk order, and where on the front before it they read.
+class _Step:
+    """Where the cells of a step stand in sweep order, and where on the step before it they read.
 
     Cell j reads cell ``j + shifts[tap]`` of the ``previous`` ones, and carries on the c of cell ``j + cell_shift``;
     where there is no such cell stands the initial state, outside the image.
@@ -35,22 +35,22 @@ class _Front:
 
 
 @lru_cache(maxsize=64)
-def _path(geometry: Geometry, height: int, width: int) -> list[_Front]:
-    """The fronts of an image. No tensors: a cache must not keep those of a trace."""
-    fronts: list[_Front] = []
+def _path(geometry: Geometry, height: int, width: int) -> list[_Step]:
+    """The steps of an image. No tensors: a cache must not keep those of a trace."""
+    steps: list[_Step] = []
     start = previous = first_before = 0
     for step in range(geometry.steps(height, width)):
         cells = geometry.cells(step, height, width)
         # Along a diagonal cells are counted from its first row, which moves down once the right edge is reached.
         first = cells[0][0] if geometry.front == "diagonal" else 0
         moved = first - first_before
-        fronts.append(_Front(start, len(cells), previous, [moved + tap for tap in geometry.taps], moved))
+        steps.append(_Step(start, len(cells), previous, [moved + tap for tap in geometry.taps], moved))
         start, previous, first_before = start + len(cells), len(cells), first
-    return fronts
+    return steps
 
 
-def _path_of(image: Tensor, geometry: Geometry) -> tuple[Tensor, list[_Front]]:
-    """The pixels of an image [N, K, H, W] in walk order, [H * W], and the fronts."""
+def _path_of(image: Tensor, geometry: Geometry) -> tuple[Tensor, list[_Step]]:
+    """The pixels of an image [N, K, H, W] in sweep order, [H * W], and the steps."""
     height, width = int(image.shape[2]), int(image.shape[3])
     pixel = torch.arange(height * width, device=image.device)
     if geometry.front == "diagonal":
@@ -61,7 +61,7 @@ def _path_of(image: Tensor, geometry: Geometry) -> tuple[Tensor, list[_Front]]:
 
 
 def _plain_arithmetic(function: Any) -> Any:
-    """Keeps autocast out: a walk computes in the dtype that it was given."""
+    """Keeps autocast out: a recurrence computes in the dtype that it was given."""
 
     @wraps(function)
     def call(first: Tensor, *others: Any) -> Any:
@@ -71,14 +71,14 @@ def _plain_arithmetic(function: Any) -> Any:
     return call
 
 
-def _to_walk(image: Tensor, order: Tensor) -> Tensor:
-    """[N, K, H, W] -> [H * W, N, K] in walk order and the accumulator's dtype."""
+def _in_sweep_order(image: Tensor, order: Tensor) -> Tensor:
+    """[N, K, H, W] -> [H * W, N, K] in sweep order and the accumulator's dtype."""
     return image.flatten(2).permute(2, 0, 1)[order].to(accumulator(image.dtype))
 
 
-def _to_image(walk: Tensor, order: Tensor, size: Sequence[int]) -> Tensor:
-    """[H * W, N, K] in walk order -> [N, K, H, W]."""
-    return walk[order.argsort()].permute(1, 2, 0).unflatten(2, list(size))
+def _to_image(swept: Tensor, order: Tensor, size: Sequence[int]) -> Tensor:
+    """[H * W, N, K] in sweep order -> [N, K, H, W]."""
+    return swept[order.argsort()].permute(1, 2, 0).unflatten(2, list(size))
 
 
 def _state(initial: Tensor | None, like: Tensor, hidden: int) -> Tensor:
@@ -90,7 +90,7 @@ def _state(initial: Tensor | None, like: Tensor, hidden: int) -> Tensor:
 
 
 def _matrix(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """[taps, 4h, h] -> [4h, taps * h], so that a front is one matrix product."""
+    """[taps, 4h, h] -> [4h, taps * h], so that a step is one matrix product."""
     return weight.to(dtype).transpose(0, 1).flatten(1)
 
 
@@ -102,14 +102,14 @@ def _shifted(previous: Tensor, initial: Tensor, count: int, shifts: Sequence[int
     return [padded[before + shift : before + shift + count] for shift in shifts]
 
 
-def _read(previous: Tensor, initial: Tensor, front: _Front) -> Tensor:
-    """The h that the taps of each cell of a front see: [cells, N, taps * h]."""
-    return torch.cat(_shifted(previous, initial, front.count, front.shifts), 2)
+def _read(previous: Tensor, initial: Tensor, step: _Step) -> Tensor:
+    """The h that the taps of each cell of a step see: [cells, N, taps * h]."""
+    return torch.cat(_shifted(previous, initial, step.count, step.shifts), 2)
 
 
-def _carried(previous: Tensor, initial: Tensor, front: _Front) -> Tensor:
-    """The c that each cell of a front carries on: [cells, N, h]."""
-    return _shifted(previous, initial, front.count, [front.cell_shift])[0]
+def _carried(previous: Tensor, initial: Tensor, step: _Step) -> Tensor:
+    """The c that each cell of a step carries on: [cells, N, h]."""
+    return _shifted(previous, initial, step.count, [step.cell_shift])[0]
 
 
 def _given_back(grads: Sequence[Tensor], shifts: Sequence[int], previous: int) -> tuple[Tensor, Tensor]:
@@ -129,23 +129,23 @@ def _given_back(grads: Sequence[Tensor], shifts: Sequence[int], previous: int) -
 def forward(
     gates: Tensor, weight: Tensor, h0: Tensor | None, c0: Tensor | None, geometry: Geometry
 ) -> tuple[Tensor, Tensor]:
-    """Walk: gates [N, 4h, H, W], weight [taps, 4h, h] -> hidden [N, h, H, W] and the trace for :func:`backward`.
+    """gates [N, 4h, H, W], weight [taps, 4h, h] -> hidden [N, h, H, W] and the trace for :func:`backward`.
 
-    The trace, [H * W, N, 5h] in walk order, is i, f, g, o after their sigmoid or tanh, and c.
+    The trace, [H * W, N, 5h] in sweep order, is i, f, g, o after their sigmoid or tanh, and c.
     """
     batch, channels, height, width = gates.shape
     units = channels // 4
-    order, fronts = _path_of(gates, geometry)
-    x = _to_walk(gates, order)
+    order, steps = _path_of(gates, geometry)
+    x = _in_sweep_order(gates, order)
     matrix = _matrix(weight, x.dtype)
     initial_h, initial_c = _state(h0, x, units), _state(c0, x, units)
     h = c = x.new_zeros(0, batch, units)
     hidden, trace = [x.new_zeros(0, batch, units)], [x.new_zeros(0, batch, 5 * units)]
-    for front in fronts:
-        own = x[front.start : front.start + front.count]  # [cells, N, 4h]
-        i, f, g, o = (own + _read(h, initial_h, front) @ matrix.t()).chunk(4, dim=2)
+    for step in steps:
+        own = x[step.start : step.start + step.count]  # [cells, N, 4h]
+        i, f, g, o = (own + _read(h, initial_h, step) @ matrix.t()).chunk(4, dim=2)
         i, f, g, o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
-        c = f * _carried(c, initial_c, front) + i * g
+        c = f * _carried(c, initial_c, step) + i * g
         h = o * c.tanh()
         hidden.append(h)
         trace.append(torch.cat([i, f, g, o, c], dim=2))
@@ -158,26 +158,26 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of gates, weight, h0 and c0 (there even where the state is None), in the accumulator's dtype."""
     batch, units, height, width = grad_hidden.shape
-    order, fronts = _path_of(grad_hidden, geometry)
-    grad = _to_walk(grad_hidden, order)
+    order, steps = _path_of(grad_hidden, geometry)
+    grad = _in_sweep_order(grad_hidden, order)
     matrix = _matrix(weight, trace.dtype)
     initial_h, initial_c = _state(h0, trace, units), _state(c0, trace, units)
     nothing = trace.new_zeros(0, batch, units)
     grad_matrix, grad_h0, grad_c0 = torch.zeros_like(matrix), trace.new_zeros(units), trace.new_zeros(units)
     grad_pre = [trace.new_zeros(0, batch, 4 * units)]
-    dh_later = dc_later = trace.new_zeros(())  # what the front after this one adds
-    for step, front in reversed(list(enumerate(fronts))):
-        end = front.start + front.count
-        i, f, g, o, c = trace[front.start : end].chunk(5, dim=2)
-        if step == 0:
+    dh_later = dc_later = trace.new_zeros(())  # what the step after this one adds
+    for index, step in reversed(list(enumerate(steps))):
+        end = step.start + step.count
+        i, f, g, o, c = trace[step.start : end].chunk(5, dim=2)
+        if index == 0:
             previous_h = previous_c = nothing
         else:
-            *_, previous_o, previous_c = trace[fronts[step - 1].start : front.start].chunk(5, dim=2)
+            *_, previous_o, previous_c = trace[steps[index - 1].start : step.start].chunk(5, dim=2)
             previous_h = previous_o * previous_c.tanh()
         tanh_c = c.tanh()
-        dh = grad[front.start : end] + dh_later
+        dh = grad[step.start : end] + dh_later
         dc = dh * o * (1 - tanh_c * tanh_c) + dc_later
-        carried = _carried(previous_c, initial_c, front)
+        carried = _carried(previous_c, initial_c, step)
         di, df, dg, do = (
             dc * g * i * (1 - i),
             dc * carried * f * (1 - f),
@@ -186,10 +186,10 @@ def backward(
         )
         pre = torch.cat([di, df, dg, do], dim=2)  # [cells, N, 4h]
         grad_pre.append(pre)
-        grad_matrix = grad_matrix + pre.flatten(0, 1).t() @ _read(previous_h, initial_h, front).flatten(0, 1)
+        grad_matrix = grad_matrix + pre.flatten(0, 1).t() @ _read(previous_h, initial_h, step).flatten(0, 1)
         to_taps = (pre @ matrix).split(units, 2)  # [cells, N, h] for each
-        dh_later, to_h0 = _given_back(to_taps, front.shifts, front.previous)
-        dc_later, to_c0 = _given_back([dc * f], [front.cell_shift], front.previous)
+        dh_later, to_h0 = _given_back(to_taps, step.shifts, step.previous)
+        dc_later, to_c0 = _given_back([dc * f], [step.cell_shift], step.previous)
         grad_h0, grad_c0 = grad_h0 + to_h0.sum(0), grad_c0 + to_c0.sum(0)
     grad_gates = _to_image(torch.cat(grad_pre[:1] + grad_pre[:0:-1]), order, (height, width))
     return grad_gates, grad_matrix.unflatten(1, (-1, units)).transpose(0, 1), grad_h0, grad_c0

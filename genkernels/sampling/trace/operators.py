@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch import Tensor
 from ...ops.masked_conv.mask import MaskSpec, mask_tensor
 from ...ops.masked_conv.reference import gate
 from ...ops.wavefront_lstm.geometry import Geometry
-from ...ops.wavefront_lstm.layer.schema import by_walk, geometries
+from ...ops.wavefront_lstm.schema import LAYERS, RECURRENCES, Direction, Inputs
 from ..program.instructions import Function
 from .graph import AffineNode, Box, Link, LstmNode, NotTraceable, PointNode, Tap
 from .tensor import Traced
@@ -321,58 +321,49 @@ def _index_put(
 # --- recurrences -----------------------------------------------------------------------------------------------
 
 
-class _Direction(NamedTuple):
-    """One sweep of a recurrence: gates [N, 4h, H, W], weight [taps, 4h, h], and the states outside the image [h]."""
-
-    gates: Traced
-    weight: Tensor
-    h0: Tensor | None
-    c0: Tensor | None
-
-
-def _recurrence(tracer: Tracer, direction: _Direction, geometry: Geometry) -> Traced:
-    gates = direction.gates
+def _recurrence(tracer: Tracer, gates: Traced, own: Direction, geometry: Geometry) -> Traced:
+    """One direction over its gates [N, 4h, H, W]."""
     plane = gates.as_plane()
     units = plane.channels // 4
-    h0, c0 = (
-        None if state is None or not bool(state.any()) else state.detach() for state in (direction.h0, direction.c0)
-    )
+    h0, c0 = (None if state is None or not bool(state.any()) else state.detach() for state in (own.h0, own.c0))
     name = tracer.name() + (" from the right" if geometry.mirrored else "")
-    weight = direction.weight.detach()
+    weight = own.weight.detach()
     node = LstmNode(name, units, plane.box, [], None, tracer.operand(plane), weight, h0, c0, geometry)
     return tracer.result(node, (gates.shape[0], units, *gates.shape[2:]))
 
 
+def _directions(tracer: Tracer, inputs: Inputs) -> list[Traced]:
+    """The results of all directions; a layer's gates are convolved first."""
+    x: Any = inputs.x
+    results = []
+    for own, geometry in zip(inputs.directions, inputs.geometries, strict=True):
+        gates: Any = own.gates
+        if x is not None:
+            options = (inputs.mask_type, 1, "blocks", (1, 1), "none")
+            gates = _masked_conv2d(tracer, x, own.input_weight, own.input_bias, *options)
+        results.append(_recurrence(tracer, gates, own, geometry))
+    return results
+
+
 @OPERATORS.handles("genkernels::wavefront_lstm")
 def _lstm(tracer: Tracer, *arguments: Any) -> tuple[Traced, None]:
-    front, taps, mirrored, _ = arguments[4:]
-    return _recurrence(tracer, _Direction(*arguments[:4]), Geometry.of(front, taps, mirrored[0])), None
+    (hidden,) = _directions(tracer, RECURRENCES[1].forward_call(arguments).inputs)
+    return hidden, None
 
 
 @OPERATORS.handles("genkernels::wavefront_lstm_pair")
 def _lstm_pair(tracer: Tracer, *arguments: Any) -> tuple[Traced, Traced, None]:
-    front, taps, mirrored, _ = arguments[8:]
-    first = _recurrence(tracer, _Direction(*arguments[:4]), Geometry.of(front, taps, mirrored[0]))
-    return first, _recurrence(tracer, _Direction(*arguments[4:8]), Geometry.of(front, taps, mirrored[1])), None
-
-
-def _with_gates(tracer: Tracer, x: Traced, parameters: Sequence[Any], mask_type: str, geometry: Geometry) -> Traced:
-    input_weight, input_bias, weight, h0, c0 = parameters
-    gates = _masked_conv2d(tracer, x, input_weight, input_bias, mask_type, 1, "blocks", (1, 1), "none")
-    return _recurrence(tracer, _Direction(gates, weight, h0, c0), geometry)
+    left, right = _directions(tracer, RECURRENCES[2].forward_call(arguments).inputs)
+    return left, right, None
 
 
 @OPERATORS.handles("genkernels::wavefront_layer")
-def _layer(tracer: Tracer, x: Traced, *arguments: Any) -> tuple[Traced, None]:
-    *parameters, mask_type, front, taps, _ = arguments
-    return _with_gates(tracer, x, parameters, mask_type, Geometry.of(front, taps, False)), None
+def _layer(tracer: Tracer, *arguments: Any) -> tuple[Traced, None]:
+    (hidden,) = _directions(tracer, LAYERS[1].forward_call(arguments).inputs)
+    return hidden, None
 
 
 @OPERATORS.handles("genkernels::wavefront_layer_pair")
-def _layer_pair(tracer: Tracer, x: Traced, *arguments: Any) -> tuple[Tensor, None]:
-    *parameters, mask_type, front, taps, _ = arguments
-    left, right = (
-        _with_gates(tracer, x, own, mask_type, geometry)
-        for own, geometry in zip(by_walk(parameters), geometries(2, front, taps), strict=True)
-    )
+def _layer_pair(tracer: Tracer, *arguments: Any) -> tuple[Tensor, None]:
+    left, right = _directions(tracer, LAYERS[2].forward_call(arguments).inputs)
     return left + torch.constant_pad_nd(right[..., :-1, :], [0, 0, 1, 0]), None
