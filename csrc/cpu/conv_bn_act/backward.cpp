@@ -7,10 +7,10 @@
 // Scratch, in float32: the result's gradient as pixels, x in the order that the weight gradient wants (nothing where x
 // already is so), and of a plain convolution the gradient's planes too. Units of both products share one queue.
 // Traffic: grad_y, z and x once, the gradients once, scratch once per panel. Bound: the multiply-add units.
-#include "cpu/conv_bn_act/col2im.h"
-#include "cpu/conv_bn_act/weight_gradient.h"
-#include "cpu/conv_bn_act/winograd_product.h"
-#include "cpu/conv_bn_act/winograd_weight_gradient.h"
+#include "cpu/conv_bn_act/col2im.cpp"
+#include "cpu/conv_bn_act/weight_gradient.cpp"
+#include "cpu/conv_bn_act/winograd_product.cpp"
+#include "cpu/conv_bn_act/winograd_weight_gradient.cpp"
 
 namespace gk::GK_ISA {
 namespace {

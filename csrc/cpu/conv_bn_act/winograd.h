@@ -23,7 +23,7 @@
 // Source: Winograd 1980; Lavin, Gray 2016, section 4.
 #pragma once
 
-#include "cpu/conv_bn_act/image.h"
+#include "cpu/conv_bn_act/nhwc_image.h"
 #include "cpu/conv_bn_act/packing.h"
 #include "cpu/conv_bn_act/winograd_points.h"
 #include "cpu/core/evenness.h"

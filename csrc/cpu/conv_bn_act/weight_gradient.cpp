@@ -11,7 +11,7 @@
 
 #include <omp.h>
 
-#include "cpu/conv_bn_act/image.h"
+#include "cpu/conv_bn_act/nhwc_image.h"
 #include "cpu/conv_bn_act/packing.h"
 #include "cpu/core/scratch.h"
 

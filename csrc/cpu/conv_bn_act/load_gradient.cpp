@@ -1,7 +1,7 @@
 // The gradient of the convolution's result, made through batch norm and activation while it is brought into scratch.
 // Bound: memory; grad_y and z (or y) are read once for both products of the backward pass.
 #include "cpu/core/activation.h"
-#include "cpu/conv_bn_act/image.h"
+#include "cpu/conv_bn_act/nhwc_image.h"
 
 namespace gk::GK_ISA {
 namespace {

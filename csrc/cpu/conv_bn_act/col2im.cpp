@@ -6,7 +6,7 @@
 // complete. Bound: the product, a short reduction of C_in; adding up touches kh * kw * C floats per input pixel.
 #pragma once
 
-#include "cpu/conv_bn_act/direct.h"
+#include "cpu/conv_bn_act/direct.cpp"
 
 namespace gk::GK_ISA {
 

@@ -12,7 +12,7 @@
 
 #include <omp.h>
 
-#include "cpu/conv_bn_act/image.h"
+#include "cpu/conv_bn_act/nhwc_image.h"
 #include "cpu/conv_bn_act/epilogue.h"
 #include "cpu/core/scratch.h"
 

@@ -4,8 +4,8 @@
 // conv_bn_act/winograd_product.h, up to 7 output channels of a transposed convolution by conv_bn_act/col2im.h.
 // Traffic: x once into scratch (none for float32 channels_last) and from there once per panel of 16 outputs, y once,
 // the weights once per part. Bound: the multiply-add units; taps on the border are not multiplied.
-#include "cpu/conv_bn_act/col2im.h"
-#include "cpu/conv_bn_act/winograd_product.h"
+#include "cpu/conv_bn_act/col2im.cpp"
+#include "cpu/conv_bn_act/winograd_product.cpp"
 
 namespace gk::GK_ISA {
 namespace {

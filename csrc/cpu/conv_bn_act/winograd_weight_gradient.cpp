@@ -7,7 +7,7 @@
 // their number. Bound: the multiply-add units, at 25/64 of the direct multiplications.
 #pragma once
 
-#include "cpu/conv_bn_act/weight_gradient.h"
+#include "cpu/conv_bn_act/weight_gradient.cpp"
 #include "cpu/conv_bn_act/winograd.h"
 #include "cpu/conv_bn_act/winograd_tile.h"
 
