@@ -35,7 +35,7 @@ def masked(style):
 
 
 CPU, TORCH, REFERENCE = "the CPU kernel", "PyTorch's own operators", "the reference in plain PyTorch"
-WINOGRAD, COL2IM, DIRECT = (f"the CPU kernel ({name})" for name in ("winograd", "col2im", "direct"))
+WINOGRAD, COL2IM, DIRECT = (f"{CPU} {name}" for name in ("winograd", "col2im", "direct"))
 CALLS = {
     "blocks": (
         lambda: discriminator()(torch.randn(16, 3, 16, 16)), [TORCH, WINOGRAD, TORCH], "33.6 million multiply-adds",

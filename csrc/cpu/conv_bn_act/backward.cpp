@@ -6,8 +6,6 @@
 // Scratch, in float32: the gradient of the product as pixels, x in the order that the weight gradient takes (nothing
 // where x already is so), and of a strided convolution the gradient's planes too. Units of both products share one
 // queue. Traffic: grad_y, z and x once, the gradients once, scratch once per panel. Bound: the multiply-add units.
-#include <omp.h>
-
 #include "cpu/conv_bn_act/col2im.h"
 #include "cpu/conv_bn_act/direct.h"
 #include "cpu/conv_bn_act/weight_gradient.h"
@@ -58,21 +56,20 @@ Outcome backward(const ConvBackward& args, Product& product, int threads) {
   const bool loads_x = makes_planes && !readable_in_place(args.x, of_x);
   const int64_t plane = s.batch * s.low_h * s.low_w;
 
-  ScratchLayout layout;
-  const auto shared = layout.take<float>(wants_x ? product.shared_floats() : 0);
-  const auto gradient_at = layout.take<float>(s.batch * of_gradient.image_floats());
-  const auto x_at = layout.take<float>(loads_x ? s.batch * of_x.image_floats() : 0);
-  const auto planes_at = layout.take<float>(makes_planes ? s.low_channels * plane : 0);
-  const int64_t thread_floats =
-      max64(wants_x ? product.thread_floats() : 0, wants_weight ? weight_gradient.thread_floats() : 0);
-  const auto of_threads = layout.take<float>(threads * thread_floats);
-  const Scratch scratch(layout.floats());
+  ScratchLayout shared, own;
+  const auto for_product = shared.take<float>(wants_x ? product.shared_floats() : 0);
+  const auto for_gradient = shared.take<float>(s.batch * of_gradient.image_floats());
+  const auto for_x = shared.take<float>(loads_x ? s.batch * of_x.image_floats() : 0);
+  const auto for_planes = shared.take<float>(makes_planes ? s.low_channels * plane : 0);
+  const auto for_unit = own.take<float>(
+      max64(wants_x ? product.thread_floats() : 0, wants_weight ? weight_gradient.thread_floats() : 0));
+  const Scratch scratch(shared, own, threads);
   if (!scratch.data()) return Outcome::no_memory;
-  if (wants_x) product.prepare(shared.of(scratch.data()));
-  float* const x = loads_x ? x_at.of(scratch.data()) : nullptr;
-  float* const planes = planes_at.of(scratch.data());
+  if (wants_x) product.prepare(scratch.shared(for_product));
+  float* const x = loads_x ? scratch.shared(for_x) : nullptr;
+  float* const planes = scratch.shared(for_planes);
 
-  const NhwcImage gradient = image_in_scratch(of_gradient, gradient_at.of(scratch.data()));
+  const NhwcImage gradient = image_in_scratch(of_gradient, scratch.shared(for_gradient));
   const NhwcImage x_image = loads_x ? image_in_scratch(of_x, x) : image_in_place(args.x, of_x);
   const NhwcImage &low_image = transposed ? x_image : gradient, &high_image = transposed ? gradient : x_image;
   NchwImage low_planes{planes, plane, weight_gradient.images() * s.low_h * s.low_w};
@@ -80,15 +77,14 @@ Outcome backward(const ConvBackward& args, Product& product, int threads) {
   const int64_t x_units = wants_x ? product.units() : 0, weight_units = wants_weight ? weight_gradient.units() : 0;
 #pragma omp parallel num_threads(threads)
   {
-    float* const own = of_threads.of(scratch.data()) + omp_get_thread_num() * thread_floats;
-    load_all(args, of_gradient, gradient_at.of(scratch.data()), of_x, x);
+    load_all(args, of_gradient, scratch.shared(for_gradient), of_x, x);
     if (makes_planes) make_all_planes(s, low_image, weight_gradient.images(), plane, planes);
 #pragma omp for schedule(dynamic)
     for (int64_t unit = 0; unit < x_units + weight_units; ++unit) {
       if (unit < x_units)
-        product.run_unit(unit, gradient, own);
+        product.run_unit(unit, gradient, scratch.own(for_unit));
       else
-        weight_gradient.run_unit(unit - x_units, low_planes, high_image, own);
+        weight_gradient.run_unit(unit - x_units, low_planes, high_image, scratch.own(for_unit));
     }
   }
   return Outcome::done;

@@ -6,8 +6,6 @@
 // complete. Bound: the product, a short reduction of C_in; adding up touches kh * kw * C floats per input pixel.
 #include "cpu/conv_bn_act/col2im.h"
 
-#include <omp.h>
-
 #include "cpu/conv_bn_act/axis.h"
 
 namespace gk::GK_ISA::conv_bn_act {
@@ -49,8 +47,8 @@ Col2ImConv::Col2ImConv(const ConvShape& s, const ColumnWeight& weight, const Ima
 }
 
 void Col2ImConv::prepare(float* shared) {
-  packed_ = packed_at_.of(shared);
-  moments_ = moments_at_.of(shared);
+  packed_ = part_of(shared, packed_at_);
+  moments_ = part_of(shared, moments_at_);
   if (weight_.storage == Storage::float32) return pack<float>();
   weight_.storage == Storage::bfloat16 ? pack<BFloat16>() : pack<Float16>();
 }
@@ -69,8 +67,8 @@ void Col2ImConv::pack() const {
 }
 
 void Col2ImConv::run_unit(int64_t unit, const NhwcImage& in, float* scratch) const {
-  float* const image = image_.of(scratch);
-  float* const products = products_.of(scratch);
+  float* const image = part_of(scratch, image_);
+  float* const products = part_of(scratch, products_);
   memset(image, 0, image_floats_ * sizeof(float));
   for (int64_t y0 = 0; y0 < s_.low_h; y0 += lines_) {
     const Lines lines{unit, unit + 1, y0, min64(s_.low_h, y0 + lines_)};
@@ -186,25 +184,22 @@ Outcome col2im_forward(const ConvForward& args) {
   const NhwcLayout image_layout = low_layout(s);
   Col2ImConv product(s, columns_of(s, args.weight, args.kind), args.y, epilogue_of(args));
   const bool in_place = readable_in_place(args.x, image_layout);
-  ScratchLayout own;
-  const auto products = own.take<float>(product.thread_floats());
-  const auto loaded = own.take<float>(in_place ? 0 : image_layout.image_floats());
-  ScratchLayout layout;
-  const auto shared = layout.take<float>(product.shared_floats());
-  const auto of_threads = layout.take<float>(threads * own.floats());
-  const Scratch scratch(layout.floats());
+  ScratchLayout shared, own;
+  const auto for_product = shared.take<float>(product.shared_floats());
+  const auto for_unit = own.take<float>(product.thread_floats());
+  const auto for_x = own.take<float>(in_place ? 0 : image_layout.image_floats());
+  const Scratch scratch(shared, own, threads);
   if (!scratch.data()) return Outcome::no_memory;
-  product.prepare(shared.of(scratch.data()));
+  product.prepare(scratch.shared(for_product));
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
   for (int64_t n = 0; n < s.batch; ++n) {
-    float* const mine = of_threads.of(scratch.data()) + omp_get_thread_num() * own.floats();
     NhwcImage in = image_in_place(args.x, image_layout);
     if (!in_place) {
-      float* const image = loaded.of(mine);
+      float* const image = scratch.own(for_x);
       load_image(args.x, image_layout, n, image);
       in = {image, image_layout.channels, 0, image_layout.pitch()};
     }
-    product.run_unit(n, in, products.of(mine));
+    product.run_unit(n, in, scratch.own(for_unit));
   }
   if (args.statistics) product.write_statistics(args.statistics);
   return Outcome::done;

@@ -2,7 +2,6 @@
 #pragma once
 
 #include "cpu/conv_bn_act/epilogue.h"
-#include "cpu/conv_bn_act/scratch_layout.h"
 #include "cpu/core/implementation.h"
 
 namespace gk::GK_ISA::conv_bn_act {
@@ -43,13 +42,13 @@ class Col2ImConv {
   int64_t run_, columns_, panels_, pitch_, lines_;
   // Of all threads: the packed weights, and of every image the moments, [batch][2][channels].
   ScratchLayout shared_layout_;
-  ScratchPart<float> packed_at_;
-  ScratchPart<double> moments_at_;
+  ScratchArray<float> packed_at_;
+  ScratchArray<double> moments_at_;
   float* packed_ = nullptr;
   double* moments_ = nullptr;
   // Of each thread: an image, and products of its lines (later a line of one channel of the result).
   ScratchLayout thread_layout_;
-  ScratchPart<float> image_, products_;
+  ScratchArray<float> image_, products_;
   int64_t packed_floats_, image_floats_;
 };
 

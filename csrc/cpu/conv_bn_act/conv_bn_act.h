@@ -7,7 +7,7 @@
 //   epilogue.h                   from a staged product to the tensor: statistics, scale, shift, activation, layout
 //   load_gradient.cpp            the gradient of the product, through batch norm and activation
 //   norm.cpp                     the passes over values alone: normalise, sums of the gradient
-//   axis.h, nhwc_image.h, packing.h, scratch_layout.h   sizes, images, weights and scratch as the products see them
+//   axis.h, nhwc_image.h, packing.h   sizes, images and weights as the products see them
 #pragma once
 
 #include "cpu/core/isa.h"

@@ -11,8 +11,6 @@
 // per part. Bound: the multiply-add units; taps on the border are not multiplied.
 #include "cpu/conv_bn_act/direct.h"
 
-#include <omp.h>
-
 namespace gk::GK_ISA::conv_bn_act {
 namespace {
 
@@ -66,19 +64,19 @@ DirectConv::DirectConv(const DirectGeometry& geometry, int64_t batch, const Colu
 }
 
 void DirectConv::prepare(float* shared) {
-  Run* const runs = runs_at_.of(shared);
-  int64_t* const places = places_at_.of(shared);
+  Run* const runs = part_of(shared, runs_at_);
+  int64_t* const places = part_of(shared, places_at_);
   run_count_ = make_runs(cols_, runs);
   place_taps(rows_, cols_, places);
   runs_ = runs;
   places_ = places;
-  moments_ = moments_at_.of(shared);
+  moments_ = part_of(shared, moments_at_);
 }
 
 void DirectConv::run_unit(int64_t unit, const NhwcImage& in, float* scratch) const {
-  const Unit own{column_panel(weight_.columns, unit / parts_), packed_.of(scratch), staging_.of(scratch),
-                 segments_.of(scratch)};
-  int64_t* const table = table_.of(scratch);
+  const Unit own{column_panel(weight_.columns, unit / parts_), part_of(scratch, packed_), part_of(scratch, staging_),
+                 part_of(scratch, segments_)};
+  int64_t* const table = part_of(scratch, table_);
   GK_BY_STORAGE(weight_.storage, pack_columns, weight_, own.panel, rows_.kernel, cols_.kernel, places_, own.packed);
   Moments moments{};
   const int64_t part = unit % parts_;
@@ -174,14 +172,14 @@ Outcome direct_forward(const ConvForward& args) {
   const DirectGeometry geometry(s, args.kind);
   DirectConv product(geometry, s.batch, columns_of(s, args.weight, args.kind), args.y, epilogue_of(args), threads);
   const bool in_place = readable_in_place(args.x, geometry.layout);
-  ScratchLayout layout;
-  const auto shared = layout.take<float>(product.shared_floats());
-  const auto loaded = layout.take<float>(in_place ? 0 : s.batch * geometry.layout.image_floats());
-  const auto own = layout.take<float>(threads * product.thread_floats());
-  const Scratch scratch(layout.floats());
+  ScratchLayout shared, own;
+  const auto for_product = shared.take<float>(product.shared_floats());
+  const auto for_x = shared.take<float>(in_place ? 0 : s.batch * geometry.layout.image_floats());
+  const auto for_unit = own.take<float>(product.thread_floats());
+  const Scratch scratch(shared, own, threads);
   if (!scratch.data()) return Outcome::no_memory;
-  product.prepare(shared.of(scratch.data()));
-  float* const x = loaded.of(scratch.data());
+  product.prepare(scratch.shared(for_product));
+  float* const x = scratch.shared(for_x);
   const NhwcImage in = in_place ? image_in_place(args.x, geometry.layout) : image_in_scratch(geometry.layout, x);
 #pragma omp parallel num_threads(threads)
   {
@@ -191,8 +189,7 @@ Outcome direct_forward(const ConvForward& args) {
         load_image(args.x, geometry.layout, n, x + n * geometry.layout.image_floats());
     }
 #pragma omp for schedule(dynamic)
-    for (int64_t unit = 0; unit < product.units(); ++unit)
-      product.run_unit(unit, in, own.of(scratch.data()) + omp_get_thread_num() * product.thread_floats());
+    for (int64_t unit = 0; unit < product.units(); ++unit) product.run_unit(unit, in, scratch.own(for_unit));
   }
   if (args.statistics) product.write_statistics(args.statistics);
   return Outcome::done;

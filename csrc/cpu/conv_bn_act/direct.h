@@ -2,7 +2,6 @@
 #pragma once
 
 #include "cpu/conv_bn_act/epilogue.h"
-#include "cpu/conv_bn_act/scratch_layout.h"
 #include "cpu/core/implementation.h"
 
 namespace gk::GK_ISA::conv_bn_act {
@@ -51,18 +50,18 @@ class DirectConv {
   int64_t images_, lines_, line_blocks_, blocks_, panels_, parts_;
   // Of all threads: runs along a line, places of taps, moments per unit.
   ScratchLayout shared_layout_;
-  ScratchPart<Run> runs_at_;
-  ScratchPart<int64_t> places_at_;
-  ScratchPart<Moments> moments_at_;
+  ScratchArray<Run> runs_at_;
+  ScratchArray<int64_t> places_at_;
+  ScratchArray<Moments> moments_at_;
   const Run* runs_ = nullptr;
   int64_t run_count_ = 0;
   const int64_t* places_ = nullptr;
   Moments* moments_ = nullptr;
   // Of each thread.
   ScratchLayout thread_layout_;
-  ScratchPart<float> packed_, staging_;
-  ScratchPart<int64_t> table_;
-  ScratchPart<Segment> segments_;
+  ScratchArray<float> packed_, staging_;
+  ScratchArray<int64_t> table_;
+  ScratchArray<Segment> segments_;
 };
 
 }  // namespace gk::GK_ISA::conv_bn_act

@@ -4,9 +4,16 @@
 
 #include "cpu/conv_bn_act/axis.h"
 #include "cpu/core/gemm_tile.h"
+#include "cpu/core/scratch.h"
 #include "cpu/core/storage.h"
 
 namespace gk::GK_ISA::conv_bn_act {
+
+// An array in the scratch of a product, which is a part of that of the call.
+template <class T>
+T* part_of(float* scratch, ScratchArray<T> array) {
+  return reinterpret_cast<T*>(scratch + array.offset);
+}
 
 // A weight as the matrix of a product: columns (N) are its outputs, reductions (K) its inputs.
 struct ColumnWeight {

@@ -94,8 +94,8 @@ WeightGradient::WeightGradient(const ConvShape& s, const ConvWeight& out, int th
 
 void WeightGradient::run_unit(int64_t unit, const NchwImage& low, const NhwcImage& high, float* scratch) const {
   const int64_t row0 = unit % row_blocks_ * rows_;
-  Unit own{column_panel(columns_, unit / row_blocks_), row0, min64(rows_, s_.low_channels - row0), sums_.of(scratch),
-           packed_.of(scratch), segments_.of(scratch), {}};
+  Unit own{column_panel(columns_, unit / row_blocks_), row0, min64(rows_, s_.low_channels - row0),
+           part_of(scratch, sums_), part_of(scratch, packed_), part_of(scratch, segments_), {}};
   memset(own.sums, 0, panel_taps() * rows_ * PANEL_MAX * sizeof(float));
   if (all_taps_) find_columns(own.panel, high, own.offsets);
   for (int64_t n0 = 0; n0 < s_.batch; n0 += images_)

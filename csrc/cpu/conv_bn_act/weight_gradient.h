@@ -3,7 +3,6 @@
 
 #include "cpu/conv_bn_act/nhwc_image.h"
 #include "cpu/conv_bn_act/packing.h"
-#include "cpu/conv_bn_act/scratch_layout.h"
 
 namespace gk::GK_ISA::conv_bn_act {
 
@@ -55,8 +54,8 @@ class WeightGradient {
   bool all_taps_;
   int64_t columns_, panels_, images_, lines_, row_blocks_, rows_;
   ScratchLayout layout_;
-  ScratchPart<float> sums_, packed_;
-  ScratchPart<Segment> segments_;
+  ScratchArray<float> sums_, packed_;
+  ScratchArray<Segment> segments_;
 };
 
 }  // namespace gk::GK_ISA::conv_bn_act

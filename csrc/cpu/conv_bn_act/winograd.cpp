@@ -2,8 +2,6 @@
 // transformed round by round, and the units of the products meet the transforms.
 #include "cpu/conv_bn_act/winograd.h"
 
-#include <omp.h>
-
 #include "cpu/conv_bn_act/winograd_points.h"
 #include "cpu/conv_bn_act/winograd_product.h"
 #include "cpu/conv_bn_act/winograd_weight_gradient.h"
@@ -99,31 +97,30 @@ Outcome forward(const ConvForward& args) {
   Transformed in(grid.layout.channels, TILE, rounds.images * grid.tiles());
   WinogradProduct<TILE> product(s, args.kind, rounds, columns_of(s, args.weight, args.kind), args.y, epilogue_of(args),
                                 threads);
-  ScratchLayout layout;
-  const auto shared = layout.take<float>(product.shared_floats());
-  const auto transforms = layout.take<float>(in.floats(PHASES));
-  const int64_t thread_floats = max64(product.thread_floats(), Scratch::round(grid.layout.image_floats()));
-  const auto of_threads = layout.take<float>(threads * thread_floats);
-  const Scratch scratch(layout.floats());
+  ScratchLayout shared, own;
+  const auto for_product = shared.take<float>(product.shared_floats());
+  const auto for_transforms = shared.take<float>(in.floats(PHASES));
+  const auto for_image_or_unit = own.take<float>(max64(product.thread_floats(), grid.layout.image_floats()));
+  const Scratch scratch(shared, own, threads);
   if (!scratch.data()) return Outcome::no_memory;
   Evenness evenness;
-  product.set_shared(shared.of(scratch.data()));
-  in.data = transforms.of(scratch.data());
+  product.set_shared(scratch.shared(for_product));
+  in.data = scratch.shared(for_transforms);
 #pragma omp parallel num_threads(threads)
   {
-    float* const own = of_threads.of(scratch.data()) + omp_get_thread_num() * thread_floats;
+    float* const mine = scratch.own(for_image_or_unit);
     product.pack_shared(evenness);
     for (int64_t n0 = 0; n0 < s.batch; n0 += rounds.images) {
       const int64_t n1 = min64(s.batch, n0 + rounds.images);
 #pragma omp for schedule(dynamic)
       for (int64_t n = n0; n < n1; ++n) {
-        load_image(args.x, grid.layout, n, own);
-        look_at_image(evenness, grid.layout, own);
-        transform_inputs<TILE>(grid, own, in, (n - n0) * grid.tiles());
+        load_image(args.x, grid.layout, n, mine);
+        look_at_image(evenness, grid.layout, mine);
+        transform_inputs<TILE>(grid, mine, in, (n - n0) * grid.tiles());
       }
 #pragma omp for schedule(dynamic)
       for (int64_t unit = 0; unit < product.units(); ++unit)
-        if (!evenness.refused()) product.run_unit(unit, in, n0, n1, evenness, own);
+        if (!evenness.refused()) product.run_unit(unit, in, n0, n1, evenness, mine);
     }
   }
   if (evenness.refused()) return Outcome::uneven;
@@ -154,7 +151,7 @@ class GradientTransforms {
   }
   int64_t tiles() const { return high_grid_.tiles(); }  // of one image in the weight gradient
 
-  // Those of `images`, in a part of the scratch.
+  // Room for those of `images`.
   void take(int64_t images, ScratchLayout& layout) {
     const ConvShape& s = args_.shape;
     high = Transformed(s.high_channels, STRIDED_TILE, images * tiles());
@@ -164,10 +161,10 @@ class GradientTransforms {
     low_at_ = layout.take<float>(wants_low_ ? low.floats(PHASES) : 0);
     outputs_at_ = layout.take<float>(wants_weight_ ? outputs.floats(1) : 0);
   }
-  void set(float* scratch) {
-    high.data = high_at_.of(scratch);
-    low.data = low_at_.of(scratch);
-    outputs.data = outputs_at_.of(scratch);
+  void set(const Scratch& scratch) {
+    high.data = scratch.shared(high_at_);
+    low.data = scratch.shared(low_at_);
+    outputs.data = scratch.shared(outputs_at_);
   }
 
   // Image n, the `index`th of its round, in the scratch of a thread.
@@ -203,7 +200,7 @@ class GradientTransforms {
   bool wants_weight_, wants_high_, wants_low_;
   TileGrid high_grid_, low_grid_;
   NhwcLayout of_outputs_;
-  ScratchPart<float> high_at_, low_at_, outputs_at_;
+  ScratchArray<float> high_at_, low_at_, outputs_at_;
 };
 
 template <int TILE>  // of the input gradient
@@ -219,37 +216,36 @@ Outcome backward(const ConvBackward& args) {
       rounds_of(s, transforms.floats_per_image(), max64(ROUND_FLOATS, wants_weight ? sums : 0), threads);
   WinogradProduct<TILE> product(s, kind, rounds, columns_of(s, args.weight, kind), args.grad_x, NO_EPILOGUE, threads);
   const WinogradWeightGradient weight_gradient(s, args.grad_weight, rounds.count, threads);
-  ScratchLayout layout;
-  transforms.take(rounds.images, layout);
-  const auto shared_sums = layout.take<float>(wants_weight ? weight_gradient.shared_floats() : 0);
-  const auto shared = layout.take<float>(wants_x ? product.shared_floats() : 0);
-  const int64_t thread_floats =
-      Scratch::round(max64(transforms.thread_floats(), max64(wants_x ? product.thread_floats() : 0,
-                                                             wants_weight ? weight_gradient.thread_floats() : 0)));
-  const auto of_threads = layout.take<float>(threads * thread_floats);
-  const Scratch scratch(layout.floats());
+  ScratchLayout shared, own;
+  transforms.take(rounds.images, shared);
+  const auto for_sums = shared.take<float>(wants_weight ? weight_gradient.shared_floats() : 0);
+  const auto for_product = shared.take<float>(wants_x ? product.shared_floats() : 0);
+  const int64_t unit_floats =
+      max64(wants_x ? product.thread_floats() : 0, wants_weight ? weight_gradient.thread_floats() : 0);
+  const auto for_image_or_unit = own.take<float>(max64(transforms.thread_floats(), unit_floats));
+  const Scratch scratch(shared, own, threads);
   if (!scratch.data()) return Outcome::no_memory;
   Evenness evenness;
-  transforms.set(scratch.data());
-  if (wants_x) product.set_shared(shared.of(scratch.data()));
+  transforms.set(scratch);
+  if (wants_x) product.set_shared(scratch.shared(for_product));
   const Transformed& in = kind == ConvKind::strided ? transforms.high : transforms.low;
   const int64_t x_units = wants_x ? product.units() : 0, weight_units = wants_weight ? weight_gradient.units() : 0;
 #pragma omp parallel num_threads(threads)
   {
-    float* const own = of_threads.of(scratch.data()) + omp_get_thread_num() * thread_floats;
+    float* const mine = scratch.own(for_image_or_unit);
     if (wants_x) product.pack_shared(evenness);
     for (int64_t n0 = 0, round = 0; n0 < s.batch; n0 += rounds.images, ++round) {
       const int64_t n1 = min64(s.batch, n0 + rounds.images), tiles = (n1 - n0) * transforms.tiles();
 #pragma omp for schedule(dynamic)
-      for (int64_t n = n0; n < n1; ++n) transforms.make(n, n - n0, evenness, own);
+      for (int64_t n = n0; n < n1; ++n) transforms.make(n, n - n0, evenness, mine);
 #pragma omp for schedule(dynamic)
       for (int64_t unit = 0; unit < x_units + weight_units; ++unit) {
         if (evenness.refused()) continue;
         if (unit < x_units)
-          product.run_unit(unit, in, n0, n1, evenness, own);
+          product.run_unit(unit, in, n0, n1, evenness, mine);
         else
           weight_gradient.run_unit(unit - x_units, transforms.outputs, transforms.high, tiles, round,
-                                   shared_sums.of(scratch.data()), own);
+                                   scratch.shared(for_sums), mine);
       }
     }
   }

@@ -62,8 +62,8 @@ WinogradProduct<TILE>::WinogradProduct(const ConvShape& s, ConvKind kind, const 
 
 template <int TILE>
 void WinogradProduct<TILE>::set_shared(float* shared) {
-  moments_ = moments_at_.of(shared);
-  packed_ = packed_at_.of(shared);
+  moments_ = part_of(shared, moments_at_);
+  packed_ = part_of(shared, packed_at_);
   if (epilogue_.takes_statistics()) memset(shared, 0, panels_ * parts_ * sizeof(Moments));
 }
 
@@ -80,7 +80,7 @@ void WinogradProduct<TILE>::run_unit(int64_t unit, const Transformed& in, int64_
   const int64_t panel0 = unit / parts_ * WIDE, part = unit % parts_, groups = ceil_div(n1 - n0, group_);
   const int64_t first_group = groups * part / parts_, last_group = groups * (part + 1) / parts_;
   if (first_group == last_group) return;
-  int64_t* const table = table_.of(scratch);
+  int64_t* const table = part_of(scratch, table_);
   const Panels panels = take_panels(panel0, min64(WIDE, panels_ - panel0), evenness, scratch);
   for (int64_t g = first_group; g < last_group; ++g) {
     const int64_t begin = g * group_, end = min64(n1 - n0, begin + group_), images = end - begin;
@@ -105,10 +105,10 @@ typename WinogradProduct<TILE>::Panels WinogradProduct<TILE>::take_panels(int64_
   panels.count = count;
   for (int64_t p = 0; p < count; ++p) {
     panels.panel[p] = column_panel(weight_.columns, first + p);
-    panels.weights[p] = panel_scratch_[p].weights.of(scratch);
-    panels.products[p] = panel_scratch_[p].products.of(scratch);
-    panels.staging[p] = panel_scratch_[p].staging.of(scratch);
-    float* const packed = panel_scratch_[p].packed.of(scratch);
+    panels.weights[p] = part_of(scratch, panel_scratch_[p].weights);
+    panels.products[p] = part_of(scratch, panel_scratch_[p].products);
+    panels.staging[p] = part_of(scratch, panel_scratch_[p].staging);
+    float* const packed = part_of(scratch, panel_scratch_[p].packed);
     if (!packs_ahead_) pack(panels.panel[p], packed, evenness);
     panels.packed[p] = packs_ahead_ ? packed_ + (first + p) * packed_floats() : packed;
   }

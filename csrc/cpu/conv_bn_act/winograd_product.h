@@ -2,7 +2,6 @@
 #pragma once
 
 #include "cpu/conv_bn_act/epilogue.h"
-#include "cpu/conv_bn_act/scratch_layout.h"
 #include "cpu/conv_bn_act/winograd.h"
 #include "cpu/core/evenness.h"
 
@@ -58,15 +57,15 @@ class WinogradProduct {
   bool packs_ahead_;  // where several parts or rounds use a panel's weights
   // Of all threads: moments of each panel and part, and weights packed ahead.
   ScratchLayout shared_layout_;
-  ScratchPart<Moments> moments_at_;
-  ScratchPart<float> packed_at_;
+  ScratchArray<Moments> moments_at_;
+  ScratchArray<float> packed_at_;
   Moments* moments_ = nullptr;
   float* packed_ = nullptr;
   // Of each thread.
   ScratchLayout thread_layout_;
-  ScratchPart<int64_t> table_;
+  ScratchArray<int64_t> table_;
   struct {
-    ScratchPart<float> weights, products, staging, packed;
+    ScratchArray<float> weights, products, staging, packed;
   } panel_scratch_[WIDE];
 };
 

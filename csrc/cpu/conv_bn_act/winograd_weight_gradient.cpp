@@ -32,7 +32,7 @@ WinogradWeightGradient::WinogradWeightGradient(const ConvShape& s, const ConvWei
 
 void WinogradWeightGradient::run_unit(int64_t unit, const Transformed& low, const Transformed& high, int64_t tiles,
                                       int64_t round, float* shared, float* scratch) const {
-  float* const sums = rounds_ > 1 ? shared + unit * sums_floats() : sums_.of(scratch);
+  float* const sums = rounds_ > 1 ? shared + unit * sums_floats() : part_of(scratch, sums_);
   const ColumnPanel panel = column_panel(s_.high_channels, unit / row_blocks_);
   const int64_t row0 = unit % row_blocks_ * rows_, rows = min64(rows_, s_.low_channels - row0);
   for (int64_t k = 0; k < COMPONENTS; ++k)
@@ -53,7 +53,7 @@ void WinogradWeightGradient::run_unit(int64_t unit, const Transformed& low, cons
                                          to + first * PANEL_MAX, PANEL_MAX);
         });
       }
-  if (round + 1 == rounds_) write(sums, taps_.of(scratch), panel, row0, rows);
+  if (round + 1 == rounds_) write(sums, part_of(scratch, taps_), panel, row0, rows);
 }
 
 void WinogradWeightGradient::write(float* sums, float* taps, const ColumnPanel& panel, int64_t row0,

@@ -2,7 +2,6 @@
 #pragma once
 
 #include "cpu/conv_bn_act/packing.h"
-#include "cpu/conv_bn_act/scratch_layout.h"
 #include "cpu/conv_bn_act/winograd.h"
 
 namespace gk::GK_ISA::conv_bn_act {
@@ -31,7 +30,7 @@ class WinogradWeightGradient {
   ConvWeight out_;
   int64_t rounds_, panels_, row_blocks_, rows_;
   ScratchLayout layout_;
-  ScratchPart<float> taps_, sums_;
+  ScratchArray<float> taps_, sums_;
 };
 
 }  // namespace gk::GK_ISA::conv_bn_act

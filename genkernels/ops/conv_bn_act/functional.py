@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core import implementations
+from ..core.implementations import last
 from ..core.verbose import is_on, like, say
 from . import dispatch  # noqa: F401 - registers the kernels
 from .derivatives import conv_act, conv_bn_act
@@ -153,7 +153,7 @@ def _log(
     if why_not:
         implementation = "the reference in plain PyTorch"
     else:
-        implementation = f"the CPU kernel ({implementations.last()})" if x.is_cpu else "the Triton kernel"
+        implementation = f"the CPU kernel {last()}" if x.is_cpu else "the Triton kernel"
     options |= {"stride": geometry.stride, "padding": geometry.padding}
     options |= {"output_padding": geometry.output_padding} if geometry.transposed else {}
     tensors = [like(x), like(weight), like(bias), *(f"{name}={like(t)}" for name, t in norm.items())]
