@@ -122,18 +122,32 @@ def wavefront_lstm_backward(
     gradients: list[WavefrontGradients],
 ) -> bool: ...
 
-# Convolution + batch norm + activation. `sizes` are batch, channels, height, width of the small image; the last three
-# of the large one; kernel, stride and padding (h, w). A tensor comes with the strides of [N, C, H, W], a weight with
-# those of [small, large, kh, kw]; `coefficients` [7, C] are mean, rstd, gamma, beta, gamma * rstd, mean g, mean g zhat.
-# False where memory for scratch ran out.
-_ConvSizes = tuple[int, ...]
+# Convolution + batch norm + activation. A tensor comes with the strides of [N, C, H, W], a weight with those of
+# [low, high, kh, kw]; `transposed` is that of the forward pass; `coefficients` [7, C] are mean, rstd, gamma, beta,
+# gamma * rstd, mean g, mean g zhat; `sizes` are images, channels, pixels. False where memory for scratch ran out.
+_Pair = tuple[int, int]
 _Activation = tuple[int, float]
 
+class ConvShape:
+    def __init__(
+        self,
+        batch: int,
+        low_channels: int,
+        high_channels: int,
+        low_size: _Pair,
+        high_size: _Pair,
+        kernel: _Pair,
+        stride: _Pair,
+        padding: _Pair,
+    ) -> None: ...
+
+# The implementation that a forward pass takes where its numbers are even, by its name in conv_bn_act/dispatch.cpp.
+def conv_implementation(shape: ConvShape, transposed: bool) -> str: ...
 def conv_forward(
     storage: int,
     threads: int,
-    sizes: _ConvSizes,
-    up: bool,
+    shape: ConvShape,
+    transposed: bool,
     x: _Tensor,
     weight: _Tensor,
     y: _Tensor,
@@ -145,8 +159,8 @@ def conv_forward(
 def conv_backward(
     storage: int,
     threads: int,
-    sizes: _ConvSizes,
-    up: bool,
+    shape: ConvShape,
+    transposed: bool,
     grad: _Tensor,
     other: int,
     coefficients: int,

@@ -35,10 +35,14 @@ def masked(style):
 
 
 CPU, TORCH, REFERENCE = "the CPU kernel", "PyTorch's own operators", "the reference in plain PyTorch"
+WINOGRAD, COL2IM, DIRECT = (f"{CPU} {name}" for name in ("winograd", "col2im", "direct"))
 CALLS = {
-    "blocks": (lambda: discriminator()(torch.randn(16, 3, 16, 16)), [TORCH, CPU, TORCH], "33.6 million multiply-adds"),
+    "blocks": (
+        lambda: discriminator()(torch.randn(16, 3, 16, 16)), [TORCH, WINOGRAD, TORCH], "33.6 million multiply-adds",
+    ),
     "blocks, evaluation": (
-        lambda: discriminator().eval()(torch.randn(16, 3, 16, 16)), [TORCH, CPU, TORCH], "0.524 million multiply-adds",
+        lambda: discriminator().eval()(torch.randn(16, 3, 16, 16)),
+        [TORCH, WINOGRAD, TORCH], "0.524 million multiply-adds",
     ),
     "blocks, float64": (
         lambda: discriminator(**torch64)(torch.randn(16, 3, 16, 16, **torch64)),
@@ -47,6 +51,19 @@ CALLS = {
     "own layer": (
         lambda: nn.ConvTransposeBnAct2d(8, 4, 3, 2, 1, 1, activation="tanh")(torch.randn(2, 8, 4, 5)),
         [TORCH], "9 taps",
+    ),
+    "block": (
+        lambda: ops.conv2d_bn_act(torch.randn(2, 3, 8, 8), torch.randn(4, 3, 3, 3), torch.randn(4)),
+        [DIRECT], "0.00778 million multiply-adds",
+    ),
+    "image": (
+        lambda: ops.conv_transpose2d_bn_act(torch.randn(2, 8, 4, 4), torch.randn(8, 3, 4, 4), stride=2, padding=1,
+                                            batch_norm=True, training=True),
+        [COL2IM], "16 taps, contiguous",
+    ),
+    "block, float64": (
+        lambda: ops.conv2d_bn_act(torch.randn(2, 3, 8, 8, **torch64), torch.randn(4, 3, 3, 3, **torch64)),
+        [REFERENCE], "no native kernel for torch.float64",
     ),
     "masked": (lambda: masked("interleaved")(torch.randn(2, 6, 8, 8)), [CPU], "it skips what is masked"),
     "masked, channels_last": (

@@ -1,18 +1,24 @@
-// What becomes of a panel of results that a product has staged in scratch: statistics, scale, shift and activation, and
-// the way to the tensor, turned to its layout.
+// Epilogue of a product: from a panel of results staged in scratch, through statistics, scale, shift and activation, to
+// the tensor, transposed where its layout is NCHW.
 #pragma once
 
-#include "cpu/core/activation.h"
+#include "cpu/conv_bn_act/nhwc_image.h"
 #include "cpu/conv_bn_act/packing.h"
-#include "cpu/core/image_io.h"
+#include "cpu/core/activation.h"
 
-namespace gk::GK_ISA {
+namespace gk::GK_ISA::conv_bn_act {
 
-struct Epilogue {
+struct EpilogueSpec {
   const float *scale, *shift;  // indexed by output channel, or nullptr
   ActivationSpec activation;
+  bool takes_statistics;
   bool changes_nothing() const { return !scale && !shift && activation.kind == Activation::none; }
 };
+
+inline EpilogueSpec epilogue_of(const ConvForward& args) {
+  return {args.scale, args.shift, args.activation, args.statistics != nullptr};
+}
+constexpr EpilogueSpec NO_EPILOGUE{nullptr, nullptr, {Activation::none, 0}, false};
 
 // Count, mean and sum of squared deviations of the values of a panel's channels.
 struct Moments {
@@ -43,23 +49,24 @@ void round_values(float* values, int64_t count) {
 template <>
 inline void round_values<float>(float*, int64_t) {}
 
-class PanelOutput {
+class Epilogue {
  public:
-  PanelOutput(const ImageView& out, const Epilogue& epilogue, int64_t width)
-      : out_(out), epilogue_(epilogue), width_(width) {}
+  Epilogue(const ImageView& out, const EpilogueSpec& spec, int64_t width) : out_(out), spec_(spec), width_(width) {}
 
-  // The lines [y0, y1) of the images [n0, n1): pixel p of these lines, of the first image, is at staging + table[p], that
-  // of the next image panel.width() further. `moments`, where given, get the statistics.
-  void emit(float* staging, const int64_t* table, const ColumnPanel& panel, int64_t n0, int64_t n1, int64_t y0,
-            int64_t y1, Moments* moments) const {
-    const int64_t count = (y1 - y0) * width_ * (n1 - n0);
-    if (moments) {
+  bool takes_statistics() const { return spec_.takes_statistics; }
+
+  // Pixel p of `lines`, of the first image, is at staging + table[p], that of the next image panel.width() further.
+  // `moments` get the statistics where they are taken.
+  void emit(float* staging, const int64_t* table, const ColumnPanel& panel, const Lines& lines,
+            Moments* moments) const {
+    const int64_t count = lines.height() * width_ * lines.images();
+    if (takes_statistics()) {
       // The statistics are those of z as it is kept: else what batch norm takes out of a gradient would not be all.
       GK_BY_STORAGE(out_.storage, round_values, staging, count * panel.width());
       add_moments(staging, count, panel.width(), moments);
     }
-    if (!epilogue_.changes_nothing()) finish(staging, count, panel);
-    GK_BY_STORAGE(out_.storage, store, staging, table, panel, n0, n1, y0, y1);
+    if (!spec_.changes_nothing()) scale_and_activate(staging, count, panel);
+    GK_BY_STORAGE(out_.storage, store, staging, table, panel, lines);
   }
 
   // [2][columns]: mean and sum of squared deviations, from `parts` moments of each panel.
@@ -115,14 +122,14 @@ class PanelOutput {
     moments->add(static_cast<double>(count), mean, squares);
   }
 
-  void finish(float* staging, int64_t count, const ColumnPanel& panel) const {
+  void scale_and_activate(float* staging, int64_t count, const ColumnPanel& panel) const {
     float scale[PANEL_MAX], shift[PANEL_MAX];
     for (int64_t j = 0; j < PANEL_MAX; ++j) {
-      const bool there = j < panel.columns;
-      scale[j] = there && epilogue_.scale ? epilogue_.scale[panel.first + j] : 1.0f;
-      shift[j] = there && epilogue_.shift ? epilogue_.shift[panel.first + j] : 0.0f;
+      const bool live = j < panel.columns;
+      scale[j] = live && spec_.scale ? spec_.scale[panel.first + j] : 1.0f;
+      shift[j] = live && spec_.shift ? spec_.shift[panel.first + j] : 0.0f;
     }
-    const Curve curve = curve_of(epilogue_.activation);
+    const Curve curve = curve_of(spec_.activation);
     for (int64_t j = 0; j < panel.width(); j += IO) {
       const Block a = load_block(scale + j), b = load_block(shift + j);
       for (int64_t i = 0; i < count; ++i) {
@@ -133,22 +140,23 @@ class PanelOutput {
   }
 
   template <class T>
-  void store(const float* staging, const int64_t* table, const ColumnPanel& panel, int64_t n0, int64_t n1, int64_t y0,
-                int64_t y1) const {
-    const int64_t pixels = (y1 - y0) * width_, width = panel.width();
+  void store(const float* staging, const int64_t* table, const ColumnPanel& panel, const Lines& lines) const {
+    const int64_t pixels = lines.height() * width_, width = panel.width();
     const bool planar = out_.stride_w == 1 && out_.stride_c != 1;
-    for (int64_t n = n0; n < n1; ++n, staging += width) {
+    for (int64_t n = lines.n0; n < lines.n1; ++n, staging += width) {
       // Outputs are dense: the lines of a block follow each other.
-      T* const to = static_cast<T*>(const_cast<void*>(out_.data)) + n * out_.stride_n + y0 * out_.stride_h +
+      T* const to = static_cast<T*>(const_cast<void*>(out_.data)) + n * out_.stride_n + lines.y0 * out_.stride_h +
                     panel.first * out_.stride_c;
       if (planar && pixels >= IO) {
-        for (int64_t c = 0; c < panel.columns; c += IO)
+        for (int64_t c = 0; c < panel.columns; c += IO) {
+          const int64_t live = min64(IO, panel.columns - c);
           for_blocks(pixels, [&](int64_t p) {
             Block v[IO];
             GK_UNROLL for (int i = 0; i < IO; ++i) v[i] = load_block(staging + table[p + i] + c);
             transpose(v);
-            for (int64_t i = 0; i < min64(IO, panel.columns - c); ++i) store_block(to + (c + i) * out_.stride_c + p, v[i]);
+            for (int64_t i = 0; i < live; ++i) store_block(to + (c + i) * out_.stride_c + p, v[i]);
           });
+        }
       } else if (!planar && panel.columns >= IO) {
         for (int64_t p = 0; p < pixels; ++p)
           for_blocks(panel.columns, [&](int64_t c) {
@@ -163,8 +171,8 @@ class PanelOutput {
   }
 
   ImageView out_;
-  Epilogue epilogue_;
+  EpilogueSpec spec_;
   int64_t width_;  // of a line
 };
 
-}  // namespace gk::GK_ISA
+}  // namespace gk::GK_ISA::conv_bn_act

@@ -1,15 +1,15 @@
-// The passes of batch norm over values: y = act(normalised z), and the two sums of its gradient.
+// Passes of batch norm over values: y = act(normalised z), and the two sums of its gradient.
 //
-// Planar images ([n][channel][pixel]) are walked plane by plane with the channel's coefficients spread over a block,
+// Planar images ([n][channel][pixel]) are taken plane by plane with the channel's coefficients spread over a block,
 // channels_last ones pixel by pixel with IO channels side by side. Sums run in float32 over SUM_RUN terms a lane (and
-// over so many of these, channels_last) and continue in double. A channel (planar) or a fixed stretch of pixels (channels_last) belongs to one thread, so the
-// result does not depend on how many there are.
+// over so many of these, channels_last) and continue in double. A channel (planar) or a fixed stretch of pixels
+// (channels_last) belongs to one thread, so the result does not depend on how many there are.
 // Bound: memory; each tensor is read or written once.
-#include "cpu/core/parallel.h"
 #include <omp.h>
 
 #include "cpu/core/activation.h"
 #include "cpu/core/image_io.h"
+#include "cpu/core/parallel.h"
 #include "cpu/core/scratch.h"
 
 namespace gk::GK_ISA {
@@ -78,7 +78,10 @@ void sum_planar_as(const NormPass& args) {
           sum_g += g;
           sum_g_zhat += g * zhat;
         }
-        for (int i = 0; i < IO; ++i) total_g += sum_g[i], total_g_zhat += sum_g_zhat[i];
+        for (int i = 0; i < IO; ++i) {
+          total_g += sum_g[i];
+          total_g_zhat += sum_g_zhat[i];
+        }
       }
     }
     args.sums[c] = static_cast<float>(total_g);

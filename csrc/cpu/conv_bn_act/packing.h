@@ -1,13 +1,21 @@
-// Weights packed into panels of columns for the products, [phase][tap row][tap column][reduction][column of the panel].
+// Weights packed into panels of columns for the direct products: [phase][tap row][tap column][reduction][column of the
+// panel].
 #pragma once
 
 #include "cpu/conv_bn_act/axis.h"
 #include "cpu/core/gemm_tile.h"
+#include "cpu/core/scratch.h"
 #include "cpu/core/storage.h"
 
-namespace gk::GK_ISA {
+namespace gk::GK_ISA::conv_bn_act {
 
-// A weight seen by a product: columns are its outputs, reductions its inputs.
+// An array in the scratch of a product, which is a part of that of the call.
+template <class T>
+T* part_of(float* scratch, ScratchArray<T> array) {
+  return reinterpret_cast<T*>(scratch + array.offset);
+}
+
+// A weight as the matrix of a product: columns (N) are its outputs, reductions (K) its inputs.
 struct ColumnWeight {
   const void* data;
   int64_t columns, reductions;
@@ -15,10 +23,10 @@ struct ColumnWeight {
   Storage storage;
 };
 
-inline ColumnWeight columns_of(const ConvShape& s, const ConvWeight& w, bool up) {
-  if (up)
-    return {w.data, s.large_channels, s.small_channels, w.stride_large, w.stride_small, w.stride_kh, w.stride_kw, w.storage};
-  return {w.data, s.small_channels, s.large_channels, w.stride_small, w.stride_large, w.stride_kh, w.stride_kw, w.storage};
+inline ColumnWeight columns_of(const ConvShape& s, const ConvWeight& w, ConvKind kind) {
+  if (kind == ConvKind::transposed)
+    return {w.data, s.high_channels, s.low_channels, w.stride_high, w.stride_low, w.stride_kh, w.stride_kw, w.storage};
+  return {w.data, s.low_channels, s.high_channels, w.stride_low, w.stride_high, w.stride_kh, w.stride_kw, w.storage};
 }
 
 struct ColumnPanel {
@@ -54,8 +62,9 @@ void pack_columns(const ColumnWeight& w, const ColumnPanel& panel, int64_t kerne
   const auto tap_at = [&](int64_t tap) { return tap / kernel_w * w.stride_kh + tap % kernel_w * w.stride_kw; };
   const auto from = [&](int64_t column, int64_t c) { return data + column * w.stride_column + c * w.stride_reduction; };
   const bool taps_joined = w.stride_kw == 1 && w.stride_kh == kernel_w && taps >= IO;
-  // One block: IO columns at `place` from v, turned where v[i] holds column i.
-  const auto store_turned = [&](Block (&v)[IO], int64_t lane, int64_t tap, int64_t c, int64_t tap_step, int64_t c_step) {
+  // One block: IO columns at `place` from v, where v[i] holds column i.
+  const auto store_transposed = [&](Block (&v)[IO], int64_t lane, int64_t tap, int64_t c, int64_t tap_step,
+                                    int64_t c_step) {
     transpose(v);
     GK_UNROLL for (int i = 0; i < IO; ++i)
       store_block(packed + place[tap + i * tap_step] * step + (c + i * c_step) * width + lane, v[i]);
@@ -76,9 +85,9 @@ void pack_columns(const ColumnWeight& w, const ColumnPanel& panel, int64_t kerne
           Block v[IO];
           GK_UNROLL for (int i = 0; i < IO; ++i) {
             v[i] = load_block(from(lane + i, c) + tap);
-            __builtin_prefetch(from(lane + i, c + PREFETCH_ROWS) + tap);  // a page away: the hardware does not ask
+            __builtin_prefetch(from(lane + i, c + PREFETCH_ROWS) + tap);  // a page away: the hardware does not prefetch
           }
-          store_turned(v, lane, tap, c, 1, 0);
+          store_transposed(v, lane, tap, c, 1, 0);
         }
   } else if (w.stride_reduction == 1 && C >= IO) {
     for (int64_t tap = 0; tap < taps; ++tap)
@@ -87,7 +96,7 @@ void pack_columns(const ColumnWeight& w, const ColumnPanel& panel, int64_t kerne
           const int64_t c = min64(first, C - IO);
           Block v[IO];
           GK_UNROLL for (int i = 0; i < IO; ++i) v[i] = load_block(from(lane + i, c) + tap_at(tap));
-          store_turned(v, lane, tap, c, 0, 1);
+          store_transposed(v, lane, tap, c, 0, 1);
         }
   } else {
     done = 0;
@@ -107,4 +116,4 @@ inline int64_t cut_run(int64_t offset, int64_t length, Segment* segments) {
 }
 inline int64_t most_pieces(int64_t length) { return ceil_div(length, SEGMENT_MAX); }
 
-}  // namespace gk::GK_ISA
+}  // namespace gk::GK_ISA::conv_bn_act

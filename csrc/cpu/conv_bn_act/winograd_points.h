@@ -6,7 +6,7 @@
 
 #include "cpu/core/image_io.h"
 
-namespace gk::GK_ISA {
+namespace gk::GK_ISA::conv_bn_act {
 
 template <int TILE>
 struct Points;
@@ -132,4 +132,4 @@ GK_INLINE void transform_back(const float* components, int64_t step, int64_t wid
   }
 }
 
-}  // namespace gk::GK_ISA
+}  // namespace gk::GK_ISA::conv_bn_act

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
@@ -12,15 +15,24 @@ from ..core.layout import empty_grad_input, output_format
 from ..core.strides import channels_adjoin, readable, strides_of
 from .geometry import Geometry, GradientMeans, Norm, empty_output
 
+if TYPE_CHECKING:
+    from ..._C import ConvShape
+
 _NOTHING = (0, (0, 0, 0, 0))
 
 _Needs = tuple[bool, ...]
 
 
-def _sizes(x: Tensor, weight: Tensor, geometry: Geometry) -> tuple[int, ...]:
-    image = (x.shape[1:], geometry.output_shape(x, weight)[1:])
-    small, large = image if geometry.transposed else image[::-1]
-    return (x.shape[0], *small, *large, *weight.shape[2:], *geometry.stride, *geometry.padding)
+@lru_cache(maxsize=1024)  # to make one takes longer than to find it
+def conv_shape(x: torch.Size, weight: torch.Size, geometry: Geometry) -> ConvShape:
+    """The sizes of a call, as ``_C`` takes them."""
+    batch, _, height, width = x
+    sizes = ((height, width), geometry.output_size(height, width, weight[2:]))
+    low_size, high_size = sizes if geometry.transposed else sizes[::-1]
+    return backends.require_native().ConvShape(
+        batch=batch, low_channels=weight[0], high_channels=weight[1], low_size=low_size, high_size=high_size,
+        kernel=(weight[2], weight[3]), stride=geometry.stride, padding=geometry.padding,
+    )  # fmt: skip
 
 
 def _strided(t: Tensor) -> tuple[int, tuple[int, ...]]:
@@ -43,7 +55,7 @@ def _coefficients(norm: Norm, means: GradientMeans | None = None) -> Tensor:
     return torch.stack([norm.mean, norm.rstd, weight, bias, weight * norm.rstd, *(means or (zeros, zeros))])
 
 
-def _plain(z: Tensor) -> tuple[int, int, int]:
+def _sizes(z: Tensor) -> tuple[int, int, int]:
     return z.shape[0], z.shape[1], z.shape[2] * z.shape[3]
 
 
@@ -69,17 +81,17 @@ def _product(
     x = readable(x)
     _check(
         backends.require_native().conv_forward(
-            STORAGE[x.dtype],
-            torch.get_num_threads(),
-            _sizes(x, weight, geometry),
-            geometry.transposed,
-            _strided(x),
-            _strided(weight),
-            _strided(y),
-            _address(scale),
-            _address(shift),
-            _code(activation),
-            _address(statistics),
+            storage=STORAGE[x.dtype],
+            threads=torch.get_num_threads(),
+            shape=conv_shape(x.shape, weight.shape, geometry),
+            transposed=geometry.transposed,
+            x=_strided(x),
+            weight=_strided(weight),
+            y=_strided(y),
+            scale=_address(scale),
+            shift=_address(shift),
+            activation=_code(activation),
+            statistics=_address(statistics),
         )
     )
     return y
@@ -102,14 +114,14 @@ def normalise(z: Tensor, norm: Norm, activation: Activation) -> Tensor:
     y = torch.empty_like(z)
     coefficients = _coefficients(norm)
     backends.require_native().norm_forward(
-        STORAGE[z.dtype],
-        torch.get_num_threads(),
-        _plain(z),
-        channels_adjoin(z),
-        z.data_ptr(),
-        coefficients.data_ptr(),
-        _code(activation),
-        y.data_ptr(),
+        storage=STORAGE[z.dtype],
+        threads=torch.get_num_threads(),
+        sizes=_sizes(z),
+        channels_last=channels_adjoin(z),
+        z=z.data_ptr(),
+        coefficients=coefficients.data_ptr(),
+        activation=_code(activation),
+        y=y.data_ptr(),
     )
     return y
 
@@ -125,15 +137,15 @@ def _sums(
     sums = torch.empty(2, other.shape[1])
     _check(
         backends.require_native().norm_gradient_sums(
-            STORAGE[other.dtype],
-            torch.get_num_threads(),
-            _plain(other),
-            channels_adjoin(other),
-            grad_output.data_ptr(),
-            other.data_ptr(),
-            _address(coefficients),
-            _code(activation),
-            sums.data_ptr(),
+            storage=STORAGE[other.dtype],
+            threads=torch.get_num_threads(),
+            sizes=_sizes(other),
+            channels_last=channels_adjoin(other),
+            grad=grad_output.data_ptr(),
+            other=other.data_ptr(),
+            coefficients=_address(coefficients),
+            activation=_code(activation),
+            sums=sums.data_ptr(),
         )
     )
     return sums[0], sums[1]
@@ -156,18 +168,18 @@ def _gradients(
     x = readable(x)
     _check(
         backends.require_native().conv_backward(
-            STORAGE[x.dtype],
-            torch.get_num_threads(),
-            _sizes(x, weight, geometry),
-            geometry.transposed,
-            _strided(grad_output),
-            other.data_ptr(),
-            _address(coefficients),
-            _code(activation),
-            _strided(x),
-            _strided(weight),
-            _NOTHING if grad_x is None else _strided(grad_x),
-            _NOTHING if grad_weight is None else _strided(grad_weight),
+            storage=STORAGE[x.dtype],
+            threads=torch.get_num_threads(),
+            shape=conv_shape(x.shape, weight.shape, geometry),
+            transposed=geometry.transposed,
+            grad=_strided(grad_output),
+            other=other.data_ptr(),
+            coefficients=_address(coefficients),
+            activation=_code(activation),
+            x=_strided(x),
+            weight=_strided(weight),
+            grad_x=_NOTHING if grad_x is None else _strided(grad_x),
+            grad_weight=_NOTHING if grad_weight is None else _strided(grad_weight),
         )
     )
     return grad_x, grad_weight
@@ -183,7 +195,7 @@ def backward(
             torch.zeros_like(weight) if needs[1] else None,
             x.new_zeros(geometry.out_channels(weight), dtype=torch.float32) if needs[2] else None,
         )
-    # Values that the kernels walk side by side with the gradient; without an activation they do not matter.
+    # Values that the kernels read side by side with the gradient; without an activation they do not matter.
     memory_format = output_format(x, weight)
     other = (grad_output if output is None else output).contiguous(memory_format=memory_format)
     grad_output = other if output is None else _as_laid_out(grad_output, other)

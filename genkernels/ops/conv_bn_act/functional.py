@@ -10,11 +10,15 @@ from torch import Tensor
 
 from ..core.activation import check_activation
 from ..core.autocast import autocast_is_on
+from ..core.device_choice import why_no_kernel
 from ..core.dtypes import accumulator
+from ..core.implementations import last
+from ..core.verbose import is_on, like, log_choice
 from . import dispatch  # noqa: F401 - registers the kernels
 from .derivatives import conv_act, conv_bn_act
 from .distributed import NO_VARIANCE, group_name
 from .geometry import Geometry, Pair
+from .heuristics import describe
 from .schema import NormOptions, Options
 
 _SHARED = """
@@ -139,7 +143,30 @@ def _block(
         y, _, statistics = conv_bn_act(batched, weight, bn_weight, bn_bias, *NormOptions(*options, eps, group))
         if values > 0 or group:
             update_running(running_mean, running_var, statistics, bias, momentum, may_be_empty=values == 0)
+    if is_on() and y.numel() > 0 and not torch.compiler.is_compiling():
+        chosen = {"batch_norm": batch_norm, "training": training, "activation": activation}
+        _log(batched, weight, bias, norm, geometry, chosen | {"negative_slope": negative_slope})
     return y if x.dim() == 4 else y.squeeze(0)
+
+
+def _log(
+    x: Tensor, weight: Tensor, bias: Tensor | None, norm: dict[str, Tensor | None], geometry: Geometry,
+    options: dict[str, Any],
+) -> None:  # fmt: skip
+    """Say what has run a call."""
+    why_not = why_no_kernel(x)
+    if why_not:
+        implementation = "the reference in plain PyTorch"
+    else:
+        implementation = f"the CPU kernel {last()}" if x.is_cpu else "the Triton kernel"
+    options |= {"stride": geometry.stride, "padding": geometry.padding}
+    options |= {"output_padding": geometry.output_padding} if geometry.transposed else {}
+    tensors = [like(x), like(weight), like(bias), *(f"{name}={like(t)}" for name, t in norm.items())]
+    name = "conv_transpose2d_bn_act" if geometry.transposed else "conv2d_bn_act"
+    line = ", ".join([*tensors, *(f"{key}={value!r}" for key, value in options.items())])
+    low_pixels = x.shape[2] * x.shape[3] if geometry.transposed else _output_pixels(x, weight, geometry)
+    size = describe(x, x.shape[0] * low_pixels * weight.numel(), weight.shape[2] * weight.shape[3])
+    log_choice("conv_bn_act", implementation, why_not or size, f"genkernels.ops.{name}({line})")
 
 
 def folded(

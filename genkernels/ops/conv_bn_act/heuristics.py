@@ -30,11 +30,18 @@ from ..core.layout import is_channels_last
 from ..core.prepared_call import nothing_watches
 from ..core.verbose import is_on, like, log_choice
 
-# Multiply-adds from which a kernel wins, and a kernel that does much around its products.
+# Measured crossovers, as the docstring says. Multiply-adds from which a kernel wins, and a kernel that does much around
+# its products.
 LEAST, LEAST_OF_MANY_STEPS = 12_000_000, 24_000_000
+SMALL_IMAGE = 64  # pixels: below, weights of 64 x 64 channels and more outweigh them
+# Of 4x4 kernels by 2 with 64 channels and more, on images of 16 pixels and more: the pixels of the batch from which the
+# kernel wins. The native core takes Winograd's form there, whose weights are transformed for each call: so many pixels
+# must share them. (Its own condition is in csrc/cpu/conv_bn_act/winograd.cpp; a test holds the two together.)
+WINOGRAD_CHANNELS, WINOGRAD_IMAGE = 64, 16
+WINOGRAD_PIXELS = {"contiguous": 32, "channels_last, gradients": 64, "channels_last, transposed": 128,
+                   "channels_last, strided": 16}  # fmt: skip
 OWN = "PyTorch's own operators"
 LEAST_NORMED = 32_768  # values that an instance norm has to have for its kernel to win in training
-SMALL_IMAGE = 64  # pixels: below, weights of 64 x 64 channels and more outweigh them
 _ALWAYS_KERNEL = ContextVar("always_kernel", default=False)  # of a thread: others go on choosing
 
 
@@ -68,14 +75,18 @@ def prefers_torch(
     if _serves_any_size() or always_takes_kernel():
         return False
     own = (x.is_cpu and not _kernel_wins(x, weight, conv)) or why_no_kernel(x) is not None
-    if is_on():
-        kernel = "the CPU kernel" if x.is_cpu else "the Triton kernel"
-        taps, gradients = math.prod(conv.kernel_size), "gradients" if _trains(x, weight) else "no gradients"
-        layout = "channels_last" if is_channels_last(x) else "contiguous"
-        size = f"{_multiply_adds(x, conv) / 1e6:.3g} million multiply-adds, {taps} taps, {layout}, {gradients}"
+    if own and is_on():  # what the operators run, they say themselves
+        gradients = "gradients" if _trains(x, weight) else "no gradients"
+        size = describe(x, _multiply_adds(x, conv), math.prod(conv.kernel_size))
         line = _line(x, weight, bias, conv, norm, activation, negative_slope)
-        log_choice("conv_bn_act", OWN if own else kernel, why_no_kernel(x) or size, line)
+        log_choice("conv_bn_act", OWN, why_no_kernel(x) or f"{size}, {gradients}", line)
     return own
+
+
+def describe(x: Tensor, work: int, taps: int) -> str:
+    """What decides how long a call takes."""
+    layout = "channels_last" if is_channels_last(x) else "contiguous"
+    return f"{work / 1e6:.3g} million multiply-adds, {taps} taps, {layout}"
 
 
 def has_instance_norm(norm: Any, x: Tensor) -> bool:
@@ -133,7 +144,7 @@ def _kernel_wins(x: Tensor, weight: Tensor, conv: Any) -> bool:
     if work < LEAST:
         return False
     height, width = x.shape[2:]
-    pixels = height * width  # of the smaller side
+    pixels = height * width  # of the low image
     if not conv.transposed:
         pixels //= conv.stride[0] * conv.stride[1]
     if conv.kernel_size == (1, 1) and pixels > 1:
@@ -143,9 +154,10 @@ def _kernel_wins(x: Tensor, weight: Tensor, conv: Any) -> bool:
     trains, channels_last = _trains(x, weight), is_channels_last(x)
     inputs, outputs = conv.in_channels, conv.out_channels
     fewest, strided = min(inputs, outputs), conv.stride != (1, 1)
-    if conv.kernel_size == (4, 4) and conv.stride == (2, 2) and fewest >= 64 and pixels >= 16:  # Winograd's form
-        # Its weights are transformed for each call: so many pixels must share them.
-        least = 32 if not channels_last else 64 if trains else 128 if conv.transposed else 16
+    is_4x4_by_2 = conv.kernel_size == (4, 4) and conv.stride == (2, 2)
+    if is_4x4_by_2 and fewest >= WINOGRAD_CHANNELS and pixels >= WINOGRAD_IMAGE:
+        mode = "gradients" if trains else "transposed" if conv.transposed else "strided"
+        least = WINOGRAD_PIXELS[f"channels_last, {mode}" if channels_last else "contiguous"]
         return work >= LEAST_OF_MANY_STEPS and x.shape[0] * pixels >= least
     if conv.transposed and outputs < 8:
         return not trains or work >= LEAST_OF_MANY_STEPS

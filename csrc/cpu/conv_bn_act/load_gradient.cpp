@@ -1,14 +1,14 @@
-// The gradient of the convolution's result, made through batch norm and activation while it is brought into scratch.
+// The gradient of the product, made through batch norm and activation while it is brought into scratch.
 // Bound: memory; grad_y and z (or y) are read once for both products of the backward pass.
 #include "cpu/core/activation.h"
-#include "cpu/conv_bn_act/image.h"
+#include "cpu/conv_bn_act/nhwc_image.h"
 
-namespace gk::GK_ISA {
+namespace gk::GK_ISA::conv_bn_act {
 namespace {
 
 // One image of `gradient` to `out`.
 template <class T, bool NORM>
-void load_gradient_as(const ConvGradient& gradient, const PixelLayout& l, int64_t image, float* out) {
+void load_gradient_as(const ConvGradient& gradient, const NhwcLayout& l, int64_t image, float* out) {
   const ImageView& view = gradient.grad;
   const T* const grad = static_cast<const T*>(view.data) + image * view.stride_n;
   const T* const other = static_cast<const T*>(gradient.other.data) + image * view.stride_n;
@@ -69,13 +69,13 @@ void load_gradient_as(const ConvGradient& gradient, const PixelLayout& l, int64_
 }
 
 template <class T>
-void load_gradient_of(const ConvGradient& g, const PixelLayout& l, int64_t image, float* out) {
+void load_gradient_of(const ConvGradient& g, const NhwcLayout& l, int64_t image, float* out) {
   g.norm.mean ? load_gradient_as<T, true>(g, l, image, out) : load_gradient_as<T, false>(g, l, image, out);
 }
 }  // namespace
 
-void load_gradient(const ConvGradient& g, const PixelLayout& l, int64_t image, float* out) {
+void load_gradient(const ConvGradient& g, const NhwcLayout& l, int64_t image, float* out) {
   GK_BY_STORAGE(g.grad.storage, load_gradient_of, g, l, image, out);
 }
 
-}  // namespace gk::GK_ISA
+}  // namespace gk::GK_ISA::conv_bn_act
