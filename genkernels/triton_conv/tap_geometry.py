@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .arguments import Taps
+
 
 @dataclass(frozen=True)
-class Walk:
+class TapGeometry:
     """Which input pixel every tap of every output pixel reads, and which taps are live.
 
     Attributes:
@@ -44,3 +46,7 @@ class Walk:
         if self.centre == "backward":
             return out_channels, channels // (1 + self.halves)
         return out_channels // (1 + self.halves), channels
+
+    def scalars(self, count: int) -> Taps:
+        """What kernels get of it, with ``count`` taps to walk."""
+        return Taps(*self.kernel, count, self.groups, int(self.see_own), *self.first, *self.step, *self.stride)
