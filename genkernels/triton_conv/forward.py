@@ -112,9 +112,10 @@ def pixels_of_tile(row, x: Image, pixels: Pixels, taps: Taps):
     image = row // (pixels.height * pixels.width)
     i = row // pixels.width % pixels.height
     j = row % pixels.width
+    valid = row < pixels.rows
     h = i * taps.stride_h
     w = j * taps.stride_w
-    return TilePixels(image, i, j, row < pixels.rows, h, w, pixel_offset(x, image, h, w))
+    return TilePixels(image, i, j, valid, h, w, pixel_offset(x, image, h, w))
 
 
 @triton.jit
@@ -176,6 +177,7 @@ def walk_taps(
     BM: tl.constexpr = TILE.m
     BN: tl.constexpr = TILE.n
     BK: tl.constexpr = TILE.k
+    tap_h = run.h
     acc = tl.zeros((BM, BN), tl.float32)
     chunks = tl.cdiv(channels.inputs, BK)
     steps = run.count * chunks
@@ -186,7 +188,6 @@ def walk_taps(
     # The running position (tap, chunk) is carried along, as divisions would cost more than they look.
     tap = 0
     column = 0
-    tap_h = run.h
     c = tl.where(run.count == 0, begin * BK, 0)
     for _ in range(steps):
         dh = tap_h
@@ -335,8 +336,8 @@ def convolve(
             part = torch.empty((tiles_m * phases, 3, channels.outputs), dtype=torch.float32, device=x.device)
             stats.append(part)
         conv_kernel[(triton.cdiv(channels.outputs, tile.n) * tiles_m * phases,)](
-            Image.of(x), packed, Image.of(target), Image.of(addend), Image.of(features),
-            channels._replace(weight_row=row_length), Epilogue(scale, bias, part, slope),
+            x=Image.of(x), weight=packed, y=Image.of(target), addend=Image.of(addend), features=Image.of(features),
+            channels=channels._replace(weight_row=row_length), epilogue=Epilogue(scale, bias, part, slope),
             **pixels._asdict(), **taps._asdict(), y_height=y.shape[2], y_width=y.shape[3],
             FORM=form, TILE=tile, num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip

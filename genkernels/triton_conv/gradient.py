@@ -219,8 +219,8 @@ def gradient(
     )
     with on_device(g):
         gradient_kernel[(parts, triton.cdiv(channels, _TILE.channels))](
-            Image.of(grad_output), Image.of(at), Image.of(g), partial, norm,
-            rows, height, width, channels, slope, FORM=form, TILE=_TILE,
+            grad=Image.of(grad_output), at=Image.of(at), g=Image.of(g), partial=partial, norm=norm,
+            rows=rows, height=height, width=width, C=channels, negative_slope=slope, FORM=form, TILE=_TILE,
         )  # fmt: skip
         if sums is not None:
             _add_up(partial, sums, count, parts, channels)
@@ -249,8 +249,8 @@ def gate_gradient(grad_output: Tensor, features: Tensor, sums: Tensor | None) ->
     )
     with on_device(g):
         gate_gradient_kernel[(parts, triton.cdiv(units, _TILE.channels))](
-            Image.of(grad_output), Image.of(features), Image.of(g), partial, rows, height, width, units,
-            FORM=form, TILE=_TILE,
+            grad=Image.of(grad_output), features=Image.of(features), g=Image.of(g), partial=partial,
+            rows=rows, height=height, width=width, units=units, FORM=form, TILE=_TILE,
         )  # fmt: skip
         if sums is not None:
             _add_up(partial, sums, 1, parts, 2 * units)
@@ -259,5 +259,5 @@ def gate_gradient(grad_output: Tensor, features: Tensor, sums: Tensor | None) ->
 
 def _add_up(partial: Tensor | None, sums: Tensor, count: int, parts: int, channels: int) -> None:
     add_up_kernel[(triton.cdiv(channels, 32), count)](
-        partial, sums, parts, channels, INTERPRETED=INTERPRETED, PARTS=64, CHANNELS=32
+        partial=partial, result=sums, parts=parts, C=channels, INTERPRETED=INTERPRETED, PARTS=64, CHANNELS=32
     )

@@ -101,7 +101,7 @@ def pack(weight: Tensor, geometry: TapGeometry, step: int, flat: bool, gated: bo
     if packed.numel():
         sizes = PackSizes(outputs, inputs, *geometry.units(outputs, inputs), packed.numel())
         pack_kernel[(triton.cdiv(packed.numel(), _BLOCK),)](
-            Image.of(weight), packed, tap_length, row_length,
+            weight=Image.of(weight), packed=packed, tap_length=tap_length, row_length=row_length,
             **sizes._asdict(), **geometry.scalars(geometry.taps)._asdict(),
             FORM=PackForm(*geometry.phases, geometry.centre, geometry.interleaved, gated), BLOCK=_BLOCK,
         )  # fmt: skip

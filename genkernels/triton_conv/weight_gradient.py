@@ -59,10 +59,10 @@ class TileColumns(NamedTuple):
 
 
 @triton.jit
-def columns_of_tile(count, C, FLAT: tl.constexpr, TILE: tl.constexpr):
+def columns_of_tile(row_length, C, FLAT: tl.constexpr, TILE: tl.constexpr):
     if FLAT:
         column = tl.program_id(1) * TILE.n + tl.arange(0, TILE.n)
-        columns = TileColumns(column // C, column % C, column, column < count * C)
+        columns = TileColumns(column // C, column % C, column, column < row_length)
     else:
         per_tap = tl.cdiv(C, TILE.n)
         tap = tl.program_id(1) // per_tap
@@ -93,12 +93,12 @@ def load_shifted(
         hh = h[:, None] + dh[None, :]
         ww = w[:, None] + dw[None, :]
         inside = (hh >= 0) & (hh < pixels.x_height) & (ww >= 0) & (ww < pixels.x_width)
-        mask = inside & valid[:, None] & columns.live[None, :]
         tile = x.pointer + x_row[:, None] + (dh * x.h + dw * x.w + columns.c * x.c)[None, :]
+        mask = inside & valid[:, None] & columns.live[None, :]
     else:
         inside = (h + dh >= 0) & (h + dh < pixels.x_height) & (w + dw >= 0) & (w + dw < pixels.x_width) & valid
-        mask = inside[:, None] & columns.live[None, :]
         tile = x.pointer + (x_row + dh * x.h + dw * x.w)[:, None] + (columns.c * x.c)[None, :]
+        mask = inside[:, None] & columns.live[None, :]
     return tl.load(tile, mask=mask, other=0.0)
 
 
@@ -117,8 +117,9 @@ def weight_gradient_kernel(
     pixels = Pixels(rows, height, width, x_height, x_width)
     taps = Taps(kernel_h, kernel_w, count, groups, see_own, first_h, first_w, step_h, step_w, stride_h, stride_w)
     m_tile = tl.program_id(0)
-    columns = columns_of_tile(count, C, FORM.flat, TILE)
+    row_length = count * C
     steps = tl.cdiv(share, BK)
+    columns = columns_of_tile(row_length, C, FORM.flat, TILE)
     if FORM.grouped:
         steps = tl.where(block_is_hidden(m_tile, columns.tap, M, C, taps, FORM.halves, TILE), 0, steps)
     dh = first_h + columns.tap // kernel_w * step_h
@@ -144,7 +145,8 @@ def weight_gradient_kernel(
     acc = tl.zeros((BM, BN), tl.float32)
     for _ in range(steps):
         valid = p < end
-        a_tile = a.pointer + (m * a.c)[:, None] + pixel_offset(a, image, i, j)[None, :]
+        a_row = pixel_offset(a, image, i, j)
+        a_tile = a.pointer + (m * a.c)[:, None] + a_row[None, :]
         left = tl.load(a_tile, mask=(m < M)[:, None] & valid[None, :], other=0.0)
         right = load_shifted(x, columns, dh, dw, image, i * stride_h, j * stride_w, valid, pixels, FORM.flat)
         if FORM.interpreted:
@@ -159,7 +161,7 @@ def weight_gradient_kernel(
         over = i >= height
         i = tl.where(over, i - height, i)
         image += step_image + tl.where(over, 1, 0)
-    target = partial + (tl.program_id(2).to(tl.int64) * M + m)[:, None] * (count * C) + columns.index[None, :]
+    target = partial + (tl.program_id(2).to(tl.int64) * M + m)[:, None] * row_length + columns.index[None, :]
     tl.store(target, acc, mask=(m < M)[:, None] & columns.live[None, :])
 
 
@@ -216,12 +218,13 @@ def weight_gradient(a: Tensor, x: Tensor, grad: Tensor, geometry: TapGeometry) -
         partial = torch.empty((parts, outputs, columns), dtype=torch.float32, device=a.device)
         if tiles_m * tiles_n and parts:
             weight_gradient_kernel[(tiles_m, tiles_n, parts)](
-                Image.of(a), Image.of(x), partial, outputs, channels,
+                a=Image.of(a), x=Image.of(x), partial=partial, M=outputs, C=channels,
                 **pixels._asdict(), **taps._asdict(), share=share,
                 FORM=form, TILE=tile, num_warps=tile.warps, num_stages=tile.stages,
             )  # fmt: skip
         reduce_kernel[(triton.cdiv(grad.numel(), 256),)](
-            partial, Image.of(grad), parts, outputs, channels, geometry.units(outputs, channels)[0], **taps._asdict(),
+            partial=partial, grad=Image.of(grad), parts=parts,
+            M=outputs, C=channels, m_units=geometry.units(outputs, channels)[0], **taps._asdict(),
             FORM=ReduceForm(bool(geometry.centre), geometry.interleaved, INTERPRETED), PARTS=8, BLOCK=256,
         )  # fmt: skip
 

@@ -82,7 +82,7 @@ def statistics(x: Tensor, weight: Tensor, geometry: Geometry) -> tuple[Tensor, T
     result = torch.empty((2, channels), device=x.device)
     with on_device(x):
         statistics_kernel[(triton.cdiv(channels, 16),)](
-            parts[-1], result, parts[-1].shape[0], channels, TILES=128, CHANNELS=16
+            stats=parts[-1], result=result, tiles=parts[-1].shape[0], C=channels, TILES=128, CHANNELS=16
         )
     return z, result[0], result[1]
 
@@ -99,8 +99,8 @@ def normalise(
     tile = NormaliseTile(_TILE // columns, columns, _TILES)
     with on_device(z):
         normalise_kernel[(triton.cdiv(length, columns) * triton.cdiv(lines, tile.lines * tile.tiles),)](
-            z, y, Norm(mean.contiguous(), rstd.contiguous(), bn_weight, bn_bias),
-            lines, length, z.shape[1], negative_slope,
+            z=z, y=y, norm=Norm(mean.contiguous(), rstd.contiguous(), bn_weight, bn_bias),
+            lines=lines, length=length, C=z.shape[1], slope=negative_slope,
             FORM=NormaliseForm(innermost, activation, INTERPRETED), TILE=tile,
         )  # fmt: skip
     return y

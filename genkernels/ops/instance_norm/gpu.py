@@ -171,8 +171,8 @@ def forward(
     planes, tile = x.shape[0] * x.shape[1], _tile(x)
     with on_device(x):
         forward_kernel[(triton.cdiv(planes, tile.planes),)](
-            x, y, statistics, Affine(weight, bias),
-            planes, x.shape[1], x.shape[2] * x.shape[3], negative_slope, eps,
+            x=x, y=y, statistics=statistics, affine=Affine(weight, bias),
+            planes=planes, C=x.shape[1], P=x.shape[2] * x.shape[3], slope=negative_slope, eps=eps,
             FORM=Form(channels_adjoin(x), activation, INTERPRETED), TILE=tile,
         )  # fmt: skip
     return y, statistics
@@ -187,8 +187,8 @@ def backward(
     planes, tile = x.shape[0] * x.shape[1], _tile(x)
     with on_device(x):
         backward_kernel[(triton.cdiv(planes, tile.planes),)](
-            grad_output, x, grad_x, statistics, sums, Affine(weight, bias),
-            planes, x.shape[1], x.shape[2] * x.shape[3], negative_slope,
+            grad=grad_output, x=x, grad_x=grad_x, statistics=statistics, sums=sums, affine=Affine(weight, bias),
+            planes=planes, C=x.shape[1], P=x.shape[2] * x.shape[3], slope=negative_slope,
             FORM=Form(channels_adjoin(x), activation, INTERPRETED), TILE=tile,
         )  # fmt: skip
     return grad_x, sums
