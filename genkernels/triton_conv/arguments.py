@@ -1,14 +1,14 @@
-"""Named bundles of kernel arguments, and the rule by which an argument is bundled or not.
+"""Kernel arguments in named bundles, and the rule by which an argument is bundled or not.
 
 A NamedTuple is one argument of a kernel, and each of its fields is specialised as an argument of its own: compiled anew
 where it becomes 1, or a multiple of 16. Pointers, strides and channels are meant to be. Sizes of images and geometry of
 taps are not, since every new size would compile; but Triton (3.6 to 3.9) ignores ``do_not_specialize`` within a tuple.
-So `Pixels` and `Taps` are passed field by field, ``**pixels._asdict()``, and are tuples again inside the kernel. They
-are the reason why some kernels have more than 12 parameters.
+So `Pixels`, `Taps` and `Shifts` are passed field by field, ``**pixels._asdict()``, and are tuples again inside the
+kernel. They are the reason why some kernels have more than 12 parameters.
 
-What a kernel is compiled for is one constexpr tuple, `FORM`, its tile sizes another, `TILE`. Triton 3.6 hands out their
-fields as plain numbers and strings: a shape, or a string that goes on to another function, is assigned to a
-`tl.constexpr` first. It also loses constants in a tuple within a tuple, so bundles are flat, and an image that is not
+What a kernel is compiled for is one constexpr tuple, `FORM`, and its tile sizes are another, `TILE`. Triton 3.6 hands
+out their fields as plain numbers and strings, so a shape, or a string that goes on to another function, is assigned to
+a `tl.constexpr` first. It also loses constants in a tuple within a tuple, so bundles are flat, and an image that is not
 there is one whose pointer is None.
 """
 
@@ -49,13 +49,18 @@ class Pixels(NamedTuple):
 
 
 class Taps(NamedTuple):
-    """A `TapGeometry` in numbers; ``count``: how many taps are live, less the one that colour groups decide over."""
+    """Taps and colour groups of a `TapGeometry`; ``count``: how many taps are live, or are where groups allow."""
 
     kernel_h: Any
     kernel_w: Any
     count: Any
     groups: Any
     see_own: Any
+
+
+class Shifts(NamedTuple):
+    """Tap (r, s) of pixel (i, j) reads x at (i, j) * stride + first + (r, s) * step."""
+
     first_h: Any
     first_w: Any
     step_h: Any

@@ -26,10 +26,10 @@ import triton.language as tl
 from torch import Tensor
 
 from ..ops.core.cuda_device import float32_precision
-from .arguments import INTERPRETED, Image, Pixels, Taps
+from .arguments import INTERPRETED, Image, Pixels, Shifts, Taps
 from .elementwise import pixel_offset
 from .epilogue import Epilogue, store_affine, store_gated, store_statistics
-from .launch import FEW_CHANNELS, is_readable, is_wide, readable, run_with_best_tile
+from .launch import FEW_CHANNELS, cdiv, is_readable, is_wide, readable, run_with_best_tile
 from .pack import pack
 from .tap_geometry import TapGeometry
 from .tuning import Tile
@@ -89,38 +89,38 @@ class TileWeights(NamedTuple):
 
 
 @triton.jit
-def taps_of_phase(phase, taps: Taps, FORM: tl.constexpr):
+def taps_of_phase(phase, taps: Taps, shifts: Shifts, FORM: tl.constexpr):
     """The taps that reach an output phase; all live ones where there are no phases."""
     if FORM.phase_h * FORM.phase_w > 1:
         # first_h, first_w are the padding; output q * PHASE + phase gets tap r from input q + (phase + pad - r) / PHASE
         phase_h = phase // FORM.phase_w
         phase_w = phase % FORM.phase_w
-        skip_h = (phase_h + taps.first_h) % FORM.phase_h
-        skip_w = (phase_w + taps.first_w) % FORM.phase_w
-        h = (phase_h + taps.first_h - skip_h) // FORM.phase_h
-        w = (phase_w + taps.first_w - skip_w) // FORM.phase_w
+        skip_h = (phase_h + shifts.first_h) % FORM.phase_h
+        skip_w = (phase_w + shifts.first_w) % FORM.phase_w
+        h = (phase_h + shifts.first_h - skip_h) // FORM.phase_h
+        w = (phase_w + shifts.first_w - skip_w) // FORM.phase_w
         width = tl.maximum(taps.kernel_w - skip_w + FORM.phase_w - 1, 0) // FORM.phase_w
         count = tl.maximum(taps.kernel_h - skip_h + FORM.phase_h - 1, 0) // FORM.phase_h * width
         run = TapRun(count, width, h, w, phase_h, phase_w)
     else:
-        run = TapRun(taps.count, taps.kernel_w, taps.first_h, taps.first_w, 0, 0)
+        run = TapRun(taps.count, taps.kernel_w, shifts.first_h, shifts.first_w, 0, 0)
     return run
 
 
 @triton.jit
-def pixels_of_tile(row, x: Image, pixels: Pixels, taps: Taps):
+def pixels_of_tile(row, x: Image, pixels: Pixels, shifts: Shifts):
     image = row // (pixels.height * pixels.width)
     i = row // pixels.width % pixels.height
     j = row % pixels.width
     valid = row < pixels.rows
-    h = i * taps.stride_h
-    w = j * taps.stride_w
+    h = i * shifts.stride_h
+    w = j * shifts.stride_w
     return TilePixels(image, i, j, valid, h, w, pixel_offset(x, image, h, w))
 
 
 @triton.jit
 def walk_flat_k(
-    x: Image, weights: TileWeights, at: TilePixels, run: TapRun, pixels: Pixels, taps: Taps, channels: Channels, k,
+    x: Image, weights: TileWeights, at: TilePixels, run: TapRun, pixels: Pixels, shifts: Shifts, channels: Channels, k,
     FORM: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """The product of a tile where K is one run over (tap, channel)."""
@@ -131,8 +131,8 @@ def walk_flat_k(
     for k0 in range(0, depth, TILE.k):
         kk = k0 + k
         tap = kk // channels.inputs
-        dh = run.h + tap // run.width * taps.step_h
-        dw = run.w + tap % run.width * taps.step_w
+        dh = run.h + tap // run.width * shifts.step_h
+        dw = run.w + tap % run.width * shifts.step_w
         hh = at.h[:, None] + dh[None, :]
         ww = at.w[:, None] + dw[None, :]
         inside = (hh >= 0) & (hh < pixels.x_height) & (ww >= 0) & (ww < pixels.x_width)
@@ -170,8 +170,8 @@ def blocks_of_centre(n_tile, taps: Taps, channels: Channels, FORM: tl.constexpr,
 
 @triton.jit
 def walk_taps(
-    x: Image, weights: TileWeights, at: TilePixels, run: TapRun, pixels: Pixels, taps: Taps, channels: Channels, k,
-    n_tile, FORM: tl.constexpr, TILE: tl.constexpr,
+    x: Image, weights: TileWeights, at: TilePixels, run: TapRun, pixels: Pixels, taps: Taps, shifts: Shifts,
+    channels: Channels, k, n_tile, FORM: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """The product of a tile tap by tap, each in steps of BK channels; the centre of colour groups comes last."""
     BM: tl.constexpr = TILE.m
@@ -191,7 +191,7 @@ def walk_taps(
     c = tl.where(run.count == 0, begin * BK, 0)
     for _ in range(steps):
         dh = tap_h
-        dw = run.w + column * taps.step_w
+        dw = run.w + column * shifts.step_w
         shift = dh * x.h + dw * x.w
         if FORM.wide:
             shift = dh.to(tl.int64) * x.h + dw.to(tl.int64) * x.w
@@ -211,23 +211,25 @@ def walk_taps(
         c = tl.where(next_tap, tl.where(tap == run.count, begin * BK, 0), c)
         column = tl.where(next_tap, column + 1, column)
         next_line = column == run.width
-        tap_h = tl.where(next_line, tap_h + taps.step_h, tap_h)
+        tap_h = tl.where(next_line, tap_h + shifts.step_h, tap_h)
         column = tl.where(next_line, 0, column)
     return acc
 
 
-@triton.jit(do_not_specialize=[*Pixels._fields, *Taps._fields, "y_height", "y_width"])
+@triton.jit(do_not_specialize=[*Pixels._fields, *Taps._fields, *Shifts._fields, "y_height", "y_width"])
 def conv_kernel(
     x: Image, weight, y: Image, addend: Image, features: Image, channels: Channels, epilogue: Epilogue,
     rows, height, width, x_height, x_width,  # Pixels: those of one phase
-    kernel_h, kernel_w, count, groups, see_own, first_h, first_w, step_h, step_w, stride_h, stride_w,  # Taps
+    kernel_h, kernel_w, count, groups, see_own,  # Taps
+    first_h, first_w, step_h, step_w, stride_h, stride_w,  # Shifts
     y_height, y_width,
     FORM: tl.constexpr, TILE: tl.constexpr,  # ConvForm, tuning.Tile
 ):  # fmt: skip
     BN: tl.constexpr = TILE.n
     BK: tl.constexpr = TILE.k
     pixels = Pixels(rows, height, width, x_height, x_width)
-    taps = Taps(kernel_h, kernel_w, count, groups, see_own, first_h, first_w, step_h, step_w, stride_h, stride_w)
+    taps = Taps(kernel_h, kernel_w, count, groups, see_own)
+    shifts = Shifts(first_h, first_w, step_h, step_w, stride_h, stride_w)
 
     # Columns innermost, so that programs side by side read the same x.
     tiles_n = tl.cdiv(channels.outputs, BN)
@@ -236,7 +238,7 @@ def conv_kernel(
     n_tile = pid % tiles_n
     m_tile = (pid // tiles_n) % tiles_m
     phase = pid // (tiles_n * tiles_m)
-    run = taps_of_phase(phase, taps, FORM)
+    run = taps_of_phase(phase, taps, shifts, FORM)
     m = tl.arange(0, TILE.m)
     n = n_tile * BN + tl.arange(0, BN)
     k = tl.arange(0, BK)
@@ -245,15 +247,15 @@ def conv_kernel(
         row = m_tile.to(tl.int64) * TILE.m + m
         n = n.to(tl.int64)
         k = k.to(tl.int64)
-    at = pixels_of_tile(row, x, pixels, taps)
+    at = pixels_of_tile(row, x, pixels, shifts)
     weights = TileWeights(
         weight + phase * channels.outputs * channels.weight_row + n[None, :] * channels.weight_row + k[:, None],
         (n < channels.outputs)[None, :],
     )
     if FORM.flat_k:
-        acc = walk_flat_k(x, weights, at, run, pixels, taps, channels, k, FORM, TILE)
+        acc = walk_flat_k(x, weights, at, run, pixels, shifts, channels, k, FORM, TILE)
     else:
-        acc = walk_taps(x, weights, at, run, pixels, taps, channels, k, n_tile, FORM, TILE)
+        acc = walk_taps(x, weights, at, run, pixels, taps, shifts, channels, k, n_tile, FORM, TILE)
 
     h = at.i * FORM.phase_h + run.phase_h
     w = at.j * FORM.phase_w + run.phase_w
@@ -308,14 +310,14 @@ def convolve(
     if addend is not None:
         addend = readable(addend)
     channels = Channels(weight.shape[1], weight.shape[0], 0)
-    height, width = (-(-size // phase) for size, phase in zip(y.shape[2:], geometry.phases, strict=True))
+    height, width = (cdiv(size, phase) for size, phase in zip(y.shape[2:], geometry.phases, strict=True))
     pixels = Pixels(y.shape[0] * height * width, height, width, x.shape[2], x.shape[3])
     phases = geometry.phases[0] * geometry.phases[1]
     flat = channels.inputs < FEW_CHANNELS
     # Two halves of groups are walked by blocks where they are the sum's, or stand in pairs.
     in_order = not geometry.interleaved and (not geometry.halves or geometry.centre == "backward" or gate is not None)
     by_blocks = bool(geometry.centre) and in_order and not flat
-    taps = geometry.scalars(geometry.taps if by_blocks else geometry.taps + bool(geometry.centre))
+    taps = geometry.counted(geometry.taps if by_blocks else geometry.taps + bool(geometry.centre))
     form = ConvForm(
         *geometry.phases,
         flat_k=flat,
@@ -330,15 +332,15 @@ def convolve(
 
     def run(tile: Tile) -> None:
         packed, row_length = pack(weight, geometry, tile.k, flat, form.gated)
-        tiles_m = triton.cdiv(pixels.rows, tile.m)
+        tiles_m = cdiv(pixels.rows, tile.m)
         part = None
         if stats is not None:
             part = torch.empty((tiles_m * phases, 3, channels.outputs), dtype=torch.float32, device=x.device)
             stats.append(part)
-        conv_kernel[(triton.cdiv(channels.outputs, tile.n) * tiles_m * phases,)](
+        conv_kernel[(cdiv(channels.outputs, tile.n) * tiles_m * phases,)](
             x=Image.of(x), weight=packed, y=Image.of(target), addend=Image.of(addend), features=Image.of(features),
             channels=channels._replace(weight_row=row_length), epilogue=Epilogue(scale, bias, part, slope),
-            **pixels._asdict(), **taps._asdict(), y_height=y.shape[2], y_width=y.shape[3],
+            **pixels._asdict(), **taps._asdict(), **geometry.shifts._asdict(), y_height=y.shape[2], y_width=y.shape[3],
             FORM=form, TILE=tile, num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
 

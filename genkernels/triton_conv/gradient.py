@@ -30,7 +30,7 @@ from torch import Tensor
 from ..ops.core.strides import channels_adjoin
 from .arguments import INTERPRETED, Image
 from .elementwise import activate, pixel_offset, rounded, slope_at, store_halves
-from .launch import is_readable, is_wide, on_device
+from .launch import cdiv, is_readable, is_wide, on_device
 
 
 class GradientForm(NamedTuple):
@@ -204,7 +204,7 @@ def gradient(
     at = grad_output if at is None else at
     g = torch.empty_like(grad_output, memory_format=torch.channels_last) if write else grad_output
     rows = n * height * width
-    parts = triton.cdiv(rows, _TILE.rows * _TILE.tiles)
+    parts = cdiv(rows, _TILE.rows * _TILE.tiles)
     count = 0 if sums is None else 1 if norm is None else 2
     partial = torch.empty((count, parts, channels), dtype=torch.float32, device=g.device) if count else None
     form = GradientForm(
@@ -218,7 +218,7 @@ def gradient(
         interpreted=INTERPRETED,
     )
     with on_device(g):
-        gradient_kernel[(parts, triton.cdiv(channels, _TILE.channels))](
+        gradient_kernel[(parts, cdiv(channels, _TILE.channels))](
             grad=Image.of(grad_output), at=Image.of(at), g=Image.of(g), partial=partial, norm=norm,
             rows=rows, height=height, width=width, C=channels, negative_slope=slope, FORM=form, TILE=_TILE,
         )  # fmt: skip
@@ -235,7 +235,7 @@ def gate_gradient(grad_output: Tensor, features: Tensor, sums: Tensor | None) ->
     n, units, height, width = grad_output.shape
     g = torch.empty_like(features, memory_format=torch.channels_last)
     rows = n * height * width
-    parts = triton.cdiv(rows, _TILE.rows * _TILE.tiles)
+    parts = cdiv(rows, _TILE.rows * _TILE.tiles)
     partial = None if sums is None else torch.empty((parts, 2 * units), dtype=torch.float32, device=g.device)
     form = GradientForm(
         activation="none",
@@ -248,7 +248,7 @@ def gate_gradient(grad_output: Tensor, features: Tensor, sums: Tensor | None) ->
         interpreted=INTERPRETED,
     )
     with on_device(g):
-        gate_gradient_kernel[(parts, triton.cdiv(units, _TILE.channels))](
+        gate_gradient_kernel[(parts, cdiv(units, _TILE.channels))](
             grad=Image.of(grad_output), features=Image.of(features), g=Image.of(g), partial=partial,
             rows=rows, height=height, width=width, units=units, FORM=form, TILE=_TILE,
         )  # fmt: skip
@@ -258,6 +258,6 @@ def gate_gradient(grad_output: Tensor, features: Tensor, sums: Tensor | None) ->
 
 
 def _add_up(partial: Tensor | None, sums: Tensor, count: int, parts: int, channels: int) -> None:
-    add_up_kernel[(triton.cdiv(channels, 32), count)](
+    add_up_kernel[(cdiv(channels, 32), count)](
         partial=partial, result=sums, parts=parts, C=channels, INTERPRETED=INTERPRETED, PARTS=64, CHANNELS=32
     )

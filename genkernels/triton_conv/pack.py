@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .arguments import Image, Taps
+from .launch import cdiv
 from .tap_geometry import TapGeometry
 
 _BLOCK = 1024
@@ -54,11 +55,12 @@ def centre_is_live(o, c, o_units, c_units, groups, see_own, INTERLEAVED: tl.cons
     return difference + see_own > 0
 
 
-@triton.jit(do_not_specialize=[*PackSizes._fields, *Taps._fields])
+@triton.jit(do_not_specialize=[*PackSizes._fields, *Taps._fields, "pad_h", "pad_w"])
 def pack_kernel(
     weight: Image, packed, tap_length, row_length,  # elements of one tap, and of one row
     outputs, inputs, output_units, input_units, total,  # PackSizes
-    kernel_h, kernel_w, count, groups, see_own, first_h, first_w, step_h, step_w, stride_h, stride_w,  # Taps
+    kernel_h, kernel_w, count, groups, see_own,  # Taps
+    pad_h, pad_w,
     FORM: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     e = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -71,8 +73,8 @@ def pack_kernel(
     live = (e < total) & (c < inputs)
     if FORM.phase_h * FORM.phase_w > 1:
         phase = line // outputs
-        skip_h = (phase // FORM.phase_w + first_h) % FORM.phase_h
-        skip_w = (phase % FORM.phase_w + first_w) % FORM.phase_w
+        skip_h = (phase // FORM.phase_w + pad_h) % FORM.phase_h
+        skip_w = (phase % FORM.phase_w + pad_w) % FORM.phase_w
         taps_w = tl.maximum(kernel_w - skip_w + FORM.phase_w - 1, 0) // FORM.phase_w
         r = skip_h + tap // tl.maximum(taps_w, 1) * FORM.phase_h
         s = skip_w + tap % tl.maximum(taps_w, 1) * FORM.phase_w
@@ -95,14 +97,15 @@ def pack_kernel(
 def pack(weight: Tensor, geometry: TapGeometry, step: int, flat: bool, gated: bool) -> tuple[Tensor, int]:
     """The packed weights of all phases, and the length of a row; ``step``: channels of a step of the walk."""
     outputs, inputs = weight.shape[:2]
-    tap_length = inputs if flat else triton.cdiv(inputs, step) * step
-    row_length = triton.cdiv(geometry.stored_taps * tap_length, step) * step
+    tap_length = inputs if flat else cdiv(inputs, step) * step
+    row_length = cdiv(geometry.stored_taps * tap_length, step) * step
     packed = weight.new_empty((geometry.phases[0] * geometry.phases[1], outputs, row_length))
     if packed.numel():
         sizes = PackSizes(outputs, inputs, *geometry.units(outputs, inputs), packed.numel())
-        pack_kernel[(triton.cdiv(packed.numel(), _BLOCK),)](
+        pack_kernel[(cdiv(packed.numel(), _BLOCK),)](
             weight=Image.of(weight), packed=packed, tap_length=tap_length, row_length=row_length,
-            **sizes._asdict(), **geometry.scalars(geometry.taps)._asdict(),
+            **sizes._asdict(), **geometry.counted(geometry.taps)._asdict(),
+            pad_h=geometry.first[0], pad_w=geometry.first[1],
             FORM=PackForm(*geometry.phases, geometry.centre, geometry.interleaved, gated), BLOCK=_BLOCK,
         )  # fmt: skip
     return packed, row_length

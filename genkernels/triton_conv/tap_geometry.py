@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .arguments import Taps
+from .arguments import Shifts, Taps
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,10 @@ class TapGeometry:
             return out_channels, channels // (1 + self.halves)
         return out_channels // (1 + self.halves), channels
 
-    def scalars(self, count: int) -> Taps:
-        """What kernels get of it, with ``count`` taps to walk."""
-        return Taps(*self.kernel, count, self.groups, int(self.see_own), *self.first, *self.step, *self.stride)
+    def counted(self, count: int) -> Taps:
+        """The taps as kernels get them, with ``count`` to walk."""
+        return Taps(*self.kernel, count, self.groups, int(self.see_own))
+
+    @property
+    def shifts(self) -> Shifts:
+        return Shifts(*self.first, *self.step, *self.stride)

@@ -22,9 +22,9 @@ import triton.language as tl
 from torch import Tensor
 
 from ..ops.core.cuda_device import float32_precision
-from .arguments import INTERPRETED, Image, Pixels, Taps
+from .arguments import INTERPRETED, Image, Pixels, Shifts, Taps
 from .elementwise import pixel_offset, rounded
-from .launch import FEW_CHANNELS, is_wide, readable, run_with_best_tile, split_k
+from .launch import FEW_CHANNELS, cdiv, is_wide, readable, run_with_best_tile, split_k
 from .pack import centre_is_live
 from .tap_geometry import TapGeometry
 from .tuning import Tile
@@ -102,11 +102,12 @@ def load_shifted(
     return tl.load(tile, mask=mask, other=0.0)
 
 
-@triton.jit(do_not_specialize=[*Pixels._fields, *Taps._fields, "share"])
+@triton.jit(do_not_specialize=[*Pixels._fields, *Taps._fields, *Shifts._fields, "share"])
 def weight_gradient_kernel(
     a: Image, x: Image, partial, M, C,
     rows, height, width, x_height, x_width,  # Pixels: those of a
-    kernel_h, kernel_w, count, groups, see_own, first_h, first_w, step_h, step_w, stride_h, stride_w,
+    kernel_h, kernel_w, count, groups, see_own,  # Taps
+    first_h, first_w, step_h, step_w, stride_h, stride_w,  # Shifts
     share,  # pixels for one program, whole steps
     FORM: tl.constexpr, TILE: tl.constexpr,  # WeightGradientForm, tuning.Tile
 ):  # fmt: skip
@@ -115,7 +116,7 @@ def weight_gradient_kernel(
     BN: tl.constexpr = TILE.n
     BK: tl.constexpr = TILE.k
     pixels = Pixels(rows, height, width, x_height, x_width)
-    taps = Taps(kernel_h, kernel_w, count, groups, see_own, first_h, first_w, step_h, step_w, stride_h, stride_w)
+    taps = Taps(kernel_h, kernel_w, count, groups, see_own)
     m_tile = tl.program_id(0)
     row_length = count * C
     steps = tl.cdiv(share, BK)
@@ -168,7 +169,7 @@ def weight_gradient_kernel(
 @triton.jit(do_not_specialize=["parts", "M", "C", "m_units", *Taps._fields])
 def reduce_kernel(
     partial, grad: Image, parts, M, C, m_units,
-    kernel_h, kernel_w, count, groups, see_own, first_h, first_w, step_h, step_w, stride_h, stride_w,  # Taps
+    kernel_h, kernel_w, count, groups, see_own,  # Taps
     FORM: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Adds the partials in order and writes the gradient in the weight's layout; a dead tap gets exactly zero."""
@@ -199,7 +200,7 @@ def weight_gradient(a: Tensor, x: Tensor, grad: Tensor, geometry: TapGeometry) -
     a, x = readable(a), readable(x)
     pixels = Pixels(a.shape[0] * a.shape[2] * a.shape[3], *a.shape[2:], *x.shape[2:])
     outputs, channels = a.shape[1], x.shape[1]
-    taps = geometry.scalars(geometry.taps + bool(geometry.centre))
+    taps = geometry.counted(geometry.taps + bool(geometry.centre))
     columns = taps.count * channels
     flat = channels < FEW_CHANNELS
     form = WeightGradientForm(
@@ -212,17 +213,17 @@ def weight_gradient(a: Tensor, x: Tensor, grad: Tensor, geometry: TapGeometry) -
     )
 
     def run(tile: Tile) -> None:
-        tiles_m = triton.cdiv(outputs, tile.m)
-        tiles_n = triton.cdiv(columns, tile.n) if flat else taps.count * triton.cdiv(channels, tile.n)
+        tiles_m = cdiv(outputs, tile.m)
+        tiles_n = cdiv(columns, tile.n) if flat else taps.count * cdiv(channels, tile.n)
         share, parts = split_k(a, pixels.rows, tiles_m * tiles_n, tile.k, 4 * outputs * columns)
         partial = torch.empty((parts, outputs, columns), dtype=torch.float32, device=a.device)
         if tiles_m * tiles_n and parts:
             weight_gradient_kernel[(tiles_m, tiles_n, parts)](
                 a=Image.of(a), x=Image.of(x), partial=partial, M=outputs, C=channels,
-                **pixels._asdict(), **taps._asdict(), share=share,
+                **pixels._asdict(), **taps._asdict(), **geometry.shifts._asdict(), share=share,
                 FORM=form, TILE=tile, num_warps=tile.warps, num_stages=tile.stages,
             )  # fmt: skip
-        reduce_kernel[(triton.cdiv(grad.numel(), 256),)](
+        reduce_kernel[(cdiv(grad.numel(), 256),)](
             partial=partial, grad=Image.of(grad), parts=parts,
             M=outputs, C=channels, m_units=geometry.units(outputs, channels)[0], **taps._asdict(),
             FORM=ReduceForm(bool(geometry.centre), geometry.interleaved, INTERPRETED), PARTS=8, BLOCK=256,

@@ -17,7 +17,7 @@ from torch import Tensor
 from ...triton_conv.arguments import INTERPRETED
 from ...triton_conv.forward import convolve
 from ...triton_conv.gradient import gradient
-from ...triton_conv.launch import on_device
+from ...triton_conv.launch import cdiv, on_device
 from ...triton_conv.norm import Norm, NormaliseForm, NormaliseTile, normalise_kernel, statistics_kernel
 from ...triton_conv.tap_geometry import TapGeometry
 from ...triton_conv.weight_gradient import weight_gradient
@@ -81,7 +81,7 @@ def statistics(x: Tensor, weight: Tensor, geometry: Geometry) -> tuple[Tensor, T
     channels = z.shape[1]
     result = torch.empty((2, channels), device=x.device)
     with on_device(x):
-        statistics_kernel[(triton.cdiv(channels, 16),)](
+        statistics_kernel[(cdiv(channels, 16),)](
             stats=parts[-1], result=result, tiles=parts[-1].shape[0], C=channels, TILES=128, CHANNELS=16
         )
     return z, result[0], result[1]
@@ -98,7 +98,7 @@ def normalise(
     columns = min(triton.next_power_of_2(length), _MOST_COLUMNS)
     tile = NormaliseTile(_TILE // columns, columns, _TILES)
     with on_device(z):
-        normalise_kernel[(triton.cdiv(length, columns) * triton.cdiv(lines, tile.lines * tile.tiles),)](
+        normalise_kernel[(cdiv(length, columns) * cdiv(lines, tile.lines * tile.tiles),)](
             z=z, y=y, norm=Norm(mean.contiguous(), rstd.contiguous(), bn_weight, bn_bias),
             lines=lines, length=length, C=z.shape[1], slope=negative_slope,
             FORM=NormaliseForm(innermost, activation, INTERPRETED), TILE=tile,

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ...triton_conv.arguments import INTERPRETED
 from ...triton_conv.elementwise import activate, rounded, slope_at
-from ...triton_conv.launch import on_device
+from ...triton_conv.launch import cdiv, on_device
 from ..core.strides import channels_adjoin
 
 _TILE, _MOST_PIXELS, _CHANNELS = 2048, 1024, 32  # elements of a tile, pixels of one of planes, channels of another
@@ -170,7 +170,7 @@ def forward(
     statistics = torch.empty((2, x.shape[0], x.shape[1]), device=x.device)
     planes, tile = x.shape[0] * x.shape[1], _tile(x)
     with on_device(x):
-        forward_kernel[(triton.cdiv(planes, tile.planes),)](
+        forward_kernel[(cdiv(planes, tile.planes),)](
             x=x, y=y, statistics=statistics, affine=Affine(weight, bias),
             planes=planes, C=x.shape[1], P=x.shape[2] * x.shape[3], slope=negative_slope, eps=eps,
             FORM=Form(channels_adjoin(x), activation, INTERPRETED), TILE=tile,
@@ -186,7 +186,7 @@ def backward(
     sums = torch.empty_like(statistics)
     planes, tile = x.shape[0] * x.shape[1], _tile(x)
     with on_device(x):
-        backward_kernel[(triton.cdiv(planes, tile.planes),)](
+        backward_kernel[(cdiv(planes, tile.planes),)](
             grad=grad_output, x=x, grad_x=grad_x, statistics=statistics, sums=sums, affine=Affine(weight, bias),
             planes=planes, C=x.shape[1], P=x.shape[2] * x.shape[3], slope=negative_slope,
             FORM=Form(channels_adjoin(x), activation, INTERPRETED), TILE=tile,
