@@ -1,9 +1,9 @@
-"""Convolutions on a GPU as implicit GEMM, in Triton: what masked_conv and conv_bn_act have in common.
+"""Convolutions on a GPU as implicit GEMM, in Triton, shared by masked_conv and conv_bn_act.
 
     availability.py      whether Triton can run here, and why not
     tap_geometry.py      which pixels the taps read, and which taps are live
     tuning.py            which tile sizes a problem is tried with, and the cache of what won; imports no Triton
-    launch.py            what launches have in common: device, layouts, width of indices, tile sizes, split-K
+    launch.py            common parts of launches: device, layouts, width of indices, tile sizes, split-K
     arguments.py         kernel arguments in named bundles
     elementwise.py       activations and their derivatives, rounding, loads and stores of image tiles
     pack.py              the weight's live taps, laid out as the products read them

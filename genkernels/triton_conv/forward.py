@@ -1,4 +1,4 @@
-"""Implicit matrix product over live taps: the convolution, forward or to its input, plain, strided or transposed.
+"""Implicit GEMM over live taps: the convolution, forward or to its input, plain, strided or transposed.
 
 One program makes a tile of `BM` output pixels x `BN` output channels, and walks K = taps x channels in steps of `BK`;
 no patch matrix exists. x is read once per tap and tile column (from L2, since neighbouring programs share it), the

@@ -1,11 +1,11 @@
-"""What stands between an incoming gradient and the products of a backward pass: activation and batch norm.
+"""The incoming gradient through activation and batch norm, before the GEMMs of a backward pass; its sums over pixels.
 
 One pass over [pixels, channels] tiles: g = grad_y * act'(at), `at` being y, or z under batch norm, from which zhat and
 the activation's argument are worked out again; then the sums of g and g * zhat over the pixels, or what the products
 read, ``factor * (g - mean_g - zhat * mean_g_zhat)``, written with channels innermost. Memory bounds it: 2 images read,
 1 written. Under a gate g has twice the channels of grad_y.
 
-Why not in the loaders of the two products, without ever writing g. Let G be the bytes of g. This pass moves 3 G, and
+The loaders of the two products could do it, never writing g. Let G be the bytes of g. This pass moves 3 G, and
 each product then reads g from memory once, 5 G; with the work in their loaders both read grad_y and z, 4 G. So a
 loader saves G of memory traffic. It pays for that with a second operand through L2 every time a product reads g: once
 per tap that meets a pixel and per tile across, R G in all. L2 gives about twice the bandwidth of memory, so the loader

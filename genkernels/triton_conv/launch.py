@@ -1,4 +1,4 @@
-"""What launches have in common: the current device, layouts the kernels read, width of indices, tile sizes, split-K.
+"""Common parts of launches: the current device, layouts the kernels read, width of indices, tile sizes, split-K.
 
 All launches run on the caller's stream and device, synchronise nothing (tile sizes are timed once, see tuning.py) and
 allocate through PyTorch alone, so a CUDA graph can capture them.

@@ -1,4 +1,4 @@
-"""The weight's live taps as the matrix products read them: one row per output channel, channels in innermost.
+"""Packed weights, the live taps as the GEMMs read them: one row per output channel, channels in innermost.
 
 A row holds (tap, channel) in the order in which the convolution walks them, each tap padded with zeros to whole steps
 of the walk (or, where K is walked flat, the row alone), hidden channel pairs of the centre tap zero: what stands in a

@@ -1,4 +1,4 @@
-"""Which pixels the sums of a convolution, of its gradient or of the gradient of its weight run over."""
+"""Tap geometry: the pixels that a convolution, its input gradient or its weight gradient sums over."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weight gradient: a matrix product whose long axis is the pixels, split over programs and added up in a fixed order.
+"""Weight gradient: a GEMM whose K axis is the pixels, split over programs (split-K) and added up in a fixed order.
 
     grad[m, tap, c] = sum over pixels p of a[p, m] * x[p * stride + shift(tap), c]
 
