@@ -24,8 +24,18 @@ class Epilogue(NamedTuple):
     slope: Any
 
 
+class OutputPixels(NamedTuple):
+    """The pixels of y that a tile makes: image, row and column, whether they exist, and their offsets."""
+
+    image: Any
+    h: Any
+    w: Any
+    valid: Any
+    y_row: Any
+
+
 @triton.jit
-def store_affine(acc, y: Image, y_row, valid, n, epilogue: Epilogue, outputs, FORM: tl.constexpr):
+def store_affine(acc, y: Image, at: OutputPixels, n, epilogue: Epilogue, outputs, FORM: tl.constexpr):
     """y = act(acc * scale + bias); returns it as it was rounded."""
     ACTIVATION: tl.constexpr = FORM.activation
     if epilogue.scale is not None:
@@ -33,15 +43,15 @@ def store_affine(acc, y: Image, y_row, valid, n, epilogue: Epilogue, outputs, FO
     if epilogue.bias is not None:
         acc += tl.load(epilogue.bias + n, mask=n < outputs, other=0.0).to(tl.float32)[None, :]
     out = rounded(activate(acc, epilogue.slope, ACTIVATION), y.pointer.dtype.element_ty, FORM.interpreted)
-    y_tile = y.pointer + y_row[:, None] + (n * y.c)[None, :]
-    tl.store(y_tile, out, mask=valid[:, None] & (n < outputs)[None, :])
+    y_tile = y.pointer + at.y_row[:, None] + (n * y.c)[None, :]
+    tl.store(y_tile, out, mask=at.valid[:, None] & (n < outputs)[None, :])
     return out
 
 
 @triton.jit
 def store_gated(
-    acc, image, h, w, valid, y_row, n_tile, y: Image, addend: Image, features: Image,
-    epilogue: Epilogue, units, FORM: tl.constexpr, TILE: tl.constexpr,
+    acc, y: Image, addend: Image, features: Image, at: OutputPixels, n_tile, epilogue: Epilogue, units,
+    FORM: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """y = tanh(a) * sigmoid(b), a and b the halves of features = acc + bias + addend, which are stored if there."""
     BM: tl.constexpr = TILE.m
@@ -49,20 +59,20 @@ def store_gated(
     unit = n_tile * HALF + tl.arange(0, HALF)
     if FORM.wide:
         unit = unit.to(tl.int64)
-    there = valid[:, None] & (unit < units)[None, :]
+    there = at.valid[:, None] & (unit < units)[None, :]
     content, gate = tl.split(tl.reshape(acc, (BM, HALF, 2)))
     if epilogue.bias is not None:
         content += tl.load(epilogue.bias + unit, mask=unit < units, other=0.0).to(tl.float32)[None, :]
         gate += tl.load(epilogue.bias + units + unit, mask=unit < units, other=0.0).to(tl.float32)[None, :]
     if addend.pointer is not None:
-        added = load_halves(addend, pixel_offset(addend, image, h, w), unit, units, there)
+        added = load_halves(addend, pixel_offset(addend, at.image, at.h, at.w), unit, units, there)
         content += added[0]
         gate += added[1]
     if features.pointer is not None:
-        row = pixel_offset(features, image, h, w)
+        row = pixel_offset(features, at.image, at.h, at.w)
         store_halves(features, row, unit, units, content, gate, there, FORM.interpreted)
     out = activate(content, epilogue.slope, "tanh") * activate(gate, epilogue.slope, "sigmoid")
-    y_tile = y.pointer + y_row[:, None] + (unit * y.c)[None, :]
+    y_tile = y.pointer + at.y_row[:, None] + (unit * y.c)[None, :]
     tl.store(y_tile, rounded(out, y.pointer.dtype.element_ty, FORM.interpreted), mask=there)
 
 

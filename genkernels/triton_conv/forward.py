@@ -28,7 +28,7 @@ from torch import Tensor
 from ..ops.core.cuda_device import float32_precision
 from .arguments import INTERPRETED, Image, Pixels, Shifts, Taps
 from .elementwise import pixel_offset
-from .epilogue import Epilogue, store_affine, store_gated, store_statistics
+from .epilogue import Epilogue, OutputPixels, store_affine, store_gated, store_statistics
 from .launch import FEW_CHANNELS, cdiv, is_readable, is_wide, readable, run_with_best_tile
 from .pack import pack
 from .tap_geometry import TapGeometry
@@ -260,14 +260,11 @@ def conv_kernel(
     h = at.i * FORM.phase_h + run.phase_h
     w = at.j * FORM.phase_w + run.phase_w
     valid = at.valid & (h < y_height) & (w < y_width)
-    y_row = pixel_offset(y, at.image, h, w)
+    out_at = OutputPixels(at.image, h, w, valid, pixel_offset(y, at.image, h, w))
     if FORM.gated:
-        units = channels.outputs // 2
-        store_gated(
-            acc, at.image, h, w, valid, y_row, n_tile, y, addend, features, epilogue, units, FORM, TILE
-        )  # fmt: skip
+        store_gated(acc, y, addend, features, out_at, n_tile, epilogue, channels.outputs // 2, FORM, TILE)
     else:
-        out = store_affine(acc, y, y_row, valid, n, epilogue, channels.outputs, FORM)
+        out = store_affine(acc, y, out_at, n, epilogue, channels.outputs, FORM)
         if epilogue.statistics is not None:
             part = phase * tiles_m + m_tile
             store_statistics(epilogue.statistics, out, valid, part, n, channels.outputs)

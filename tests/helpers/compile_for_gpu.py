@@ -1,4 +1,4 @@
-"""Compiles the Triton kernels for an H100 without one: what the interpreter takes but the compiler refuses, shows.
+"""Compilation of the Triton kernels for an H100 without one, for what the interpreter takes and the compiler refuses.
 
     python tests/helpers/compile_for_gpu.py
 
@@ -20,7 +20,7 @@ PROCESSORS, SHARED_BYTES = 132, 232448
 
 
 class Driver:
-    """The part of Triton's driver that compiling asks."""
+    """The part of Triton's driver that compiling reads."""
 
     def get_current_target(self) -> GPUTarget:
         return GPUTarget("cuda", 90, 32)
