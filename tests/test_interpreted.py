@@ -1,4 +1,4 @@
-"""Runs the tests of the Triton kernels in Triton's interpreter, for machines without a GPU."""
+"""The Triton kernels' tests in Triton's interpreter, and their compilation, for machines without a GPU."""
 
 import importlib.util
 import os

@@ -1,4 +1,4 @@
-"""Whether the Triton kernels can take a tensor. Imports no Triton: that happens when one on a GPU arrives."""
+"""Availability of the Triton kernels for a tensor. Imports no Triton: that happens when one on a GPU arrives."""
 
 from __future__ import annotations
 

@@ -7,10 +7,37 @@ reads z and writes y once, line by line in memory order, which memory bandwidth 
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
-from .forward import activate, rounded
+from .elementwise import activate, rounded
+
+
+class Norm(NamedTuple):
+    """Statistics and affine parameters [C]; weight and bias None where there are none."""
+
+    mean: Any
+    rstd: Any
+    weight: Any
+    bias: Any
+
+
+class NormaliseForm(NamedTuple):
+    """What `normalise_kernel` is compiled for."""
+
+    channels_innermost: bool  # a line is a pixel, else a plane
+    activation: str
+    interpreted: bool
+
+
+class NormaliseTile(NamedTuple):
+    """Lines and columns of a tile, and how many tiles a program walks."""
+
+    lines: int
+    columns: int
+    tiles: int
 
 
 @triton.jit(do_not_specialize=["tiles", "C"])
@@ -38,44 +65,45 @@ def statistics_kernel(stats, result, tiles, C, TILES: tl.constexpr, CHANNELS: tl
     tl.store(result + C + c, deviations, mask=c < C)
 
 
+@triton.jit
+def load_norm(norm: Norm, c, mask):
+    """Mean, rstd, weight and bias of channels c; 0 for a weight or bias that is None, which is not read."""
+    mean = tl.load(norm.mean + c, mask=mask, other=0.0)
+    rstd = tl.load(norm.rstd + c, mask=mask, other=0.0)
+    weight = 0.0
+    bias = 0.0
+    if norm.weight is not None:
+        weight = tl.load(norm.weight + c, mask=mask, other=0.0)
+    if norm.bias is not None:
+        bias = tl.load(norm.bias + c, mask=mask, other=0.0)
+    return Norm(mean, rstd, weight, bias)
+
+
 @triton.jit(do_not_specialize=["lines", "C", "slope"])
 def normalise_kernel(
-    z, y, mean, rstd, weight, bias, lines, length, C, slope,
-    CHANNELS_INNERMOST: tl.constexpr,  # a line is a pixel, else a plane
-    HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, ACTIVATION: tl.constexpr, INTERPRETED: tl.constexpr,
-    LINES: tl.constexpr, COLUMNS: tl.constexpr, TILES: tl.constexpr,
+    z, y, norm: Norm, lines, length, C, slope,
+    FORM: tl.constexpr, TILE: tl.constexpr,  # NormaliseForm, NormaliseTile
 ):  # fmt: skip
-    """y = act(batch norm of z); both dense, ``lines`` of ``length``, of which a program takes LINES * TILES."""
-    across = tl.cdiv(length, COLUMNS)
-    column = tl.program_id(0) % across * COLUMNS + tl.arange(0, COLUMNS)
-    first = (tl.program_id(0) // across).to(tl.int64) * (LINES * TILES)
-    line = first + tl.arange(0, LINES)
+    """y = act(batch norm of z); both dense, ``lines`` of ``length``, of which a program takes several tiles."""
+    ACTIVATION: tl.constexpr = FORM.activation
+    across = tl.cdiv(length, TILE.columns)
+    column = tl.program_id(0) % across * TILE.columns + tl.arange(0, TILE.columns)
+    first = (tl.program_id(0) // across).to(tl.int64) * (TILE.lines * TILE.tiles)
+    line = first + tl.arange(0, TILE.lines)
     there = (column < length)[None, :]
-    if CHANNELS_INNERMOST:
-        c = column[None, :]
-        scale = tl.load(rstd + c, mask=there, other=0.0)
-        centre = tl.load(mean + c, mask=there, other=0.0)
-        if HAS_WEIGHT:
-            gamma = tl.load(weight + c, mask=there, other=0.0)
-        if HAS_BIAS:
-            beta = tl.load(bias + c, mask=there, other=0.0)
-    for _ in range(tl.minimum(tl.cdiv(lines - first, LINES), TILES)):
+    if FORM.channels_innermost:
+        values = load_norm(norm, column[None, :], there)
+    for _ in range(tl.minimum(tl.cdiv(lines - first, TILE.lines), TILE.tiles)):
         known = (line < lines)[:, None]
-        if not CHANNELS_INNERMOST:
-            c = (line % C)[:, None]
-            scale = tl.load(rstd + c, mask=known, other=0.0)
-            centre = tl.load(mean + c, mask=known, other=0.0)
-            if HAS_WEIGHT:
-                gamma = tl.load(weight + c, mask=known, other=0.0)
-            if HAS_BIAS:
-                beta = tl.load(bias + c, mask=known, other=0.0)
+        if not FORM.channels_innermost:
+            values = load_norm(norm, (line % C)[:, None], known)
         at = line[:, None] * length + column[None, :]
         u = tl.load(z + at, mask=known & there, other=0.0).to(tl.float32)
-        u = (u - centre) * scale
-        if HAS_WEIGHT:
-            u = u * gamma
-        if HAS_BIAS:
-            u = u + beta
-        out = rounded(activate(u, slope, ACTIVATION), y.dtype.element_ty, INTERPRETED)
+        u = (u - values.mean) * values.rstd
+        if norm.weight is not None:
+            u = u * values.weight
+        if norm.bias is not None:
+            u = u + values.bias
+        out = rounded(activate(u, slope, ACTIVATION), y.dtype.element_ty, FORM.interpreted)
         tl.store(y + at, out, mask=known & there)
-        line += LINES
+        line += TILE.lines

@@ -1,4 +1,4 @@
-"""The weight's live taps as the matrix products read them: one row per output channel, channels in innermost.
+"""Packed weights, the live taps as the GEMMs read them: one row per output channel, channels in innermost.
 
 A row holds (tap, channel) in the order in which the convolution walks them, each tap padded with zeros to whole steps
 of the walk (or, where K is walked flat, the row alone), hidden channel pairs of the centre tap zero: what stands in a
@@ -9,8 +9,37 @@ hundred kilobytes once per call; the time is that of a launch.
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
+from torch import Tensor
+
+from .arguments import Image, Taps
+from .launch import cdiv
+from .tap_geometry import TapGeometry
+
+_BLOCK = 1024
+
+
+class PackSizes(NamedTuple):
+    """Rows (of a phase), channels, those the groups of both repeat after, and elements of all; passed as `Taps` are."""
+
+    outputs: Any
+    inputs: Any
+    output_units: Any
+    input_units: Any
+    total: Any
+
+
+class PackForm(NamedTuple):
+    """What `pack_kernel` is compiled for."""
+
+    phase_h: int
+    phase_w: int
+    centre: str  # "" | "forward" | "backward": the tap after the live ones exists, by groups
+    interleaved: bool
+    gated: bool
 
 
 @triton.jit
@@ -26,48 +55,57 @@ def centre_is_live(o, c, o_units, c_units, groups, see_own, INTERLEAVED: tl.cons
     return difference + see_own > 0
 
 
-@triton.jit(
-    do_not_specialize=[
-        "OUT", "C", "o_units", "c_units", "total", "kernel_h", "kernel_w", "taps", "groups", "see_own",
-        "pad_h", "pad_w",
-    ]
-)  # fmt: skip
+@triton.jit(do_not_specialize=[*PackSizes._fields, *Taps._fields, "pad_h", "pad_w"])
 def pack_kernel(
-    weight, packed,
-    OUT, C, o_units, c_units, total,  # rows (of a phase), channels, those the groups repeat after, elements of packed
-    tap_length, w_row,  # elements of one tap, and of one row
-    kernel_h, kernel_w, taps, groups, see_own, pad_h, pad_w,
-    ws_o, ws_c, ws_h, ws_w,
-    PHASE_H: tl.constexpr, PHASE_W: tl.constexpr,
-    CENTRE: tl.constexpr,  # "" | "forward" | "backward": the tap after the live ones exists, by groups
-    INTERLEAVED: tl.constexpr, GATED: tl.constexpr, BLOCK: tl.constexpr,
+    weight: Image, packed, tap_length, row_length,  # elements of one tap, and of one row
+    outputs, inputs, output_units, input_units, total,  # PackSizes
+    kernel_h, kernel_w, count, groups, see_own,  # Taps
+    pad_h, pad_w,
+    FORM: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     e = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    line = e // w_row
-    o = line % OUT
-    if GATED:
-        o = o % 2 * (OUT // 2) + o // 2
-    tap = e % w_row // tap_length
-    c = e % w_row % tap_length
-    live = (e < total) & (c < C)
-    if PHASE_H * PHASE_W > 1:
-        phase = line // OUT
-        skip_h = (phase // PHASE_W + pad_h) % PHASE_H
-        skip_w = (phase % PHASE_W + pad_w) % PHASE_W
-        taps_w = tl.maximum(kernel_w - skip_w + PHASE_W - 1, 0) // PHASE_W
-        r = skip_h + tap // tl.maximum(taps_w, 1) * PHASE_H
-        s = skip_w + tap % tl.maximum(taps_w, 1) * PHASE_W
+    line = e // row_length
+    o = line % outputs
+    if FORM.gated:
+        o = o % 2 * (outputs // 2) + o // 2
+    tap = e % row_length // tap_length
+    c = e % row_length % tap_length
+    live = (e < total) & (c < inputs)
+    if FORM.phase_h * FORM.phase_w > 1:
+        phase = line // outputs
+        skip_h = (phase // FORM.phase_w + pad_h) % FORM.phase_h
+        skip_w = (phase % FORM.phase_w + pad_w) % FORM.phase_w
+        taps_w = tl.maximum(kernel_w - skip_w + FORM.phase_w - 1, 0) // FORM.phase_w
+        r = skip_h + tap // tl.maximum(taps_w, 1) * FORM.phase_h
+        s = skip_w + tap % tl.maximum(taps_w, 1) * FORM.phase_w
         live = live & (r < kernel_h) & (s < kernel_w)
     else:
         r = tap // kernel_w
         s = tap % kernel_w
-        if CENTRE == "forward":
-            seen = centre_is_live(o, c, o_units, c_units, groups, see_own, INTERLEAVED)
-            live = live & ((tap < taps) | ((tap == taps) & seen))
-        elif CENTRE == "backward":
-            seen = centre_is_live(c, o, c_units, o_units, groups, see_own, INTERLEAVED)
-            live = live & ((tap < taps) | ((tap == taps) & seen))
+        if FORM.centre == "forward":
+            seen = centre_is_live(o, c, output_units, input_units, groups, see_own, FORM.interleaved)
+            live = live & ((tap < count) | ((tap == count) & seen))
+        elif FORM.centre == "backward":
+            seen = centre_is_live(c, o, input_units, output_units, groups, see_own, FORM.interleaved)
+            live = live & ((tap < count) | ((tap == count) & seen))
         else:
-            live = live & (tap < taps)
-    value = tl.load(weight + o * ws_o + c * ws_c + r * ws_h + s * ws_w, mask=live, other=0.0)
+            live = live & (tap < count)
+    value = tl.load(weight.pointer + o * weight.n + c * weight.c + r * weight.h + s * weight.w, mask=live, other=0.0)
     tl.store(packed + e, value, mask=e < total)
+
+
+def pack(weight: Tensor, geometry: TapGeometry, step: int, flat: bool, gated: bool) -> tuple[Tensor, int]:
+    """The packed weights of all phases, and the length of a row; ``step``: channels of a step of the walk."""
+    outputs, inputs = weight.shape[:2]
+    tap_length = inputs if flat else cdiv(inputs, step) * step
+    row_length = cdiv(geometry.stored_taps * tap_length, step) * step
+    packed = weight.new_empty((geometry.phases[0] * geometry.phases[1], outputs, row_length))
+    if packed.numel():
+        sizes = PackSizes(outputs, inputs, *geometry.units(outputs, inputs), packed.numel())
+        pack_kernel[(cdiv(packed.numel(), _BLOCK),)](
+            weight=Image.of(weight), packed=packed, tap_length=tap_length, row_length=row_length,
+            **sizes._asdict(), **geometry.counted(geometry.taps)._asdict(),
+            pad_h=geometry.first[0], pad_w=geometry.first[1],
+            FORM=PackForm(*geometry.phases, geometry.centre, geometry.interleaved, gated), BLOCK=_BLOCK,
+        )  # fmt: skip
+    return packed, row_length

@@ -1,12 +1,14 @@
-"""Which pixels the sums of a convolution, of its gradient or of the gradient of its weight run over."""
+"""Tap geometry: the pixels that a convolution, its input gradient or its weight gradient sums over."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .arguments import Shifts, Taps
+
 
 @dataclass(frozen=True)
-class Walk:
+class TapGeometry:
     """Which input pixel every tap of every output pixel reads, and which taps are live.
 
     Attributes:
@@ -44,3 +46,11 @@ class Walk:
         if self.centre == "backward":
             return out_channels, channels // (1 + self.halves)
         return out_channels // (1 + self.halves), channels
+
+    def counted(self, count: int) -> Taps:
+        """The taps as kernels get them, with ``count`` to walk."""
+        return Taps(*self.kernel, count, self.groups, int(self.see_own))
+
+    @property
+    def shifts(self) -> Shifts:
+        return Shifts(*self.first, *self.step, *self.stride)

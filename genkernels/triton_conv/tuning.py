@@ -14,9 +14,9 @@ import re
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import astuple, dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -26,8 +26,7 @@ MOST_TILINGS = 4
 _REPEATS = 7
 
 
-@dataclass(frozen=True)
-class Tile:
+class Tile(NamedTuple):
     """One program's share: an m x n tile of the result, k of the sum at a time, by so many warps and stages."""
 
     m: int
@@ -141,7 +140,7 @@ class WinnerFile:
     def add(self, name: str, tile: Tile) -> None:
         self.winners[name] = tile
         merged = self._read() | self.winners
-        text = json.dumps({key: astuple(value) for key, value in merged.items()}, indent=1)
+        text = json.dumps(merged, indent=1)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=self.path.parent) as folder:

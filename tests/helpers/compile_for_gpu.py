@@ -1,4 +1,4 @@
-"""Compiles the Triton kernels for an H100 without one: what the interpreter takes but the compiler refuses, shows.
+"""Compilation of the Triton kernels for an H100 without one, for what the interpreter takes and the compiler refuses.
 
     python tests/helpers/compile_for_gpu.py
 
@@ -20,7 +20,7 @@ PROCESSORS, SHARED_BYTES = 132, 232448
 
 
 class Driver:
-    """The part of Triton's driver that compiling asks."""
+    """The part of Triton's driver that compiling reads."""
 
     def get_current_target(self) -> GPUTarget:
         return GPUTarget("cuda", 90, 32)
@@ -59,14 +59,7 @@ def main() -> None:
     from genkernels.ops.masked_conv.mask import MaskSpec
     from genkernels.triton_conv import launch, tuning
 
-    def tilings(t, rows, columns, depth, precision, *, split_depth=False):
-        return tuning.tilings(
-            rows, columns, depth, split_depth=split_depth, element_size=t.element_size(),
-            tensor_cores=True, processors=PROCESSORS, shared_bytes=SHARED_BYTES,
-        )  # fmt: skip
-
-    launch._tilings, launch._processors = tilings, lambda t: PROCESSORS
-
+    launch._limits = lambda t: (PROCESSORS, SHARED_BYTES)
     dtype = torch.bfloat16
 
     def images(*shape: int) -> torch.Tensor:
@@ -98,7 +91,7 @@ def main() -> None:
         _, statistics = instance_norm.forward(x, *torch.empty(2, 64), "relu", 0.0, 1e-5)
         instance_norm.backward(x, x, *torch.empty(2, 64), statistics, "tanh", 0.0, True)
 
-    launch.is_wide = lambda *_tensors: True
+    narrow, launch._INDICES = launch._INDICES, 0
     launch._tilings = lambda *_args, **_options: [tuning.Tile(32, 32, 32, 4, 2)]
     label = "in small tiles, 64-bit indices: "
     gated(40, 2, 8)
@@ -112,7 +105,7 @@ def main() -> None:
     )
 
     label = "in small tiles, float32: "
-    launch.is_wide = lambda *_tensors: False
+    launch._INDICES = narrow
     dtype = torch.float32
     for torch.backends.cudnn.allow_tf32 in (True, False):
         conv_bn_act.statistics(images(2, 32, 8, 8), images(32, 16, 4, 4), block)

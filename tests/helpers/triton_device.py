@@ -1,4 +1,4 @@
-"""Where the tests of the Triton kernels run: on a GPU, or, in a process of their own, in Triton's interpreter.
+"""Device of the Triton kernels' tests: a GPU, or, in a process of their own, Triton's interpreter.
 
 A file of such tests says ``pytestmark = triton_tests``. ``test_interpreted.py`` runs these files again with
 ``TRITON_INTERPRET=1``, which must be set before Triton is imported, on CPU tensors: the very same kernels, statement by

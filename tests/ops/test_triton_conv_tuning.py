@@ -1,4 +1,4 @@
-"""How the Triton kernels come by their tile sizes: timed once, remembered per GPU and version, never where unwanted."""
+"""Tile sizes of the Triton kernels: timed once, remembered per GPU and version, never where unwanted."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The GPU kernels of convolution + batch norm + activation: the functions of reference.py on the tiled convolution.
+"""Launches of convolution + batch norm + activation on a GPU: the functions of reference.py by implicit GEMM.
 
 A transposed convolution of stride s is s x s dense convolutions in one launch (triton_conv/forward.py), which is also
 the input gradient of a strided one. In training the convolution's epilogue leaves the statistics of its tiles, and one
@@ -14,9 +14,13 @@ import torch
 import triton
 from torch import Tensor
 
-from ...triton_conv.launch import INTERPRETED, convolve, gradient, on_device, weight_gradient
-from ...triton_conv.norm import normalise_kernel, statistics_kernel
-from ...triton_conv.tap_geometry import Walk
+from ...triton_conv.arguments import INTERPRETED
+from ...triton_conv.forward import convolve
+from ...triton_conv.gradient import gradient
+from ...triton_conv.launch import cdiv, on_device
+from ...triton_conv.norm import NormaliseForm, NormaliseTile, normalise_kernel, statistics_kernel
+from ...triton_conv.tap_geometry import TapGeometry
+from ...triton_conv.weight_gradient import weight_gradient
 from ..core.activation import Activation
 from ..core.layout import empty_grad_input
 from ..core.strides import channels_adjoin
@@ -26,15 +30,15 @@ _Needs = tuple[bool, ...]
 _TILE, _MOST_COLUMNS, _TILES = 2048, 64, 4  # elements and columns of a tile of the pass that makes y, and tiles
 
 
-def _gathering(geometry: Geometry, kernel: tuple[int, ...]) -> Walk:
+def _gathering(geometry: Geometry, kernel: tuple[int, ...]) -> TapGeometry:
     """From a large image to a small one."""
     height, width = geometry.padding
-    return Walk((kernel[0], kernel[1]), kernel[0] * kernel[1], first=(-height, -width), stride=geometry.stride)
+    return TapGeometry((kernel[0], kernel[1]), kernel[0] * kernel[1], first=(-height, -width), stride=geometry.stride)
 
 
-def _spreading(geometry: Geometry, kernel: tuple[int, ...]) -> Walk:
+def _spreading(geometry: Geometry, kernel: tuple[int, ...]) -> TapGeometry:
     """From a small image to a large one."""
-    return Walk(
+    return TapGeometry(
         (kernel[0], kernel[1]), kernel[0] * kernel[1],
         first=geometry.padding, step=(-1, -1), phases=geometry.stride,
     )  # fmt: skip
@@ -45,9 +49,9 @@ def _product(
     activation: Activation, stats: list[Tensor] | None,
 ) -> Tensor:  # fmt: skip
     y = empty_output(x, weight, geometry)
-    walk = _spreading if geometry.transposed else _gathering
+    taps = _spreading if geometry.transposed else _gathering
     convolve(
-        x, weight.transpose(0, 1) if geometry.transposed else weight, y, walk(geometry, weight.shape[2:]),
+        x, weight.transpose(0, 1) if geometry.transposed else weight, y, taps(geometry, weight.shape[2:]),
         scale=scale, bias=shift, activation=activation.name, slope=activation.negative_slope, stats=stats,
     )  # fmt: skip
     return y
@@ -78,8 +82,8 @@ def statistics(x: Tensor, weight: Tensor, geometry: Geometry) -> tuple[Tensor, T
     channels = z.shape[1]
     result = torch.empty((2, channels), device=x.device)
     with on_device(x):
-        statistics_kernel[(triton.cdiv(channels, 16),)](
-            parts[-1], result, parts[-1].shape[0], channels, TILES=128, CHANNELS=16
+        statistics_kernel[(cdiv(channels, 16),)](
+            stats=parts[-1], result=result, tiles=parts[-1].shape[0], C=channels, TILES=128, CHANNELS=16
         )
     return z, result[0], result[1]
 
@@ -90,13 +94,12 @@ def normalise(z: Tensor, norm: Norm, activation: Activation) -> Tensor:
     length = z.shape[1] if innermost else z.shape[2] * z.shape[3]
     lines = z.numel() // length
     columns = min(triton.next_power_of_2(length), _MOST_COLUMNS)
+    tile = NormaliseTile(_TILE // columns, columns, _TILES)
     with on_device(z):
-        normalise_kernel[(triton.cdiv(length, columns) * triton.cdiv(lines, _TILE // columns * _TILES),)](
-            z, y, norm.mean.contiguous(), norm.rstd.contiguous(), norm.weight, norm.bias,
-            lines, length, z.shape[1], activation.negative_slope,
-            CHANNELS_INNERMOST=innermost,
-            HAS_WEIGHT=norm.weight is not None, HAS_BIAS=norm.bias is not None, ACTIVATION=activation.name,
-            INTERPRETED=INTERPRETED, LINES=_TILE // columns, COLUMNS=columns, TILES=_TILES,
+        normalise_kernel[(cdiv(length, columns) * cdiv(lines, tile.lines * tile.tiles),)](
+            z=z, y=y, norm=norm._replace(mean=norm.mean.contiguous(), rstd=norm.rstd.contiguous()),
+            lines=lines, length=length, C=z.shape[1], slope=activation.negative_slope,
+            FORM=NormaliseForm(innermost, activation.name, INTERPRETED), TILE=tile,
         )  # fmt: skip
     return y
 

@@ -1,4 +1,4 @@
-"""The GPU kernels of the masked convolution: geometry around the tiled convolution.
+"""Launches of the masked convolution on a GPU: its taps and colour groups as the implicit GEMM's geometry.
 
 Forward and input gradient are one kernel (triton_conv/forward.py): the input gradient is the same sum with the shifts
 negated and the weight's channels exchanged. Only live taps are walked. The layout of the tensor cores is
@@ -13,8 +13,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ...triton_conv.launch import Gate, convolve, gate_gradient, gradient, weight_gradient
-from ...triton_conv.tap_geometry import Walk
+from ...triton_conv.forward import Gate, convolve
+from ...triton_conv.gradient import gate_gradient, gradient
+from ...triton_conv.tap_geometry import TapGeometry
+from ...triton_conv.weight_gradient import weight_gradient
 from ..core.layout import empty_gradients, empty_output
 from .mask import MaskSpec
 
@@ -24,7 +26,7 @@ def forward(
 ) -> Tensor:
     """As cpu.forward."""
     y = empty_output(x, weight)
-    convolve(x, weight, y, _walk(spec, dilation, "forward"), bias=bias, activation=activation)
+    convolve(x, weight, y, _tap_geometry(spec, dilation, "forward"), bias=bias, activation=activation)
     return y
 
 
@@ -33,7 +35,7 @@ def gated(
     y: Tensor, features: Tensor | None,
 ) -> None:  # fmt: skip
     """As gated.reference, into y and features."""
-    convolve(x, weight, y, _walk(spec, dilation, "forward"), bias=bias, gate=Gate(addend, features))
+    convolve(x, weight, y, _tap_geometry(spec, dilation, "forward"), bias=bias, gate=Gate(addend, features))
 
 
 def gate_backward(grad_output: Tensor, features: Tensor, sums: Tensor | None) -> Tensor:
@@ -56,17 +58,17 @@ def backward(
         return grad_x, grad_weight.zero_(), grad_bias.zero_()
     grad_output = gradient(grad_output, output, activation, sums=grad_bias if needs[2] else None)
     if needs[0]:
-        convolve(grad_output, weight.transpose(0, 1), grad_x, _walk(spec, dilation, "backward"))
+        convolve(grad_output, weight.transpose(0, 1), grad_x, _tap_geometry(spec, dilation, "backward"))
     if needs[1]:
-        weight_gradient(grad_output, x, grad_weight, _walk(spec, dilation, "forward"))
+        weight_gradient(grad_output, x, grad_weight, _tap_geometry(spec, dilation, "forward"))
     return grad_x, grad_weight, grad_bias
 
 
-def _walk(spec: MaskSpec, dilation: tuple[int, int], direction: str) -> Walk:
+def _tap_geometry(spec: MaskSpec, dilation: tuple[int, int], direction: str) -> TapGeometry:
     reach = tuple(k // 2 * d for k, d in zip(spec.kernel, dilation, strict=True))
     sign = 1 if direction == "forward" else -1
     by_groups = spec.channel_groups > 1
-    return Walk(
+    return TapGeometry(
         kernel=spec.kernel,
         taps=len(spec.full_taps()) + (not by_groups and spec.mask_type == "B"),
         first=(-sign * reach[0], -sign * reach[1]),
