@@ -48,9 +48,12 @@ CALLS = {
         lambda: nn.ConvTransposeBnAct2d(8, 4, 3, 2, 1, 1, activation="tanh")(torch.randn(2, 8, 4, 5)),
         [TORCH], "9 taps",
     ),
-    "masked": (lambda: masked("interleaved")(torch.randn(2, 6, 8, 8)), [CPU], "it skips what is masked"),
+    "masked": (
+        lambda: masked("interleaved")(torch.randn(2, 6, 8, 8)), [CPU + " first_layer_nchw"], "it skips what is masked",
+    ),
     "masked, channels_last": (
-        lambda: masked("data")(torch.randn(2, 4, 8, 8).to(memory_format=torch.channels_last)), [CPU], "channels_last",
+        lambda: masked("data")(torch.randn(2, 4, 8, 8).to(memory_format=torch.channels_last)),
+        [CPU + " im2row"], "channels_last",
     ),
     "masked, float64": (
         lambda: nn.MaskedConv2d(3, 4, 3, mask_type="A", **torch64)(torch.randn(3, 8, 8, **torch64)),

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...triton_conv import availability
 from ..core.dispatch_bypass import are_plain, is_open
+from ..core.implementations import last
 from ..core.layout import empty_gradients, empty_output, input_format, output_format
 from ..core.prepared_call import MOST_CALLS, Key, Ready, key_of, worth_keeping
 from ..core.verbose import is_on, like, say
@@ -85,10 +86,10 @@ def masked_conv2d(
             _ready.clear()
         spec = _spec(weight, mask_type, channel_groups, group_layout)
         _ready[key] = Ready(x, weight, spec, spread, activation or "none")
-    if is_on() and not torch.compiler.is_compiling():
-        _say(x, weight, bias, mask_type, channel_groups, group_layout, spread, activation)
     batched = x if x.dim() == 4 else x.unsqueeze(0)
     y = forward(batched, weight, bias, mask_type, channel_groups, group_layout, spread, activation or "none")
+    if is_on() and not torch.compiler.is_compiling():
+        _say(x, weight, bias, mask_type, channel_groups, group_layout, spread, activation)
     return y if x.dim() == 4 else y.squeeze(0)
 
 
@@ -166,6 +167,8 @@ def _say(
 ) -> None:  # fmt: skip
     kernel = "the CPU kernel" if x.is_cpu else "the Triton kernel"
     reason = cpu.why_not(x) if x.is_cpu else availability.why_not(x)
+    if x.is_cpu and reason is None and x.numel() > 0:
+        kernel += f" {last()}"
     tensors = f"{like(x)}, {like(weight)}, {like(bias)}"
     say(
         "masked_conv2d",
