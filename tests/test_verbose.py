@@ -65,9 +65,12 @@ CALLS = {
         lambda: ops.conv2d_bn_act(torch.randn(2, 3, 8, 8, **torch64), torch.randn(4, 3, 3, 3, **torch64)),
         [REFERENCE], "no native kernel for torch.float64",
     ),
-    "masked": (lambda: masked("interleaved")(torch.randn(2, 6, 8, 8)), [CPU], "it skips what is masked"),
+    "masked": (
+        lambda: masked("interleaved")(torch.randn(2, 6, 8, 8)), [CPU + " first_layer_nchw"], "it skips what is masked",
+    ),
     "masked, channels_last": (
-        lambda: masked("data")(torch.randn(2, 4, 8, 8).to(memory_format=torch.channels_last)), [CPU], "channels_last",
+        lambda: masked("data")(torch.randn(2, 4, 8, 8).to(memory_format=torch.channels_last)),
+        [CPU + " im2row"], "channels_last",
     ),
     "masked, float64": (
         lambda: nn.MaskedConv2d(3, 4, 3, mask_type="A", **torch64)(torch.randn(3, 8, 8, **torch64)),

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from genkernels.ops import conv2d_bn_act, conv_transpose2d_bn_act, masked_conv2d
 
-# Both tiles of the transposed form, whole and cut; the masked convolution in pairs of pixels.
+# Both tiles of the transposed form, whole and cut; the masked convolution in tiles of two pixels.
 SHAPES = {
     "strided": (2, 64, 72, 16, 18),
     "transposed": (2, 64, 128, 8, 7),

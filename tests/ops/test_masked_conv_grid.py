@@ -18,6 +18,7 @@ from helpers.grids import (
     check_cases_under,
     laid_out,
     nan_in_fresh_memory,
+    needs_native,
     pairwise,
     short,
     widened,
@@ -26,6 +27,7 @@ from helpers.grids import (
 from torch import Tensor
 
 from genkernels.ops import masked_conv2d
+from genkernels.ops.core.implementations import forced, last
 from genkernels.ops.masked_conv.mask import MaskSpec, mask_tensor
 
 
@@ -70,7 +72,7 @@ AXES = {
     "batch": (0, 1, 3),
     # Lines shorter and longer than a vector, single rows and columns, a line cut into pieces, a tall image.
     "size": ((1, 1), (1, 9), (11, 1), (5, 5), (3, 7), (14, 6), (9, 17), (70, 3), (2, 3000)),
-    # One channel, fewer than a vector, exactly some, one more than a panel of any instruction set, enough for pairs.
+    # One channel, fewer than a vector, exactly some, one more than a panel of any instruction set, enough for Winograd.
     "channels": ((1, 1), (1, 64), (3, 5), (5, 3), (16, 8), (9, 33), (33, 9), (7, 70), (65, 17), (40, 65)),
     "groups": ((1, "blocks"), (2, "blocks"), (3, "blocks"), (2, "interleaved"), (3, "interleaved")),
     "kernel": ((1, 1), (3, 3), (5, 5), (7, 7), (1, 3), (1, 7), (3, 1), (7, 1), (3, 7)),
@@ -82,8 +84,8 @@ AXES = {
     "weight_layout": LAYOUTS,
     "grad_layout": LAYOUTS,
 }
-# What the CPU multiplies two pixels at a time: pieces of three, two and one tap, odd lines, a line cut into columns.
-PAIRS = [
+# What the CPU computes by Winograd F(2,3): pieces of three, two and one tap, odd lines, a line cut into columns.
+F23 = [
     Case(dtype=dtype, batch=2, size=size, channels=channels, kernel=kernel, mask_type=mask_type, dilation=dilation,
          x_layout=layout, weight_layout=layout, grad_layout=layout, activation=activation)
     for dtype, size, channels, kernel, mask_type, dilation, layout, activation in (
@@ -98,7 +100,7 @@ PAIRS = [
         (torch.float16, (5, 9), (40, 65), (1, 7), "B", (1, 1), "channels_last", None),
     )
 ]  # fmt: skip
-CASES = [*PAIRS, *(Case(**row) for row in pairwise(AXES))]
+CASES = [*F23, *(Case(**row) for row in pairwise(AXES))]
 
 
 def tensors(case: Case, device: str = "cpu") -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
@@ -134,8 +136,10 @@ def plain(case: Case, dtype: torch.dtype, inputs, grad_output: Tensor) -> tuple[
     return conv_and_gradients(conv, inputs, grad_output.to(dtype))
 
 
-def check(case: Case, device: str = "cpu") -> None:
+def check(case: Case, device: str = "cpu", bound: float | None = None) -> None:
     """The operator's result and gradients are within the bound of grids.py."""
+    if bound is None:
+        bound = WINOGRAD if min(case.channels) >= 32 else DIRECT
     *inputs, grad_output = tensors(case, device)
 
     def conv(x, weight, bias=None):
@@ -163,7 +167,7 @@ def check(case: Case, device: str = "cpu") -> None:
         exact[0] = exact[0].relu()
     names = ("y", "grad_x", "grad_weight", "grad_bias")[: len(got)]
     for name, *results in zip(names, got, exact, units, strict=True):
-        assert_accurate(name, *results, WINOGRAD if min(case.channels) >= 32 else DIRECT)
+        assert_accurate(name, *results, bound)
     assert (got[2][case.mask().to(device) == 0] == 0).all(), "a masked tap has a gradient"
 
 
@@ -172,13 +176,36 @@ def test_result_and_gradients_are_within_the_bound(case):
     check(case)
 
 
+MANY, FEW = F23[0], Case(batch=2, size=(9, 17), channels=(3, 33), kernel=(7, 7))
+
+
+@needs_native
+@pytest.mark.parametrize(
+    ("case", "name", "backward", "bound"),
+    [
+        (MANY, "winograd_f23", "winograd_f23", WINOGRAD),
+        (MANY, "direct", "direct", DIRECT),
+        (FEW, "first_layer_nchw", "direct", DIRECT),
+        (FEW, "im2row", "direct", DIRECT),
+        (FEW, "direct", "direct", DIRECT),
+    ],
+)
+def test_every_implementation_can_be_forced_and_keeps_its_bound(case, name, backward, bound):
+    x, weight, bias, _ = tensors(case)
+    with forced(name):
+        masked_conv2d(x, weight, bias, mask_type=case.mask_type)
+        assert last() == name
+        check(case, bound=bound)
+        assert last() == backward
+
+
 @pytest.mark.parametrize("isa", ISAS)
 def test_every_instruction_set_keeps_the_bound_and_reads_no_unwritten_scratch(isa):
     check_cases_under(isa, "ops.test_masked_conv_grid")
 
 
 def test_the_grid_lets_every_two_options_meet():
-    rows = [dataclasses.asdict(case) for case in CASES[len(PAIRS) :]]
+    rows = [dataclasses.asdict(case) for case in CASES[len(F23) :]]
     names = list(AXES)
     for a in names:
         for b in names[names.index(a) + 1 :]:

@@ -10,9 +10,8 @@ from torch import Tensor
 
 from ..core.activation import check_activation
 from ..core.autocast import autocast_is_on
-from ..core.device_choice import why_no_kernel
+from ..core.device_choice import description
 from ..core.dtypes import accumulator
-from ..core.implementations import last
 from ..core.verbose import is_on, like, log_choice
 from . import dispatch  # noqa: F401 - registers the kernels
 from .derivatives import conv_act, conv_bn_act
@@ -153,12 +152,7 @@ def _log(
     x: Tensor, weight: Tensor, bias: Tensor | None, norm: dict[str, Tensor | None], geometry: Geometry,
     options: dict[str, Any],
 ) -> None:  # fmt: skip
-    """Say what has run a call."""
-    why_not = why_no_kernel(x)
-    if why_not:
-        implementation = "the reference in plain PyTorch"
-    else:
-        implementation = f"the CPU kernel {last()}" if x.is_cpu else "the Triton kernel"
+    """Print what has run a call, and why."""
     options |= {"stride": geometry.stride, "padding": geometry.padding}
     options |= {"output_padding": geometry.output_padding} if geometry.transposed else {}
     tensors = [like(x), like(weight), like(bias), *(f"{name}={like(t)}" for name, t in norm.items())]
@@ -166,7 +160,7 @@ def _log(
     line = ", ".join([*tensors, *(f"{key}={value!r}" for key, value in options.items())])
     low_pixels = x.shape[2] * x.shape[3] if geometry.transposed else _output_pixels(x, weight, geometry)
     size = describe(x, x.shape[0] * low_pixels * weight.numel(), weight.shape[2] * weight.shape[3])
-    log_choice("conv_bn_act", implementation, why_not or size, f"genkernels.ops.{name}({line})")
+    log_choice("conv_bn_act", *description(x, size, named=True), f"genkernels.ops.{name}({line})")
 
 
 def folded(

@@ -10,6 +10,7 @@ from torch import Tensor
 from ... import backends
 from ...triton_conv import availability
 from .dtypes import STORAGE
+from .implementations import last
 
 
 def why_no_cpu_kernel(x: Tensor) -> str | None:
@@ -33,9 +34,16 @@ def kernels_for(x: Tensor, cpu: ModuleType, reference: ModuleType) -> ModuleType
     return cpu if x.is_cpu else import_module(".gpu", cpu.__package__)  # here, since it imports Triton
 
 
-def description(x: Tensor, why_kernel: str) -> tuple[str, str]:
-    """What takes x, and why, for ``GENKERNELS_VERBOSE``; ``why_kernel`` is the reason where it is a kernel."""
+def description(x: Tensor, why_kernel: str, *, named: bool = False) -> tuple[str, str]:
+    """What has taken x, and why, for ``GENKERNELS_VERBOSE``.
+
+    Args:
+        why_kernel: the reason where it is a kernel.
+        named: whether the operation has several implementations on the CPU, of which the last one to run took x.
+    """
     reason = why_no_kernel(x)
     if reason is not None:
         return "the reference in plain PyTorch", reason
-    return "the CPU kernel" if x.is_cpu else "the Triton kernel", why_kernel
+    if not x.is_cpu:
+        return "the Triton kernel", why_kernel
+    return f"the CPU kernel {last()}" if named else "the CPU kernel", why_kernel

@@ -72,10 +72,10 @@ def masked_conv2d(
     options = Options(mask_type, channel_groups, group_layout, spread, activation or "none")
     if key is not None:
         dispatch.keep_prepared(key, x, weight, bias, options)
-    if is_on() and not torch.compiler.is_compiling():
-        dispatch.log_call(x, weight, bias, options)
     batched = x if x.dim() == 4 else x.unsqueeze(0)
     y = forward(batched, weight, bias, *options)
+    if is_on() and not torch.compiler.is_compiling():
+        dispatch.log_call(x, weight, bias, options)
     return y if x.dim() == 4 else y.squeeze(0)
 
 
