@@ -38,7 +38,8 @@ class WavefrontCall {
     for (const auto& [mirrored, gates, x, weight, input_weight, vectors, hidden, saved] : walks) {
       check(diagonal || !mirrored, "mirrored", "false on rows", mirrored);
       const auto& [input_bias, h0, c0] = vectors;
-      walks_.push_back({mirrored, view(gates), view(x), weight_view(weight, storage_), weight_view(input_weight, storage_),
+      walks_.push_back({mirrored, view(gates), view(x), weight_view(weight, storage_),
+                        weight_view(input_weight, storage_),
                         pointer(input_bias), pointer(h0), pointer(c0), view(hidden), reinterpret_cast<float*>(saved)});
     }
   }
