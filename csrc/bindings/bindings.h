@@ -1,7 +1,7 @@
-// What the bindings of every operation share: the conventions of genkernels._C and its checks.
+// Conventions of genkernels._C and its checks, shared by the bindings of every operation.
 //
 // Arrays arrive as addresses (Tensor.data_ptr()) with sizes and strides, the number of threads as an argument,
-// a CUDA stream as an address: nothing here knows torch, so one binary serves every version of it.
+// a CUDA stream as an address: nothing here depends on torch, so one binary serves every version of it.
 // A ValueError names the argument, what was expected and what came. Python's side of an operation has
 // checked shapes and dtypes in the user's words already; the checks here guard memory.
 #pragma once

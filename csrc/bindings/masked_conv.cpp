@@ -32,7 +32,8 @@ class MaskedConvPlan {
     check(kernel.first % 2 == 1 && kernel.second % 2 == 1, "kernel", "odd sizes", kernel.first * kernel.second);
     check(dilation.first >= 1 && dilation.second >= 1, "dilation", "at least 1", dilation.first);
     for (int32_t end : centre_end_) check(end >= 0 && end <= inputs, "centre_end", "0 to in_channels", end);
-    for (int32_t begin : centre_begin_) check(begin >= 0 && begin <= outputs, "centre_begin", "0 to out_channels", begin);
+    for (int32_t begin : centre_begin_)
+      check(begin >= 0 && begin <= outputs, "centre_begin", "0 to out_channels", begin);
     check_order("in_order", in_order_, inputs);
     check_order("out_order", out_order_, outputs);
   }

@@ -29,20 +29,20 @@ __attribute__((noinline)) inline Block sigmoid_block(Block v) {
 }
 
 // The three shapes that the five activations have: of the piecewise linear ones the slope below zero is 0, what the
-// user says, or 1. A loop asks for the shape at each block: a branch that always goes the same way costs nothing beside
+// user says, or 1. A loop checks the shape at each block: a branch that always goes the same way costs nothing beside
 // the block's memory; loops written out for each shape and storage type took up to twice as long to compile.
 struct Curve {
-  enum Shape { linear, tanh, sigmoid } shape;
+  enum class Shape { linear, tanh, sigmoid } shape;
   float below;
 };
 
 GK_INLINE Curve curve_of(const ActivationSpec& a) {
   switch (a.kind) {
-    case Activation::none: return {Curve::linear, 1.0f};
-    case Activation::relu: return {Curve::linear, 0.0f};
-    case Activation::leaky_relu: return {Curve::linear, a.negative_slope};
-    case Activation::tanh: return {Curve::tanh, 0.0f};
-    case Activation::sigmoid: return {Curve::sigmoid, 0.0f};
+    case Activation::none: return {Curve::Shape::linear, 1.0f};
+    case Activation::relu: return {Curve::Shape::linear, 0.0f};
+    case Activation::leaky_relu: return {Curve::Shape::linear, a.negative_slope};
+    case Activation::tanh: return {Curve::Shape::tanh, 0.0f};
+    case Activation::sigmoid: return {Curve::Shape::sigmoid, 0.0f};
   }
   return {};
 }
@@ -51,15 +51,15 @@ GK_INLINE Curve curve_of(const ActivationSpec& a) {
 GK_INLINE Block times(Block v, float below) { return below == 0 ? Block{} : v * below; }
 
 GK_INLINE Block activate(Block u, Curve curve) {
-  if (curve.shape == Curve::tanh) return tanh_block(u);
-  if (curve.shape == Curve::sigmoid) return sigmoid_block(u);
+  if (curve.shape == Curve::Shape::tanh) return tanh_block(u);
+  if (curve.shape == Curve::Shape::sigmoid) return sigmoid_block(u);
   return u < Block{} ? times(u, curve.below) : u;
 }
 
 // grad times the slope where the result is y (of the linear ones: or where the argument is y, the sign is the same).
 GK_INLINE Block times_slope(Block grad, Block y, Curve curve) {
-  if (curve.shape == Curve::tanh) return grad * (1.0f - y * y);
-  if (curve.shape == Curve::sigmoid) return grad * (y * (1.0f - y));
+  if (curve.shape == Curve::Shape::tanh) return grad * (1.0f - y * y);
+  if (curve.shape == Curve::Shape::sigmoid) return grad * (y * (1.0f - y));
   return y > Block{} ? grad : times(grad, curve.below);
 }
 
@@ -87,7 +87,7 @@ GK_INLINE Block through_activation(Block grad, Block other, const NormBlock& n, 
   if constexpr (!NORM) return times_slope(grad, other, curve);
   *zhat = normalised(other, n);
   const Block u = *zhat * n.gamma + n.beta;
-  return times_slope(grad, curve.shape == Curve::linear ? u : activate(u, curve), curve);
+  return times_slope(grad, curve.shape == Curve::Shape::linear ? u : activate(u, curve), curve);
 }
 
 // The gradient of the convolution's result.

@@ -1,8 +1,8 @@
-// Whether numbers may go through a form that multiplies their differences, as Winograd's do.
+// Evenness of numbers: the condition under which Winograd's error bound holds.
 //
-// Such a form mixes neighbours: the rounding of a large number, or a NaN, reaches results that never read it. So
-// packed weights, and each image that is brought into scratch, are looked at, and a call takes the direct form, with
-// PyTorch's footprint, where
+// An implementation that multiplies differences mixes neighbours: the rounding of a large number, or a NaN, reaches
+// results that never read it. So packed weights, and each image that is brought into scratch, are looked at, and a call
+// takes the direct implementation, with PyTorch's footprint, where
 //   a number is not finite, or so large that sums of products might not be,
 //   the largest is over 512 times the (geometric) mean of those that are not zero: of normally distributed numbers it
 //   is 10 times that, of the gradients in a DCGAN's training 20 times, and 280 times at most of 10,800 looked at,
@@ -23,8 +23,8 @@ struct Exponents {
 };
 
 inline Exponents exponents_of(const float* numbers, int64_t count) {
-  typedef int32_t Ints __attribute__((vector_size(VL * 4)));
-  typedef int32_t IntsUnaligned __attribute__((vector_size(VL * 4), aligned(4), may_alias));
+  typedef int32_t Ints __attribute__((vector_size(VL * sizeof(int32_t))));
+  typedef int32_t IntsUnaligned __attribute__((vector_size(VL * sizeof(int32_t)), aligned(4), may_alias));
   constexpr int LANES = 2;
   constexpr int64_t BLOCK = int64_t{1} << 22;  // of which a lane of 32 bits can hold the sum
   Exponents all{0, 0, 0};
@@ -74,14 +74,13 @@ inline bool are_even(const float* numbers, int64_t floats, int64_t count) {
          (found.largest - MOST_OVER_MEAN) * found.nonzero <= found.sum;
 }
 
-// What became of a call in such a form.
-// Whether one of the tensors that a call reads is uneven: asked by all threads, and once for all.
+// Whether one of the tensors that a call reads is uneven: one answer, written and read by all threads.
 class Evenness {
  public:
   void look_at(const float* numbers, int64_t floats, int64_t count) {
     if (!are_even(numbers, floats, count)) refuse();
   }
-  // Where no result reads less than the form gives it: only that sums stay finite.
+  // Where every result reads all that is mixed into it: only that sums stay finite.
   void look_for_large(const float* numbers, int64_t count) {
     if (!are_small(numbers, count)) refuse();
   }

@@ -3,9 +3,9 @@
 //   out[i][j] (+)= sum over segments s, k < s.length of  rows[i][s.offset + k] * panel[k'][j]
 //
 // Rows are read through one pointer each, a scalar at a time (broadcast); the panel holds PANEL = NR * VL columns
-// packed one reduction step after the other, k' counting through all segments. The segments let one call walk the
-// taps of a convolution (rows = pixels, a segment = the channels at one tap) or the lines of an image (rows =
-// channel planes, a segment = one line) without any copy of the rows.
+// packed one reduction step after the other, k' counting through all segments. Pointers and segments are the
+// indirection (as in XNNPACK's igemm) by which one call reads the taps of a convolution (rows = pixels, a segment = the
+// channels at one tap) or the lines of an image (rows = channel planes, a segment = one line) without any copy.
 //
 // Tile: MR x NR vectors stay in registers for the whole reduction; 6 x 2 fills the 16 registers of SSE and AVX2,
 // 6 x 4 the 32 of AVX-512. A reduction step loads NR panel vectors and MR scalars for MR * NR multiply-adds, so the
@@ -20,7 +20,7 @@ constexpr int MR_MAX = 6;
 constexpr int NR_MAX = GK_ISA_LEVEL == 2 ? 4 : 2;
 constexpr int PANEL_MAX = NR_MAX * VL;
 
-// A panel is read once a tile and is often pushed out of L1 in between; asking 24 steps (one cache line each on AVX2)
+// A panel is read once a tile and is often pushed out of L1 in between; prefetching 24 steps (a cache line on AVX2)
 // ahead is worth 1-3 %.
 constexpr int PREFETCH_STEPS = 24;
 
@@ -33,7 +33,7 @@ constexpr int64_t SEGMENT_MAX = 512;
 
 enum class TileMode { write, add };  // over what is there, or to it
 
-// What may be done to a tile before it is written.
+// Epilogue of a tile, before it is written.
 struct Finish {
   const float* bias;  // one value per column of the panel, or nullptr
   bool relu;
@@ -53,7 +53,7 @@ GK_INLINE TileFunction tile_function(TileMode mode, int mr, int nr) {
 }
 GK_INLINE FinishFunction finish_function(int mr, int nr) { return finish_tiles[nr - 1][mr - 1]; }
 
-// What GK_TILE(mr, nr) makes of every tile there is, as [NR_MAX][MR_MAX]; defined anew for each table.
+// GK_TILE(mr, nr) of every tile size, as [NR_MAX][MR_MAX]; GK_TILE is defined anew for each table.
 #define GK_TILE_ROWS(nr) \
   {GK_TILE(1, nr), GK_TILE(2, nr), GK_TILE(3, nr), GK_TILE(4, nr), GK_TILE(5, nr), GK_TILE(6, nr)}
 #if GK_ISA_LEVEL == 2

@@ -29,7 +29,7 @@ inline void want_huge_pages([[maybe_unused]] const void* data, [[maybe_unused]] 
 
 // For a tensor that is about to be written; it holds `elements` without gaps.
 inline void want_huge_pages(const ImageView& view, int64_t elements) {
-  want_huge_pages(view.data, elements * (view.storage == Storage::float32 ? 4 : 2));
+  want_huge_pages(view.data, elements * (view.storage == Storage::float32 ? sizeof(float) : sizeof(uint16_t)));
 }
 
 }  // namespace gk::GK_ISA

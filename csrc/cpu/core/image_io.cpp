@@ -1,4 +1,4 @@
-// The work behind core/image_io.h: a loop for each pair of layouts, written once per storage type.
+// Loops of core/image_io.h: one for each pair of layouts, as templates of the storage type.
 #include "cpu/core/image_io.h"
 
 namespace gk::GK_ISA {

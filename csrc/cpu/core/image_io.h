@@ -1,12 +1,12 @@
-// Moving image regions between tensors (any storage type, NCHW or channels_last strides) and float32 scratch.
+// Image regions between tensors (any storage type, NCHW or channels_last strides) and float32 scratch.
 //
-// A kernel works on a unit: a rectangle of output pixels of one image. Its input, with the border that the kernel
-// reaches, is brought into scratch once, zero outside the image, in the order the product wants:
+// A task of a kernel is a rectangle of output pixels of one image. Its input, with the border that the kernel reaches,
+// is brought into scratch once, zero outside the image, in the order of the product:
 //   load_pixels   [row][column][channel]   rows of the product are pixels
 //   load_planes   [channel][row][column]   rows of the product are channels
 // and results leave through store_panel, transposed where the tensor is NCHW. All of it works on IO x IO blocks; the
 // last block of a line overlaps the one before, so only lines shorter than a block are moved one by one. Each element
-// is touched once per unit against the hundreds of multiply-adds it takes part in: 1 to 5 % of a kernel's time.
+// is touched once per task against the hundreds of multiply-adds it takes part in: 1 to 5 % of a kernel's time.
 #pragma once
 
 #include "cpu/core/storage.h"

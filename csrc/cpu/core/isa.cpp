@@ -15,7 +15,7 @@ namespace gk {
 namespace {
 
 #if GK_X86_64
-// Asked of the processor itself, since GCC before 11 does not know "f16c" in __builtin_cpu_supports.
+// From the processor itself, since GCC before 11 does not know "f16c" in __builtin_cpu_supports.
 bool has_f16c() {
   unsigned eax, ebx, ecx, edx;
   return __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & bit_F16C);
@@ -48,7 +48,7 @@ Isa choose_active_isa() {
 
 Isa detected_isa() {
 #if GK_X86_64
-  // __builtin_cpu_supports also asks whether the operating system saves the wide registers.
+  // __builtin_cpu_supports also checks that the operating system saves the wide registers.
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                     __builtin_cpu_supports("bmi2") && has_f16c();

@@ -1,4 +1,4 @@
-// Instruction sets: what this machine has, and how one operation is reached in the best version of it.
+// Instruction sets of this machine, and the dispatch of an operation to the best of them.
 //
 // Every operation in csrc/cpu is compiled once per instruction set, each time inside `namespace gk::GK_ISA`
 // (gk::baseline, gk::avx2, gk::avx512) with that instruction set's compiler flags. Such a file includes C
@@ -7,7 +7,7 @@
 //
 // An operation's header declares the entry point for all of them at once, and a caller dispatches:
 //
-//     GK_DECLARE_PER_ISA(void, masked_conv_forward, (const MaskedConvArgs& args))
+//     GK_DECLARE_PER_ISA(void, masked_conv_forward, (const MaskedConvForward& args))
 //     ...
 //     GK_DISPATCH(masked_conv_forward, args);
 #pragma once
@@ -25,7 +25,7 @@ Isa active_isa();
 
 const char* isa_name(Isa isa);
 
-// Whether kernels may take Winograd's forms: not with GENKERNELS_WINOGRAD=0. Read and checked with active_isa().
+// Whether kernels may use Winograd's algorithms: not with GENKERNELS_WINOGRAD=0. Read and checked with active_isa().
 bool allows_winograd();
 
 }  // namespace gk

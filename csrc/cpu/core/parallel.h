@@ -1,4 +1,4 @@
-// How many threads a call keeps busy.
+// Number of threads that are worth waking for a call.
 #pragma once
 
 #include "cpu/core/simd.h"

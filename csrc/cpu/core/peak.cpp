@@ -1,4 +1,4 @@
-// Measures the machine's float32 peak and its memory bandwidth (see core/peak.h).
+// Measurement of the machine's float32 peak and its memory bandwidth.
 //
 // Multiply-add peak: each thread keeps kChains independent accumulators in registers and touches no memory.
 // A multiply-add takes 4 cycles and a core starts two per cycle, so 8 chains hide the latency and 12 leave a

@@ -1,4 +1,4 @@
-// What this machine can do at most: the denominators of every roofline share that the benchmarks print.
+// Peak rates of this machine: the denominators of every roofline share that the benchmarks print.
 #pragma once
 
 #include <cstddef>

@@ -1,4 +1,4 @@
-// The state behind selection.h.
+// State of core/selection.h.
 #include "cpu/core/selection.h"
 
 #include <atomic>

@@ -1,4 +1,4 @@
-// Which implementation of an operation runs: what a test asks for, and what the last call of this thread took.
+// Selection of an operation's implementation: what a test forces, and what this thread's last call took.
 //
 // Compiled once, like isa.cpp: all instruction sets share this state.
 #pragma once

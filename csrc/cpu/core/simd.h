@@ -13,8 +13,8 @@
 namespace gk::GK_ISA {
 
 constexpr int VL = GK_ISA_LEVEL == 2 ? 16 : GK_ISA_LEVEL == 1 ? 8 : 4;  // float32 lanes of one register
-typedef float Vec __attribute__((vector_size(VL * 4)));
-typedef float VecUnaligned __attribute__((vector_size(VL * 4), aligned(4), may_alias));
+typedef float Vec __attribute__((vector_size(VL * sizeof(float))));
+typedef float VecUnaligned __attribute__((vector_size(VL * sizeof(float)), aligned(4), may_alias));
 
 GK_INLINE Vec load(const float* p) { return *reinterpret_cast<const VecUnaligned*>(p); }
 GK_INLINE void store(float* p, Vec v) { *reinterpret_cast<VecUnaligned*>(p) = v; }

@@ -18,9 +18,9 @@ struct Float16 { uint16_t bits; };
 namespace gk::GK_ISA {
 
 constexpr int IO = VL < 8 ? VL : 8;
-typedef float Block __attribute__((vector_size(IO * 4)));
-typedef uint32_t BlockBits __attribute__((vector_size(IO * 4)));
-typedef uint16_t HalfBits __attribute__((vector_size(IO * 2)));
+typedef float Block __attribute__((vector_size(IO * sizeof(float))));
+typedef uint32_t BlockBits __attribute__((vector_size(IO * sizeof(uint32_t))));
+typedef uint16_t HalfBits __attribute__((vector_size(IO * sizeof(uint16_t))));
 
 template <class To, class From>
 GK_INLINE To bit_cast(From from) {

@@ -1,4 +1,4 @@
-// How tensors reach the native core: an address, strides in elements, a storage type.
+// Views of tensors in the native core: an address, strides in elements, a storage type.
 #pragma once
 
 #include <cstdint>

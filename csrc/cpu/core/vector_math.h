@@ -6,7 +6,7 @@
 
 namespace gk::GK_ISA {
 
-typedef int32_t VecInt __attribute__((vector_size(VL * 4)));
+typedef int32_t VecInt __attribute__((vector_size(VL * sizeof(int32_t))));
 
 // e^x = scale * (1 + rest), |rest| < 0.42, scale a power of two. In two parts, so that e^x - 1 keeps its accuracy
 // around zero.

@@ -1,7 +1,7 @@
 // Instance norm and activation, forward and backward: each image's channel is brought from memory once a pass.
 //
-// A unit of work is a plane of [n][channel][pixel] images, or a group of channels of an image of [n][pixel][channel]
-// ones; it belongs to one thread, so results do not depend on how many there are. Forward walks a unit three times (its
+// A task is a plane of [n][channel][pixel] images, or a group of channels of an image of [n][pixel][channel] ones; it
+// belongs to one thread, so results do not depend on how many there are. Forward reads a task three times (for its
 // mean, its squared deviations, y), backward twice (sums of the gradient, the gradient of x): from memory the first
 // time, then from the caches, which hold a plane of up to 256 x 256. Sums run in float32 over RUN terms a lane and
 // continue in double.
@@ -12,23 +12,23 @@
 
 #include "cpu/core/activation.h"
 #include "cpu/core/image_io.h"
+#include "cpu/core/parallel.h"
 #include "cpu/instance_norm/instance_norm.h"
 
-#include "cpu/core/parallel.h"
-
 namespace gk::GK_ISA {
+namespace instance_norm {
 namespace {
 
 constexpr int64_t RUN = 16;
 constexpr int SIDE = 4;               // sums side by side, for the latency of an addition
-constexpr int64_t GROUP_MAX = 256;    // channels of a unit
+constexpr int64_t GROUP_MAX = 256;    // channels of a task
 constexpr int64_t GROUP_LEAST = 16;   // a cache line of float32
 
 int threads_of(const InstanceNormShape& s, int threads) {
   return useful_threads(s.batch * s.channels * s.pixels, VALUES_PER_THREAD / 2, threads);
 }
 
-// Channels of a unit of channels_last images: as many as leave every thread two units.
+// Channels of a task of channels_last images: as many as leave every thread two tasks.
 int64_t group_size(const InstanceNormShape& s, int threads) {
   int64_t size = min64(GROUP_MAX, ceil_div(s.channels, GROUP_LEAST) * GROUP_LEAST);
   while (size > GROUP_LEAST && s.batch * ceil_div(s.channels, size) < 2 * threads)
@@ -61,7 +61,10 @@ GK_INLINE Pair sum_line(int64_t count, const Add& add) {
     for (; at + IO <= end; at += IO) add(at, IO, &a[0], &b[0]);
     if (at < end) add(at, end - at, &a[0], &b[0]);
     const Block both_a = (a[0] + a[1]) + (a[2] + a[3]), both_b = (b[0] + b[1]) + (b[2] + b[3]);
-    for (int i = 0; i < IO; ++i) total.first += both_a[i], total.second += both_b[i];
+    for (int i = 0; i < IO; ++i) {
+      total.first += both_a[i];
+      total.second += both_b[i];
+    }
   }
   return total;
 }
@@ -144,7 +147,7 @@ void backward_planes(const InstanceNormBackward& args) {
 
 // --- groups of channels ----------------------------------------------------------------------------------------------
 
-// What is known of the channels of a group, in the order of NormCoefficients.
+// Coefficients of the channels of a group, in the order of NormCoefficients.
 struct Group {
   float values[7][GROUP_MAX];
 
@@ -160,15 +163,15 @@ struct Group {
   }
 };
 
-// Calls work(image, first channel, channels) for each unit.
+// Calls work(image, first channel, channels) for each task.
 template <class Work>
 void for_groups(const InstanceNormShape& s, int threads, const Work& work) {
   const int useful = threads_of(s, threads);
   const int64_t size = group_size(s, useful), groups = ceil_div(s.channels, size);
 #pragma omp parallel for num_threads(useful)
-  for (int64_t unit = 0; unit < s.batch * groups; ++unit) {
-    const int64_t first = unit % groups * size;
-    work(unit / groups, first, min64(size, s.channels - first));
+  for (int64_t task = 0; task < s.batch * groups; ++task) {
+    const int64_t first = task % groups * size;
+    work(task / groups, first, min64(size, s.channels - first));
   }
 }
 
@@ -181,7 +184,10 @@ GK_INLINE void sum_group(int64_t pixels, int64_t stride, int64_t width, double* 
     for_line(width, [=](int64_t c, int64_t left) {
       Block a{}, b{};
       for (int64_t p = run; p < end; ++p) add(p * stride + c, c, left, &a, &b);
-      for (int i = 0; i < IO; ++i) first[c + i] += a[i], second[c + i] += b[i];
+      for (int i = 0; i < IO; ++i) {
+        first[c + i] += a[i];
+        second[c + i] += b[i];
+      }
     });
   }
 }
@@ -274,8 +280,13 @@ void backward(const InstanceNormBackward& args) {
 }
 
 }  // namespace
+}  // namespace instance_norm
 
-void instance_norm_forward(const InstanceNormForward& args) { GK_BY_STORAGE(args.shape.storage, forward, args); }
-void instance_norm_backward(const InstanceNormBackward& args) { GK_BY_STORAGE(args.shape.storage, backward, args); }
+void instance_norm_forward(const InstanceNormForward& args) {
+  GK_BY_STORAGE(args.shape.storage, instance_norm::forward, args);
+}
+void instance_norm_backward(const InstanceNormBackward& args) {
+  GK_BY_STORAGE(args.shape.storage, instance_norm::backward, args);
+}
 
 }  // namespace gk::GK_ISA

@@ -1,5 +1,5 @@
-// Instance norm and activation: y = act(gamma * (x - mean) / sqrt(variance + eps) + beta), mean and variance being those
-// of each channel of each image. The arithmetic is in instance_norm/instance_norm.cpp.
+// Instance norm and activation: y = act(gamma * (x - mean) / sqrt(variance + eps) + beta), mean and variance being
+// those of each channel of each image.
 #pragma once
 
 #include "cpu/conv_bn_act/conv_bn_act.h"
@@ -37,8 +37,8 @@ struct InstanceNormBackward {
   InstanceNormAffine affine;
   const float* statistics;
   ActivationSpec activation;
-  void* grad_x;  // nullptr: not wanted
-  float* sums;   // [2][n][channel]: of g * xhat and of g, whose sums over the images are the gradients of gamma and beta
+  void* grad_x;  // nullptr: not needed
+  float* sums;   // [2][n][channel]: of g * xhat and of g; summed over the images: gradients of gamma and beta
   int threads;
 };
 

@@ -1,7 +1,7 @@
 // Forward pass of the masked convolution for few channels, by patches gathered in rows (im2row).
 //
 // Tiling: tasks, packed weights and stores as in masked_conv/direct.cpp. The live taps of a pixel, runs so short that
-// ending one costs as much as walking it, are gathered into one run, for some 64 pixels at a time. All panels then go
+// ending one costs as much as summing it, are gathered into one run, for some 64 pixels at a time. All panels then go
 // over these, so that y is written from front to back.
 //
 // Bound: writing y for the first layer of a network, where C is 1 or 3.

@@ -117,8 +117,8 @@ class WinogradBackward {
         to_y_(c_, output_gemm(c_, args.weight), tasks_, c_.reach_up(), c_.reach_left()),
         sums_(args, to_y_.terms().count() * c_.in_channels, own_) {
     packed_panel_ = PRODUCTS * tasks_.rows * tiles_of(tasks_.columns) * PANEL_MAX;
-    weights_ = shared_.take<float>(wants_x() ? to_x_.packed_floats() : 0);
-    input_ = own_.take<float>(max64(to_x_.input_floats(), wants_weight() ? to_y_.input_floats() : 0));
+    weights_ = shared_.take<float>(needs_x() ? to_x_.packed_floats() : 0);
+    input_ = own_.take<float>(max64(to_x_.input_floats(), needs_weight() ? to_y_.input_floats() : 0));
     packed_ = own_.take<float>(packed_panel_ * panel_count(c_.out_channels));
     to_x_.take_scratch(own_);
   }
@@ -133,7 +133,7 @@ class WinogradBackward {
 #pragma omp single
       team = omp_get_num_threads();
       sums_.clear(scratch);
-      if (wants_x()) {
+      if (needs_x()) {
 #pragma omp for
         for (int64_t p = 0; p < panel_count(c_.in_channels); ++p)
           transform_weights(args_.weight, c_, to_x_.terms(), to_x_.gemm(), p, evenness_, scratch.shared(weights_));
@@ -141,7 +141,7 @@ class WinogradBackward {
 #pragma omp for schedule(static)
       for (int64_t index = 0; index < tasks_.count; ++index)
         if (!evenness_.refused()) run_task(tasks_.at(c_, index), scratch);
-      if (wants_weight()) write_weight_panels(args_, sums_, scratch, [&](int64_t p, int64_t k, float* to) {
+      if (needs_weight()) write_weight_panels(args_, sums_, scratch, [&](int64_t p, int64_t k, float* to) {
         add_taps(scratch, team, p, k, to);
       });
     }
@@ -151,12 +151,12 @@ class WinogradBackward {
   }
 
  private:
-  bool wants_x() const { return args_.grad_x.data; }
-  bool wants_weight() const { return args_.grad_weight.data; }
+  bool needs_x() const { return args_.grad_x.data; }
+  bool needs_weight() const { return args_.grad_weight.data; }
 
   int64_t floats_per_pixel() const {
     const int64_t C = c_.in_channels, O = c_.out_channels;
-    return max64(wants_x() ? INPUTS * O : O, wants_weight() ? INPUTS * C : 0) + PRODUCTS / 2 * O;
+    return max64(needs_x() ? INPUTS * O : O, needs_weight() ? INPUTS * C : 0) + PRODUCTS / 2 * O;
   }
 
   void run_task(const Task& task, const Scratch& scratch) {
@@ -165,19 +165,19 @@ class WinogradBackward {
     float* const input = scratch.own(input_);
     load_pixels({args_.grad_y, task.image, O, c_.height, c_.width, c_.out_order, args_.relu ? &args_.y : nullptr},
                 below, input);
-    if (wants_weight())
+    if (needs_weight())
       look(input, below, O);
     else
       evenness_.look_for_large(input, below.pixels() * O);
-    for (int64_t p = 0; (wants_weight() || args_.grad_bias) && p < panel_count(O); ++p)
+    for (int64_t p = 0; (needs_weight() || args_.grad_bias) && p < panel_count(O); ++p)
       transform_gradient(task.region, input + c_.reach_right() * O, below.columns(), O, panel_at(O, p),
                          scratch.own(packed_) + p * packed_panel_, scratch.own(sums_.bias) + p * PANEL_MAX);
-    if (wants_x()) {
+    if (needs_x()) {
       to_x_.transform_input(input, below.pixels());
       to_x_.multiply(task.region, below.columns(), input, scratch.shared(weights_),
                      {args_.grad_x, task.image, 0, 0, c_.in_order, nullptr, /*relu=*/false}, scratch);
     }
-    if (wants_weight()) add_weight_gradient(task, scratch);
+    if (needs_weight()) add_weight_gradient(task, scratch);
   }
 
   void add_weight_gradient(const Task& task, const Scratch& scratch) {
