@@ -15,7 +15,7 @@
 #include <tuple>
 #include <utility>
 
-#include "cpu/conv_bn_act/conv_bn_act.h"
+#include "cpu/core/activation_spec.h"
 #include "cpu/core/tensor_view.h"
 
 namespace gk::bindings {

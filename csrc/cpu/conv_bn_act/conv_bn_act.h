@@ -10,6 +10,7 @@
 //   axis.h, nhwc_image.h, packing.h   sizes, images and weights as the products see them
 #pragma once
 
+#include "cpu/core/activation_spec.h"
 #include "cpu/core/isa.h"
 #include "cpu/core/tensor_view.h"
 
@@ -33,25 +34,6 @@ struct ConvWeight {
   const void* data;
   int64_t stride_low, stride_high, stride_kh, stride_kw;
   Storage storage;
-};
-
-enum class Activation : int { none = 0, relu = 1, leaky_relu = 2, tanh = 3, sigmoid = 4 };
-
-struct ActivationSpec {
-  Activation kind;
-  float negative_slope;
-};
-
-// The numbers of each channel of a batch norm, [channels] each and in this order in memory.
-struct NormCoefficients {
-  const float* mean;  // nullptr: there is no batch norm
-  int64_t channels;
-  const float* rstd() const { return mean + channels; }
-  const float* gamma() const { return mean + 2 * channels; }
-  const float* beta() const { return mean + 3 * channels; }
-  const float* factor() const { return mean + 4 * channels; }       // gamma * rstd
-  const float* mean_g() const { return mean + 5 * channels; }       // backward only
-  const float* mean_g_zhat() const { return mean + 6 * channels; }  // likewise
 };
 
 struct ConvForward {

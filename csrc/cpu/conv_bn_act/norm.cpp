@@ -7,6 +7,7 @@
 // Bound: memory; each tensor is read or written once.
 #include <omp.h>
 
+#include "cpu/conv_bn_act/conv_bn_act.h"
 #include "cpu/core/activation.h"
 #include "cpu/core/image_io.h"
 #include "cpu/core/parallel.h"

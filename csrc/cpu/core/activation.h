@@ -1,7 +1,7 @@
 // Activations and their slopes on blocks, and the gradient through batch norm and activation.
 #pragma once
 
-#include "cpu/conv_bn_act/conv_bn_act.h"
+#include "cpu/core/activation_spec.h"
 #include "cpu/core/vector_math.h"
 
 namespace gk::GK_ISA {

@@ -2,7 +2,9 @@
 // those of each channel of each image.
 #pragma once
 
-#include "cpu/conv_bn_act/conv_bn_act.h"
+#include "cpu/core/activation_spec.h"
+#include "cpu/core/isa.h"
+#include "cpu/core/tensor_view.h"
 
 namespace gk {
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -72,10 +72,8 @@ def conv_transpose2d_bn_act(
         raise ValueError(
             f"output_padding: expected less than the stride {geometry.stride}; got {geometry.output_padding}"
         )
-    return _block(
-        x, weight, bias, geometry, batch_norm, bn_weight, bn_bias, running_mean, running_var,
-        training, momentum, eps, activation, negative_slope, sync,
-    )  # fmt: skip
+    norm = _BatchNorm(batch_norm, bn_weight, bn_bias, running_mean, running_var, training, momentum, eps, sync)
+    return _block(x, weight, bias, geometry, norm, activation, negative_slope)
 
 
 def conv2d_bn_act(
@@ -87,10 +85,8 @@ def conv2d_bn_act(
     activation: str | None = None, negative_slope: float = 0.01, sync: Any = False,
 ) -> Tensor:  # fmt: skip
     geometry = Geometry(False, _pair("stride", stride, 1), _pair("padding", padding, 0), (0, 0))
-    return _block(
-        x, weight, bias, geometry, batch_norm, bn_weight, bn_bias, running_mean, running_var,
-        training, momentum, eps, activation, negative_slope, sync,
-    )  # fmt: skip
+    norm = _BatchNorm(batch_norm, bn_weight, bn_bias, running_mean, running_var, training, momentum, eps, sync)
+    return _block(x, weight, bias, geometry, norm, activation, negative_slope)
 
 
 conv_transpose2d_bn_act.__doc__ = """Transposed convolution, batch norm and activation in one block.
@@ -109,53 +105,75 @@ conv2d_bn_act.__doc__ = """Convolution, batch norm and activation in one block.
 """ + _SHARED.format(weight="[out, in, kh, kw]", output_padding="", size="H' = (H + 2 * padding - kh) // stride + 1.")
 
 
+class _BatchNorm(NamedTuple):
+    """The batch norm of a call, as the public functions take it."""
+
+    batch_norm: bool
+    bn_weight: Tensor | None
+    bn_bias: Tensor | None
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    training: bool
+    momentum: float
+    eps: float
+    sync: Any
+
+    def tensors(self) -> dict[str, Tensor | None]:
+        return {name: getattr(self, name) for name in ("bn_weight", "bn_bias", "running_mean", "running_var")}
+
+
 def _block(
-    x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry,
-    batch_norm: bool, bn_weight: Tensor | None, bn_bias: Tensor | None,
-    running_mean: Tensor | None, running_var: Tensor | None, training: bool, momentum: float, eps: float,
-    activation: str | None, negative_slope: float, sync: Any,
+    x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, norm: _BatchNorm,
+    activation: str | None, negative_slope: float,
 ) -> Tensor:  # fmt: skip
     check_activation(activation, negative_slope)
-    norm = {"bn_weight": bn_weight, "bn_bias": bn_bias, "running_mean": running_mean, "running_var": running_var}
-    _check_tensors(x, weight, bias, norm, geometry)
-    _check_norm(norm, batch_norm, training)
+    _check_tensors(x, weight, bias, norm.tensors(), geometry)
+    _check_norm(norm)
     batched = x if x.dim() == 4 else x.unsqueeze(0)
     _check_size(batched, weight, geometry)
     options = Options(
         geometry.transposed, geometry.stride, geometry.padding, geometry.output_padding,
         activation or "none", float(negative_slope),
     )  # fmt: skip
-    if not batch_norm:
+    if not norm.batch_norm:
         y = conv_act(batched, weight, None, bias, *options)
-    elif not training:
-        assert running_mean is not None
-        assert running_var is not None
-        scale, shift = folded(bias, bn_weight, bn_bias, running_mean, running_var, eps)
+    elif not norm.training:
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        scale, shift = folded(bias, norm.bn_weight, norm.bn_bias, norm.running_mean, norm.running_var, norm.eps)
         y = conv_act(batched, weight, scale, shift, *options)
     else:
-        group = group_name(sync)
-        values = batched.shape[0] * _output_pixels(batched, weight, geometry)
-        if values == 1 and not group:  # over a group the operator looks, once the processes have told their counts
-            raise ValueError(NO_VARIANCE)
-        if bias is not None:  # normalising takes it away again, but its gradient is zero and not missing
-            bn_bias = 0 * bias if bn_bias is None else bn_bias + 0 * bias
-        y, _, statistics = conv_bn_act(batched, weight, bn_weight, bn_bias, *NormOptions(*options, eps, group))
-        if values > 0 or group:
-            update_running(running_mean, running_var, statistics, bias, momentum, may_be_empty=values == 0)
+        y = _normed_by_batch(batched, weight, bias, geometry, norm, options)
     if is_on() and y.numel() > 0 and not torch.compiler.is_compiling():
-        chosen = {"batch_norm": batch_norm, "training": training, "activation": activation}
-        _log(batched, weight, bias, norm, geometry, chosen | {"negative_slope": negative_slope})
+        _log(batched, weight, bias, norm, geometry, {"activation": activation, "negative_slope": negative_slope})
     return y if x.dim() == 4 else y.squeeze(0)
 
 
+def _normed_by_batch(
+    x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, norm: _BatchNorm, options: Options
+) -> Tensor:
+    """By the statistics of the batch, which move the running ones."""
+    group = group_name(norm.sync)
+    values = x.shape[0] * _output_pixels(x, weight, geometry)
+    if values == 1 and not group:  # over a group the operator looks, once the processes have told their counts
+        raise ValueError(NO_VARIANCE)
+    bn_bias = norm.bn_bias
+    if bias is not None:  # normalising takes it away again, but its gradient is zero and not missing
+        bn_bias = 0 * bias if bn_bias is None else bn_bias + 0 * bias
+    y, _, statistics = conv_bn_act(x, weight, norm.bn_weight, bn_bias, *NormOptions(*options, norm.eps, group))
+    if values > 0 or group:
+        update_running(norm.running_mean, norm.running_var, statistics, bias, norm.momentum, may_be_empty=values == 0)
+    return y
+
+
 def _log(
-    x: Tensor, weight: Tensor, bias: Tensor | None, norm: dict[str, Tensor | None], geometry: Geometry,
-    options: dict[str, Any],
-) -> None:  # fmt: skip
+    x: Tensor, weight: Tensor, bias: Tensor | None, norm: _BatchNorm, geometry: Geometry, options: dict[str, Any]
+) -> None:
     """Print what has run a call, and why."""
+    options |= {"batch_norm": norm.batch_norm, "training": norm.training}
     options |= {"stride": geometry.stride, "padding": geometry.padding}
     options |= {"output_padding": geometry.output_padding} if geometry.transposed else {}
-    tensors = [like(x), like(weight), like(bias), *(f"{name}={like(t)}" for name, t in norm.items())]
+    tensors = [like(x), like(weight), like(bias), *(f"{name}={like(t)}" for name, t in norm.tensors().items())]
     name = "conv_transpose2d_bn_act" if geometry.transposed else "conv2d_bn_act"
     line = ", ".join([*tensors, *(f"{key}={value!r}" for key, value in options.items())])
     low_pixels = x.shape[2] * x.shape[3] if geometry.transposed else _output_pixels(x, weight, geometry)
@@ -243,14 +261,14 @@ def _check_tensors(
             raise TypeError(f"{name}: expected {x.dtype} or {accumulator(x.dtype)}; got {tensor.dtype}")
 
 
-def _check_norm(norm: dict[str, Tensor | None], batch_norm: bool, training: bool) -> None:
-    if not batch_norm:
-        for name, tensor in norm.items():
+def _check_norm(norm: _BatchNorm) -> None:
+    if not norm.batch_norm:
+        for name, tensor in norm.tensors().items():
             if tensor is not None:
                 raise ValueError(f"{name}: expected None without batch_norm; got a tensor")
-    elif not training:
+    elif not norm.training:
         for name in ("running_mean", "running_var"):
-            if norm[name] is None:
+            if getattr(norm, name) is None:
                 raise ValueError(f"{name}: expected a tensor, as training is False; got None")
 
 
