@@ -2,6 +2,22 @@
 
 Importing this package never fails for want of a compiler, a GPU, Triton or the native extension:
 `available_backends()` tells what can run here and why something cannot.
+
+    ops/             the operators as functions, differentiable to any order
+    nn/              drop-in layers
+    models/          model families
+    sampling/        fast_sampler
+    acceleration/    accelerate, restore
+    train/, cli/     what the command line runs
+    triton_conv/     convolutions in Triton, which ops/ launches on a GPU
+    backends.py      what can run here
+    allocator.py     keep_freed_memory
+    timing.py        interleaved timing
+    arguments.py     the check of a model that several public functions take
+    version.py       the version, read by the build too
+    _C.pyi           the native core, from csrc/
+
+docs/architecture.md shows the way of a call through them.
 """
 
 from .acceleration import accelerate, restore
