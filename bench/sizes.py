@@ -1,4 +1,4 @@
-"""Whether ``genkernels.accelerate`` loses anywhere: single layers from tiny to large, against what they were before.
+"""Single layers from tiny to large, accelerated and plain: whether ``genkernels.accelerate`` loses anywhere.
 
     python -m bench.sizes [--quick] [--seconds S] [--json PLACE]
     pytest bench/sizes.py --benchmark-only

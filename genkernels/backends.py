@@ -1,4 +1,4 @@
-"""What can run on this machine, and the reason when something cannot.
+"""Backends of this machine, and the reason when one cannot run.
 
 Four backends exist: `reference` (plain PyTorch, always there), `cpu` (the native extension), `triton` and
 `cuda` (a GPU). Before somebody asks or uses a GPU, nothing is asked of one and Triton is not imported. A native

@@ -1,4 +1,4 @@
-"""What the benchmarks have in common.
+"""Timing, ceilings, reports and checks that the benchmarks share.
 
     session.py       one run of a benchmark: device, budget, alternatives left out; its command line
     report.py        rows, claims and reports, as JSON and as tables; ``python -m bench.core.report``

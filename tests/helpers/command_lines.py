@@ -1,4 +1,4 @@
-"""What the tests of the command line share."""
+"""A small run and the shape of an error message, for the tests of the command line."""
 
 # A model that trains in no time.
 SMALL = ["--hidden-channels", "4", "--num-layers", "1", "--batch-size", "100"]

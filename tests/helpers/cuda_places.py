@@ -1,4 +1,4 @@
-"""Where the CUDA kernels are tested: emulated on this machine's processor, and on a GPU where there is one."""
+"""Places where the CUDA kernels are tested: emulated on this machine's processor, and a GPU where there is one."""
 
 import dataclasses
 from types import ModuleType

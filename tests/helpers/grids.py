@@ -1,4 +1,4 @@
-"""What the tests of every operation share: sampled grids, memory layouts, and how exact is exact enough."""
+"""Sampled grids, memory layouts and error bounds for the tests of every operation."""
 
 import contextlib
 import itertools

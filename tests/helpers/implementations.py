@@ -1,4 +1,4 @@
-"""What tests of several operations ask of an implementation: that it runs at all, and that calls do not meet."""
+"""Checks of any implementation: that it runs at all, and that concurrent calls do not meet."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor

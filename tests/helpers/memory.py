@@ -1,4 +1,4 @@
-"""What autograd keeps."""
+"""Bytes that autograd keeps for backward."""
 
 import torch
 from torch import Tensor

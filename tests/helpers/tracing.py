@@ -1,4 +1,4 @@
-"""What a sampler needs of a model: a forward pass that `torch.fx` can write down as a list of known steps."""
+"""A check that `torch.fx` can write a model's forward pass down as a list of known steps."""
 
 from collections.abc import Callable
 

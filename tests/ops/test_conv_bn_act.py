@@ -1,4 +1,4 @@
-"""What the blocks promise beside their sum: statistics, layouts, opcheck, compile, autocast, errors."""
+"""Convolution blocks beside their sum: statistics, layouts, opcheck, compile, autocast, errors."""
 
 import re
 

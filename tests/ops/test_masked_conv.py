@@ -1,4 +1,4 @@
-"""What the masked convolution computes: the sum it promises, taps that do not exist, threads, fallbacks."""
+"""The masked convolution's result: the sum it promises, taps that do not exist, threads, fallbacks."""
 
 import itertools
 from functools import partial

@@ -1,4 +1,4 @@
-"""What the wavefront LSTM computes: the recurrence it promises, and where a value goes."""
+"""The wavefront LSTM's result: the recurrence it promises, and where a value goes."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What the wavefront LSTM keeps for backward, and which gradients it computes."""
+"""Tensors that the wavefront LSTM keeps for backward, and the gradients it computes."""
 
 import itertools
 

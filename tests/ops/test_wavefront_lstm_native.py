@@ -1,4 +1,4 @@
-"""How the wavefront LSTM runs: on any number of threads, and which implementation when."""
+"""Native runs of the wavefront LSTM: on any number of threads, and which implementation when."""
 
 from functools import partial
 

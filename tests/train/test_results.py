@@ -1,4 +1,4 @@
-"""What a trained model is shown by: its likelihood, its pictures, and its speed against plain PyTorch."""
+"""Results of a trained model: its likelihood, its pictures, and its speed against plain PyTorch."""
 
 import itertools
 import math

@@ -4,7 +4,7 @@
 // scratch; both products read it there. grad_x is the twin product of the forward pass (of a strided one the transposed
 // one, and the other way round), direct.cpp or col2im.cpp; the weight gradient is that of weight_gradient.cpp.
 // Scratch, in float32: the gradient of the product as pixels, x in the order that the weight gradient takes (nothing
-// where x already is so), and of a strided convolution the gradient's planes too. Units of both products share one
+// where x already is so), and of a strided convolution the gradient's planes too. Tasks of both products share one
 // queue. Traffic: grad_y, z and x once, the gradients once, scratch once per panel. Bound: the multiply-add units.
 #include "cpu/conv_bn_act/col2im.h"
 #include "cpu/conv_bn_act/direct.h"
@@ -61,7 +61,7 @@ Outcome backward(const ConvBackward& args, Product& product, int threads) {
   const auto for_gradient = shared.take<float>(s.batch * of_gradient.image_floats());
   const auto for_x = shared.take<float>(loads_x ? s.batch * of_x.image_floats() : 0);
   const auto for_planes = shared.take<float>(makes_planes ? s.low_channels * plane : 0);
-  const auto for_unit = own.take<float>(
+  const auto for_task = own.take<float>(
       max64(wants_x ? product.thread_floats() : 0, wants_weight ? weight_gradient.thread_floats() : 0));
   const Scratch scratch(shared, own, threads);
   if (!scratch.data()) return Outcome::no_memory;
@@ -74,17 +74,17 @@ Outcome backward(const ConvBackward& args, Product& product, int threads) {
   const NhwcImage &low_image = transposed ? x_image : gradient, &high_image = transposed ? gradient : x_image;
   NchwImage low_planes{planes, plane, weight_gradient.images() * s.low_h * s.low_w};
   if (x_as_planes) low_planes = {static_cast<const float*>(args.x.data), args.x.stride_c, args.x.stride_n};
-  const int64_t x_units = wants_x ? product.units() : 0, weight_units = wants_weight ? weight_gradient.units() : 0;
+  const int64_t x_tasks = wants_x ? product.tasks() : 0, weight_tasks = wants_weight ? weight_gradient.tasks() : 0;
 #pragma omp parallel num_threads(threads)
   {
     load_all(args, of_gradient, scratch.shared(for_gradient), of_x, x);
     if (makes_planes) make_all_planes(s, low_image, weight_gradient.images(), plane, planes);
 #pragma omp for schedule(dynamic)
-    for (int64_t unit = 0; unit < x_units + weight_units; ++unit) {
-      if (unit < x_units)
-        product.run_unit(unit, gradient, scratch.own(for_unit));
+    for (int64_t task = 0; task < x_tasks + weight_tasks; ++task) {
+      if (task < x_tasks)
+        product.run_task(task, gradient, scratch.own(for_task));
       else
-        weight_gradient.run_unit(unit - x_units, low_planes, high_image, scratch.own(for_unit));
+        weight_gradient.run_task(task - x_tasks, low_planes, high_image, scratch.own(for_task));
     }
   }
   return Outcome::done;

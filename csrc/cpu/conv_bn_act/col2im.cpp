@@ -2,7 +2,7 @@
 //
 // As phases it would fill 3 of 16 lanes. Instead all taps of all channels are the columns (N) of one product,
 // [input pixel][tap row][tap column][channel], whose rows are then added up where they belong in the result: a tap row
-// is kw * C floats side by side. A unit is one image, which stands in scratch, [row][column][channel], until it is
+// is kw * C floats side by side. A task is one image, which stands in scratch, [row][column][channel], until it is
 // complete. Bound: the product, a short reduction of C_in; adding up touches kh * kw * C floats per input pixel.
 #include "cpu/conv_bn_act/col2im.h"
 
@@ -66,20 +66,20 @@ void Col2ImConv::pack() const {
     }
 }
 
-void Col2ImConv::run_unit(int64_t unit, const NhwcImage& in, float* scratch) const {
+void Col2ImConv::run_task(int64_t task, const NhwcImage& in, float* scratch) const {
   float* const image = part_of(scratch, image_);
   float* const products = part_of(scratch, products_);
   memset(image, 0, image_floats_ * sizeof(float));
   for (int64_t y0 = 0; y0 < s_.low_h; y0 += lines_) {
-    const Lines lines{unit, unit + 1, y0, min64(s_.low_h, y0 + lines_)};
+    const Lines lines{task, task + 1, y0, min64(s_.low_h, y0 + lines_)};
     multiply(in, lines, products);
     add_up(products, lines, image);
   }
   if (epilogue_.takes_statistics) {
     GK_BY_STORAGE(out_.storage, round_values, image, Scratch::round(image_floats_));
-    take_moments(unit, image);
+    take_moments(task, image);
   }
-  GK_BY_STORAGE(out_.storage, store, image, unit, products);
+  GK_BY_STORAGE(out_.storage, store, image, task, products);
 }
 
 // products[input pixel][column]
@@ -186,7 +186,7 @@ Outcome col2im_forward(const ConvForward& args) {
   const bool in_place = readable_in_place(args.x, image_layout);
   ScratchLayout shared, own;
   const auto for_product = shared.take<float>(product.shared_floats());
-  const auto for_unit = own.take<float>(product.thread_floats());
+  const auto for_task = own.take<float>(product.thread_floats());
   const auto for_x = own.take<float>(in_place ? 0 : image_layout.image_floats());
   const Scratch scratch(shared, own, threads);
   if (!scratch.data()) return Outcome::no_memory;
@@ -199,7 +199,7 @@ Outcome col2im_forward(const ConvForward& args) {
       load_image(args.x, image_layout, n, image);
       in = {image, image_layout.channels, 0, image_layout.pitch()};
     }
-    product.run_unit(n, in, scratch.own(for_unit));
+    product.run_task(n, in, scratch.own(for_task));
   }
   if (args.statistics) product.write_statistics(args.statistics);
   return Outcome::done;

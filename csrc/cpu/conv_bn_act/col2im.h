@@ -15,12 +15,12 @@ class Col2ImConv {
  public:
   Col2ImConv(const ConvShape& s, const ColumnWeight& weight, const ImageView& out, const EpilogueSpec& epilogue);
 
-  int64_t units() const { return s_.batch; }
+  int64_t tasks() const { return s_.batch; }
   int64_t shared_floats() const { return shared_layout_.floats(); }
   int64_t thread_floats() const { return thread_layout_.floats(); }
   void prepare(float* shared);
-  // One unit, in the scratch of a thread.
-  void run_unit(int64_t unit, const NhwcImage& in, float* scratch) const;
+  // One task, in the scratch of a thread.
+  void run_task(int64_t task, const NhwcImage& in, float* scratch) const;
   void write_statistics(float* statistics) const;
 
  private:

@@ -26,20 +26,20 @@ class DirectConv {
   DirectConv(const DirectGeometry& geometry, int64_t batch, const ColumnWeight& weight, const ImageView& out,
              const EpilogueSpec& epilogue, int threads);
 
-  int64_t units() const { return panels_ * parts_; }
+  int64_t tasks() const { return panels_ * parts_; }
   int64_t shared_floats() const { return shared_layout_.floats(); }
   int64_t thread_floats() const { return thread_layout_.floats(); }
   void prepare(float* shared);
-  // One unit, in the scratch of a thread.
-  void run_unit(int64_t unit, const NhwcImage& in, float* scratch) const;
+  // One task, in the scratch of a thread.
+  void run_task(int64_t task, const NhwcImage& in, float* scratch) const;
   void write_statistics(float* statistics) const;
 
  private:
-  struct Unit;
+  struct Task;
 
-  void multiply(const Unit& unit, const NhwcImage& in, const Lines& lines) const;
-  void multiply_run(const Unit& unit, const NhwcImage& in, const Lines& lines, int64_t row_phase, const Run& run) const;
-  void multiply_pixels(const Unit& unit, const NhwcImage& in, int64_t images, const float* corner, int64_t count,
+  void multiply(const Task& task, const NhwcImage& in, const Lines& lines) const;
+  void multiply_run(const Task& task, const NhwcImage& in, const Lines& lines, int64_t row_phase, const Run& run) const;
+  void multiply_pixels(const Task& task, const NhwcImage& in, int64_t images, const float* corner, int64_t count,
                        int64_t segment_count, const float* weights, TileMode mode, float* out) const;
   void fill_table(int64_t* table, int64_t images, int64_t lines, int64_t width) const;
 
@@ -48,7 +48,7 @@ class DirectConv {
   ColumnWeight weight_;
   Epilogue epilogue_;
   int64_t images_, lines_, line_blocks_, blocks_, panels_, parts_;
-  // Of all threads: runs along a line, places of taps, moments per unit.
+  // Of all threads: runs along a line, places of taps, moments per task.
   ScratchLayout shared_layout_;
   ScratchArray<Run> runs_at_;
   ScratchArray<int64_t> places_at_;

@@ -1,7 +1,7 @@
 // Implementations of the convolution and its gradients, in the order in which they are tried.
 //
 // F(4x4, 2x2) and F(2x2, 2x2) are one entry, "winograd": which of them runs is a matter of exactness (winograd.h), and
-// a backward pass takes both. The backward pass is one list and not one for each gradient, since the units of both
+// a backward pass takes both. The backward pass is one list and not one for each gradient, since the tasks of both
 // share a queue; the weight gradient of "col2im" is the direct one.
 #include "cpu/conv_bn_act/col2im.h"
 #include "cpu/conv_bn_act/direct.h"

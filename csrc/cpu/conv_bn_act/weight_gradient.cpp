@@ -1,9 +1,9 @@
 // Direct weight gradient: for every tap, the sum over the pixels o of the low image of low[o] times the high pixel that
 // the tap puts against it.
 //
-// A unit of work is a panel of high channels (N) and a block of low channels (M). It takes the pixels (K) chunk by
+// A task of work is a panel of high channels (N) and a block of low channels (M). It takes the pixels (K) chunk by
 // chunk; for each tap the chunk's high pixels are packed as [pixel][column] in L1, and gemm_tile adds rows (planes of
-// low channels) times panel to the unit's sums in L2. Pixels are ordered [image block][row][column][image], so that
+// low channels) times panel to the task's sums in L2. Pixels are ordered [image block][row][column][image], so that
 // what a tap leaves out at the border still leaves long runs where images are 4 pixels wide. No sum crosses threads, so
 // the result does not depend on their number.
 // Of few high channels (an image), the columns are all taps and channels together, read from an image with a border.
@@ -66,7 +66,7 @@ void write_taps(const ConvWeight& out, int64_t kernel_h, int64_t kernel_w, const
 }
 
 // A panel and the scratch of the thread that computes it.
-struct WeightGradient::Unit {
+struct WeightGradient::Task {
   ColumnPanel panel;
   int64_t row0, rows;
   float *sums, *packed;
@@ -81,7 +81,7 @@ WeightGradient::WeightGradient(const ConvShape& s, const ConvWeight& out, int th
   images_ = s.low_w >= 16 ? 1 : min64(s.batch, ceil_div(64, s.low_w));
   images_ = ceil_div(s.batch, ceil_div(s.batch, images_));
   lines_ = max64(1, min64(s.low_h, CHUNK / (images_ * s.low_w)));
-  // As many rows per unit as leave four units for each thread, but no more sums than L2 holds beside the rest.
+  // As many rows per task as leave four tasks for each thread, but no more sums than L2 holds beside the rest.
   const int64_t wanted = ceil_div(4 * threads, panels_), fitting = max64(MR_MAX, 4096 / panel_taps());
   const int64_t rows = min64(128, min64(fitting, max64(8 * MR_MAX, ceil_div(s.low_channels, wanted))));
   row_blocks_ = ceil_div(s.low_channels, rows);
@@ -92,9 +92,9 @@ WeightGradient::WeightGradient(const ConvShape& s, const ConvWeight& out, int th
   segments_ = layout_.take<Segment>(lines_ * most_pieces(s.low_w * images_) + 4);
 }
 
-void WeightGradient::run_unit(int64_t unit, const NchwImage& low, const NhwcImage& high, float* scratch) const {
-  const int64_t row0 = unit % row_blocks_ * rows_;
-  Unit own{column_panel(columns_, unit / row_blocks_), row0, min64(rows_, s_.low_channels - row0),
+void WeightGradient::run_task(int64_t task, const NchwImage& low, const NhwcImage& high, float* scratch) const {
+  const int64_t row0 = task % row_blocks_ * rows_;
+  Task own{column_panel(columns_, task / row_blocks_), row0, min64(rows_, s_.low_channels - row0),
            part_of(scratch, sums_), part_of(scratch, packed_), part_of(scratch, segments_), {}};
   memset(own.sums, 0, panel_taps() * rows_ * PANEL_MAX * sizeof(float));
   if (all_taps_) find_columns(own.panel, high, own.offsets);
@@ -108,31 +108,31 @@ void WeightGradient::run_unit(int64_t unit, const NchwImage& low, const NhwcImag
     write_taps(out_, s_.kernel_h, s_.kernel_w, sums);
 }
 
-void WeightGradient::add_chunk(const Unit& unit, const NchwImage& low, const NhwcImage& high,
+void WeightGradient::add_chunk(const Task& task, const NchwImage& low, const NhwcImage& high,
                                const Lines& lines) const {
-  const float* const planes = low.data + unit.row0 * low.stride_channel + lines.n0 / images_ * low.stride_block;
+  const float* const planes = low.data + task.row0 * low.stride_channel + lines.n0 / images_ * low.stride_block;
   for (int64_t tap = 0; tap < panel_taps(); ++tap) {
     int64_t count = 0;
     if (all_taps_) {
       const int64_t line = s_.low_w * lines.images();
-      pack_all_taps(unit, high, lines);
-      count = cut_run(lines.y0 * line, lines.height() * line, unit.segments);
+      pack_all_taps(task, high, lines);
+      count = cut_run(lines.y0 * line, lines.height() * line, task.segments);
     } else {
-      count = pack_tap(unit, high, tap, lines);
+      count = pack_tap(task, high, tap, lines);
     }
     if (count == 0) continue;
-    for_row_tiles(unit.rows, [&](int64_t first, int64_t tile_rows) {
+    for_row_tiles(task.rows, [&](int64_t first, int64_t tile_rows) {
       const float* at[MR_MAX];
       for (int64_t i = 0; i < tile_rows; ++i) at[i] = planes + (first + i) * low.stride_channel;
-      tile_function(TileMode::add, static_cast<int>(tile_rows), unit.panel.nr)(
-          at, unit.segments, count, unit.packed, unit.sums + (tap * rows_ + first) * PANEL_MAX, PANEL_MAX);
+      tile_function(TileMode::add, static_cast<int>(tile_rows), task.panel.nr)(
+          at, task.segments, count, task.packed, task.sums + (tap * rows_ + first) * PANEL_MAX, PANEL_MAX);
     });
   }
 }
 
 // The high pixels that `tap` puts against `lines` of the low images; returns the segments of their partners.
-int64_t WeightGradient::pack_tap(const Unit& unit, const NhwcImage& high, int64_t tap, const Lines& lines) const {
-  const ColumnPanel& panel = unit.panel;
+int64_t WeightGradient::pack_tap(const Task& task, const NhwcImage& high, int64_t tap, const Lines& lines) const {
+  const ColumnPanel& panel = task.panel;
   const int64_t C = s_.high_channels, W = s_.low_w, images = lines.images();
   const int64_t dy = tap / s_.kernel_w - s_.pad_h, dx = tap % s_.kernel_w - s_.pad_w;
   const int64_t lo = dx < 0 ? min64(W, ceil_div(-dx, s_.stride_w)) : 0;
@@ -140,7 +140,7 @@ int64_t WeightGradient::pack_tap(const Unit& unit, const NhwcImage& high, int64_
   if (lo == hi) return 0;
   // One image at a time: a line is long, and leaving a column out saves less than a cut costs.
   const int64_t x0 = images == 1 ? 0 : lo, x1 = images == 1 ? W : hi;
-  float* packed = unit.packed;
+  float* packed = task.packed;
   int64_t count = 0, first = -1, end = -1;  // the run of partners that is growing
   for (int64_t y = lines.y0; y < lines.y1; ++y) {
     const int64_t in_y = y * s_.stride_h + dy;
@@ -158,12 +158,12 @@ int64_t WeightGradient::pack_tap(const Unit& unit, const NhwcImage& high, int64_
     }
     const int64_t begin = (y * W + x0) * images, stop = (y * W + x1) * images;
     if (begin != end) {
-      if (first >= 0) count += cut_run(first, end - first, unit.segments + count);
+      if (first >= 0) count += cut_run(first, end - first, task.segments + count);
       first = begin;
     }
     end = stop;
   }
-  if (first >= 0) count += cut_run(first, end - first, unit.segments + count);
+  if (first >= 0) count += cut_run(first, end - first, task.segments + count);
   return count;
 }
 
@@ -175,10 +175,10 @@ void WeightGradient::find_columns(const ColumnPanel& panel, const NhwcImage& hig
   }
 }
 
-void WeightGradient::pack_all_taps(const Unit& unit, const NhwcImage& high, const Lines& lines) const {
-  const int64_t width = unit.panel.width();
-  const int64_t* const offsets = unit.offsets;
-  float* packed = unit.packed;
+void WeightGradient::pack_all_taps(const Task& task, const NhwcImage& high, const Lines& lines) const {
+  const int64_t width = task.panel.width();
+  const int64_t* const offsets = task.offsets;
+  float* packed = task.packed;
   for (int64_t y = lines.y0; y < lines.y1; ++y)
     for (int64_t x = 0; x < s_.low_w; ++x)
       for (int64_t n = lines.n0; n < lines.n1; ++n, packed += width) {

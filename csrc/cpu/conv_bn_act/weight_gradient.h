@@ -33,19 +33,19 @@ class WeightGradient {
   // Images in a block, whose pixels stand side by side in the planes.
   int64_t images() const { return images_; }
   bool wants_border() const { return all_taps_; }
-  int64_t units() const { return panels_ * row_blocks_; }
+  int64_t tasks() const { return panels_ * row_blocks_; }
   int64_t thread_floats() const { return layout_.floats(); }
-  // One unit, in the scratch of a thread.
-  void run_unit(int64_t unit, const NchwImage& low, const NhwcImage& high, float* scratch) const;
+  // One task, in the scratch of a thread.
+  void run_task(int64_t task, const NchwImage& low, const NhwcImage& high, float* scratch) const;
 
  private:
-  struct Unit;
+  struct Task;
 
   int64_t panel_taps() const { return all_taps_ ? 1 : s_.kernel_h * s_.kernel_w; }
-  void add_chunk(const Unit& unit, const NchwImage& low, const NhwcImage& high, const Lines& lines) const;
-  int64_t pack_tap(const Unit& unit, const NhwcImage& high, int64_t tap, const Lines& lines) const;
+  void add_chunk(const Task& task, const NchwImage& low, const NhwcImage& high, const Lines& lines) const;
+  int64_t pack_tap(const Task& task, const NhwcImage& high, int64_t tap, const Lines& lines) const;
   void find_columns(const ColumnPanel& panel, const NhwcImage& high, int64_t* offsets) const;
-  void pack_all_taps(const Unit& unit, const NhwcImage& high, const Lines& lines) const;
+  void pack_all_taps(const Task& task, const NhwcImage& high, const Lines& lines) const;
   template <class T>
   void write_all_taps(const TapSums& from) const;
 

@@ -1,5 +1,5 @@
 // Forward pass and gradients of the convolution by Winograd's F(4x4, 2x2) and F(2x2, 2x2), see winograd.h: images are
-// transformed round by round, and the units of the products meet the transforms.
+// transformed round by round, and the tasks of the products meet the transforms.
 #include "cpu/conv_bn_act/winograd.h"
 
 #include "cpu/conv_bn_act/winograd_points.h"
@@ -119,8 +119,8 @@ Outcome forward(const ConvForward& args) {
         transform_inputs<TILE>(grid, mine, in, (n - n0) * grid.tiles());
       }
 #pragma omp for schedule(dynamic)
-      for (int64_t unit = 0; unit < product.units(); ++unit)
-        if (!evenness.refused()) product.run_unit(unit, in, n0, n1, evenness, mine);
+      for (int64_t task = 0; task < product.tasks(); ++task)
+        if (!evenness.refused()) product.run_task(task, in, n0, n1, evenness, mine);
     }
   }
   if (evenness.refused()) return Outcome::uneven;
@@ -229,7 +229,7 @@ Outcome backward(const ConvBackward& args) {
   transforms.set(scratch);
   if (wants_x) product.set_shared(scratch.shared(for_product));
   const Transformed& in = kind == ConvKind::strided ? transforms.high : transforms.low;
-  const int64_t x_units = wants_x ? product.units() : 0, weight_units = wants_weight ? weight_gradient.units() : 0;
+  const int64_t x_tasks = wants_x ? product.tasks() : 0, weight_tasks = wants_weight ? weight_gradient.tasks() : 0;
 #pragma omp parallel num_threads(threads)
   {
     float* const mine = scratch.own(for_image_or_unit);
@@ -239,12 +239,12 @@ Outcome backward(const ConvBackward& args) {
 #pragma omp for schedule(dynamic)
       for (int64_t n = n0; n < n1; ++n) transforms.make(n, n - n0, evenness, mine);
 #pragma omp for schedule(dynamic)
-      for (int64_t unit = 0; unit < x_units + weight_units; ++unit) {
+      for (int64_t task = 0; task < x_tasks + weight_tasks; ++task) {
         if (evenness.refused()) continue;
-        if (unit < x_units)
-          product.run_unit(unit, in, n0, n1, evenness, mine);
+        if (task < x_tasks)
+          product.run_task(task, in, n0, n1, evenness, mine);
         else
-          weight_gradient.run_unit(unit - x_units, transforms.outputs, transforms.high, tiles, round,
+          weight_gradient.run_task(task - x_tasks, transforms.outputs, transforms.high, tiles, round,
                                    scratch.shared(for_sums), mine);
       }
     }

@@ -1,7 +1,7 @@
 // Products by Winograd's F(4x4, 2x2) and F(2x2, 2x2), see winograd.h: forward passes and input gradients, strided and
 // transposed.
 //
-// A unit of work is a pair of panels of output channels and a part of the images that are there. Phase by phase and a
+// A task of work is a pair of panels of output channels and a part of the images that are there. Phase by phase and a
 // piece of the input channels at a time its packed weights are transformed, in L2, and every component meets all tiles
 // of a group of images as a plain matrix product: rows (M) are tiles, 96 of them or so (128 of 2 x 2), read where the
 // transformed images stand, and meet both panels; sums grow in L2 too. The components of a tile then give its pixels.
@@ -17,7 +17,7 @@
 
 namespace gk::GK_ISA::conv_bn_act {
 
-// The panels of a unit and the scratch of the thread that computes them.
+// The panels of a task and the scratch of the thread that computes them.
 template <int TILE>
 struct WinogradProduct<TILE>::Panels {
   int64_t count;
@@ -75,9 +75,9 @@ void WinogradProduct<TILE>::pack_shared(Evenness& evenness) const {
 }
 
 template <int TILE>
-void WinogradProduct<TILE>::run_unit(int64_t unit, const Transformed& in, int64_t n0, int64_t n1, Evenness& evenness,
+void WinogradProduct<TILE>::run_task(int64_t task, const Transformed& in, int64_t n0, int64_t n1, Evenness& evenness,
                                      float* scratch) const {
-  const int64_t panel0 = unit / parts_ * WIDE, part = unit % parts_, groups = ceil_div(n1 - n0, group_);
+  const int64_t panel0 = task / parts_ * WIDE, part = task % parts_, groups = ceil_div(n1 - n0, group_);
   const int64_t first_group = groups * part / parts_, last_group = groups * (part + 1) / parts_;
   if (first_group == last_group) return;
   int64_t* const table = part_of(scratch, table_);

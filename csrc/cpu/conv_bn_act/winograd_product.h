@@ -19,19 +19,19 @@ class WinogradProduct {
   WinogradProduct(const ConvShape& s, ConvKind kind, const Rounds& rounds, const ColumnWeight& weight,
                   const ImageView& out, const EpilogueSpec& epilogue, int threads);
 
-  int64_t units() const { return wides_ * parts_; }
+  int64_t tasks() const { return wides_ * parts_; }
   int64_t shared_floats() const { return shared_layout_.floats(); }
   int64_t thread_floats() const { return thread_layout_.floats(); }
   void set_shared(float* shared);
-  // To be called by all threads of a team, before the first unit and a barrier.
+  // To be called by all threads of a team, before the first task and a barrier.
   void pack_shared(Evenness& evenness) const;
-  // One unit for the images [n0, n1) of a round, of which `in` holds the transforms, in the scratch of a thread.
-  void run_unit(int64_t unit, const Transformed& in, int64_t n0, int64_t n1, Evenness& evenness, float* scratch) const;
+  // One task for the images [n0, n1) of a round, of which `in` holds the transforms, in the scratch of a thread.
+  void run_task(int64_t task, const Transformed& in, int64_t n0, int64_t n1, Evenness& evenness, float* scratch) const;
   void write_statistics(float* statistics) const;
 
  private:
   static constexpr int64_t COMPONENTS = components_of(TILE);
-  static constexpr int64_t WIDE = NR_MAX == 2 ? 2 : 1;    // panels of a unit
+  static constexpr int64_t WIDE = NR_MAX == 2 ? 2 : 1;    // panels of a task
   static constexpr int64_t PIECE = 32;                    // reduction steps
   static constexpr int64_t TILES = TILE == 4 ? 96 : 128;  // of a group of images
 

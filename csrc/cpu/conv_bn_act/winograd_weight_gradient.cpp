@@ -1,7 +1,7 @@
 // Weight gradient by Winograd's F(4x4, 2x2), see winograd.h: for each of 4 phases and 25 components, the sum over the
 // tiles of low outputs times high inputs.
 //
-// A unit of work is a panel of high channels and a block of low channels; its 100 matrices of sums stay in L2. It goes
+// A task of work is a panel of high channels and a block of low channels; its 100 matrices of sums stay in L2. It goes
 // component by component and takes the tiles in chunks, whose rows stay in L1 while the four phases meet them. Both
 // factors are read where the transformed images stand. No sum crosses threads, so the result does not depend on their
 // number. Bound: the multiply-add units, at 25/64 of the direct multiplications.
@@ -30,11 +30,11 @@ WinogradWeightGradient::WinogradWeightGradient(const ConvShape& s, const ConvWei
   sums_ = layout_.take<float>(rounds > 1 ? 0 : sums_floats());
 }
 
-void WinogradWeightGradient::run_unit(int64_t unit, const Transformed& low, const Transformed& high, int64_t tiles,
+void WinogradWeightGradient::run_task(int64_t task, const Transformed& low, const Transformed& high, int64_t tiles,
                                       int64_t round, float* shared, float* scratch) const {
-  float* const sums = rounds_ > 1 ? shared + unit * sums_floats() : part_of(scratch, sums_);
-  const ColumnPanel panel = column_panel(s_.high_channels, unit / row_blocks_);
-  const int64_t row0 = unit % row_blocks_ * rows_, rows = min64(rows_, s_.low_channels - row0);
+  float* const sums = rounds_ > 1 ? shared + task * sums_floats() : part_of(scratch, sums_);
+  const ColumnPanel panel = column_panel(s_.high_channels, task / row_blocks_);
+  const int64_t row0 = task % row_blocks_ * rows_, rows = min64(rows_, s_.low_channels - row0);
   for (int64_t k = 0; k < COMPONENTS; ++k)
     for (int64_t tile = 0; tile < tiles; tile += CHUNK)
       for (int64_t f = 0; f < PHASES; ++f) {

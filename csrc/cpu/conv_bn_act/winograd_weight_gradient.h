@@ -10,15 +10,15 @@ class WinogradWeightGradient {
  public:
   static constexpr int64_t COMPONENTS = components_of(STRIDED_TILE);
 
-  // `rounds`: how many times run_unit is called for each unit.
+  // `rounds`: how many times run_task is called for each task.
   WinogradWeightGradient(const ConvShape& s, const ConvWeight& out, int64_t rounds, int threads);
 
-  int64_t units() const { return panels_ * row_blocks_; }
-  // Sums that wait for the next round belong to their unit.
-  int64_t shared_floats() const { return rounds_ > 1 ? units() * sums_floats() : 0; }
+  int64_t tasks() const { return panels_ * row_blocks_; }
+  // Sums that wait for the next round belong to their task.
+  int64_t shared_floats() const { return rounds_ > 1 ? tasks() * sums_floats() : 0; }
   int64_t thread_floats() const { return layout_.floats(); }
-  // One unit, for the `tiles` of a round, in the scratch of a thread.
-  void run_unit(int64_t unit, const Transformed& low, const Transformed& high, int64_t tiles, int64_t round,
+  // One task, for the `tiles` of a round, in the scratch of a thread.
+  void run_task(int64_t task, const Transformed& low, const Transformed& high, int64_t tiles, int64_t round,
                 float* shared, float* scratch) const;
 
  private:

@@ -1,4 +1,4 @@
-"""Where the CUDA kernels of the native extension are launched, and how a GPU is to multiply float32."""
+"""The device on which the native CUDA kernels are launched, and how it is to multiply float32."""
 
 from __future__ import annotations
 
