@@ -55,15 +55,15 @@ class Launcher:
     """
 
     def __init__(
-        self, x: Tensor, weight: Tensor, layout: torch.memory_format,
-        spec: MaskSpec, dilation: tuple[int, int], activation: str,
+        self, x: Tensor, weight: Tensor, y: Tensor, spec: MaskSpec, dilation: tuple[int, int], activation: str,
+        layout: torch.memory_format = torch.contiguous_format,
     ) -> None:  # fmt: skip
         self.plan = _plan(x.dtype, spec, dilation, activation)
         self.image = (x.shape[0], x.shape[2], x.shape[3])
         self.shape, self.dtype, self.layout = (x.shape[0], weight.shape[0], *x.shape[2:]), x.dtype, layout
         self.x = self.grad_x = strides_of(x)
         self.weight = self.grad_weight = weight_strides(weight)
-        self.y = self.grad_y = strides_of(torch.empty(self.shape, device="meta", memory_format=layout))
+        self.y = self.grad_y = strides_of(y)
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor | None = None) -> Tensor:
         """As the operator; or into y."""
@@ -122,7 +122,9 @@ def prepare(
     in_one_layout = x.shape[1] > 1 and width > 1 and height * width > 1
     if not in_one_layout or weight_strides(weight) is None or not (bias is None or bias.is_contiguous()):
         return None
-    return Launcher(x, weight, output_format(x, weight), spec, dilation, activation)
+    layout = output_format(x, weight)
+    y = torch.empty((x.shape[0], weight.shape[0], height, width), device="meta", memory_format=layout)
+    return Launcher(x, weight, y, spec, dilation, activation, layout)
 
 
 def _is_dense(t: Tensor) -> bool:
@@ -150,9 +152,7 @@ def forward_into(
     """The result written to y, [N, O, H, W] with pixels, of any strides."""
     x, weight = readable(x), _with_even_taps(weight)
     bias = None if bias is None else bias.contiguous()
-    launcher = Launcher(x, weight, torch.contiguous_format, spec, dilation, activation)
-    launcher.y = strides_of(y)
-    launcher.forward(x, weight, bias, y)
+    Launcher(x, weight, y, spec, dilation, activation).forward(x, weight, bias, y)
 
 
 def backward(
@@ -195,8 +195,7 @@ def backward_into(
     target = grad_weight
     if target is not None and weight_strides(target) is None:
         target = torch.empty(weight.shape, dtype=weight.dtype)
-    launcher = Launcher(x, weight, torch.contiguous_format, spec, dilation, activation)
-    launcher.grad_y = strides_of(grad_output)
+    launcher = Launcher(x, weight, grad_output, spec, dilation, activation)
     if output is not None:
         launcher.y = strides_of(output)
     if grad_x is not None:
