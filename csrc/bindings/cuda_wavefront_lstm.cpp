@@ -112,7 +112,8 @@ class CudaWavefrontPlan {
 }  // namespace
 
 void bind_kernels(py::module_& m) {
-  py::class_<WavefrontForward>(m, "CudaWavefrontForward")
+  // Local, since the emulated build registers the same types when both are loaded.
+  py::class_<WavefrontForward>(m, "CudaWavefrontForward", py::module_local())
       .def(py::init([](bool mirrored, Image gates, Image hidden, Address weight, Address h0, Address c0,
                        Address packed) {
              return WavefrontForward{mirrored,    pixels(gates), pixels(hidden), pointer(weight),
@@ -120,7 +121,7 @@ void bind_kernels(py::module_& m) {
            }),
            py::arg("mirrored"), py::arg("gates"), py::arg("hidden"), py::arg("weight"), py::arg("h0"), py::arg("c0"),
            py::arg("packed"));
-  py::class_<WavefrontBackward>(m, "CudaWavefrontBackward")
+  py::class_<WavefrontBackward>(m, "CudaWavefrontBackward", py::module_local())
       .def(py::init([](bool mirrored, Image grad_hidden, Address weight, Address h0, Address c0, Address packed,
                        Address grad_gates, Address gathered, Address grad_c0) {
              return WavefrontBackward{mirrored,        pixels(grad_hidden),  pointer(weight),
