@@ -30,6 +30,14 @@ def test_blocks_of_a_cluster_write_to_each_other(emulated):
     assert emulated.run_kernel("exchange") == [100 + i for i in range(64)] + list(range(64))
 
 
+def test_every_class_is_local_to_its_module(emulated):
+    # A genkernels._C with CUDA registers the same classes: the second of the two to be loaded would be refused.
+    classes = [value for value in vars(emulated).values() if isinstance(value, type)]
+    assert len(classes) >= 5
+    for each in classes:
+        assert any(name.startswith("__pybind11_module_local") for name in vars(each)), each
+
+
 # --- planted faults ---
 
 FAULTS = {

@@ -190,7 +190,7 @@ class CudaSamplerPlan {
 }  // namespace
 
 void bind_sampler_plan(py::module_& m) {
-  py::class_<CudaSamplerPlan>(m, "CudaSamplerPlan")
+  py::class_<CudaSamplerPlan>(m, "CudaSamplerPlan", py::module_local())
       .def(py::init<const py::dict&, int64_t, int64_t>(), py::arg("records"), py::arg("weight_count"),
            py::arg("float_count"))
       .def("tables", &CudaSamplerPlan::tables)

@@ -130,7 +130,7 @@ void bind_kernels(py::module_& m) {
            }),
            py::arg("mirrored"), py::arg("grad_hidden"), py::arg("weight"), py::arg("h0"), py::arg("c0"),
            py::arg("packed"), py::arg("grad_gates"), py::arg("gathered"), py::arg("grad_c0"));
-  py::class_<CudaWavefrontPlan>(m, "CudaWavefrontPlan")
+  py::class_<CudaWavefrontPlan>(m, "CudaWavefrontPlan", py::module_local())
       .def(py::init<int, bool, const Sizes&, size_t, bool, const std::vector<int>&, const Limits&>(),
            py::arg("storage"), py::arg("exact"), py::arg("sizes"), py::arg("directions"), py::arg("diagonal"),
            py::arg("taps"), py::arg("limits"))
