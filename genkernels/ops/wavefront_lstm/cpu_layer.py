@@ -70,6 +70,8 @@ def backward(call: BackwardCall) -> None:
     sums = [Direction(None, *(grad.float() for grad in own[1:])) for own in grads.directions]  # float32: grad itself
     parts = sums  # of the round at hand
     for images in layer.rounds():
+        if images.start > 0 and parts is sums:
+            parts = [Direction(None, *map(torch.empty_like, own[1:])) for own in sums]
         inputs = layer.inputs_of(images)
         targets = [
             own._replace(gates=buffer[: len(inputs.image)] if wants else None)
@@ -80,9 +82,7 @@ def backward(call: BackwardCall) -> None:
         recurrence.backward_into(targets, grads_hidden, saved, inputs)
         if any(wants_gates):
             layer.convolve_back(grads.image[images] if wants_x else None, targets, inputs)
-        if parts is sums:
-            parts = [Direction(None, *map(torch.empty_like, own[1:])) for own in sums]
-        else:
+        if parts is not sums:
             add_each(_parameters(sums), _parameters(parts))
     for grad, total in zip(_parameters(grads.directions), _parameters(sums), strict=True):
         if total is not grad:
