@@ -71,57 +71,34 @@ class DirectBackward {
         threads_(useful_threads(c_, args.threads)),
         to_x_(input_gradient_gemm(c_, args.weight)),
         to_y_(output_gemm(c_, args.weight)),
-        tasks_(make_tasks(c_, c_.out_channels + (needs_weight() ? c_.in_channels : 0), threads_)),
+        tasks_(make_tasks(c_, c_.out_channels + (needs_weight(args_) ? c_.in_channels : 0), threads_)),
         sums_(args, (c_.full_taps() + 1) * c_.in_channels, own_) {
     const int64_t pixels = bordered_pixels(c_, tasks_, tasks_.columns), rows_max = tasks_.rows + c_.reach_up();
     const int64_t panel_floats = tasks_.rows * tasks_.columns * PANEL_MAX;
-    weights_ = shared_.take<float>(needs_x() ? packed_floats(to_x_, c_.full_taps()) : 0);
+    weights_ = shared_.take<float>(needs_x(args_) ? packed_floats(to_x_, c_.full_taps()) : 0);
     gradient_ = own_.take<float>(pixels * c_.out_channels);
-    planes_ = own_.take<float>(needs_weight() ? pixels * c_.in_channels : 0);
+    planes_ = own_.take<float>(needs_weight(args_) ? pixels * c_.in_channels : 0);
     staging_ = own_.take<float>(panel_floats);
     packed_ = own_.take<float>(panel_floats);
     segments_ = own_.take<Segment>(max64((c_.full_taps() + 1) * most_segments(c_.out_channels),
                                          rows_max * most_segments(tasks_.columns)));
   }
 
-  Outcome run() const {
-    const Scratch scratch(shared_, own_, threads_);
-    if (!scratch.data()) return Outcome::no_memory;
-    want_huge_pages(args_.grad_x, c_.batch * c_.in_channels * c_.height * c_.width);
-    int team = 1;  // the threads that really came
-#pragma omp parallel num_threads(threads_)
-    {
-#pragma omp single
-      team = omp_get_num_threads();
-      sums_.clear(scratch);
-      if (needs_x()) {
-#pragma omp for
-        for (int64_t p = 0; p < panel_count(c_.in_channels); ++p)
-          GK_BY_STORAGE(args_.weight.storage, pack_panel, args_.weight, to_x_, c_, p, scratch.shared(weights_));
-      }
-#pragma omp for schedule(static)
-      for (int64_t index = 0; index < tasks_.count; ++index) run_task(tasks_.at(c_, index), scratch);
-      if (needs_weight()) write_weight_panels(args_, sums_, scratch, [&](int64_t p, int64_t k, float* to) {
-        sum_taps(scratch, team, p, k, to);
-      });
-    }
-    if (args_.grad_bias)
-      GK_BY_STORAGE(args_.weight.storage, write_bias, args_, scratch.own(sums_.bias, 0), scratch.thread_stride(), team);
-    return Outcome::done;
-  }
+  Outcome run() { return run_backward(*this, args_, tasks_, sums_, shared_, own_, threads_); }
 
- private:
-  bool needs_x() const { return args_.grad_x.data; }
-  bool needs_weight() const { return args_.grad_weight.data; }
+  void pack_weights(int64_t p, const Scratch& scratch) const {
+    GK_BY_STORAGE(args_.weight.storage, pack_panel, args_.weight, to_x_, c_, p, scratch.shared(weights_));
+  }
+  bool refused() const { return false; }
 
   void run_task(const Task& task, const Scratch& scratch) const {
     // The border is for grad_x alone.
-    const Region below = needs_x() ? gradient_region(c_, task.region) : task.region;
+    const Region below = needs_x(args_) ? gradient_region(c_, task.region) : task.region;
     load_pixels({args_.grad_y, task.image, c_.out_channels, c_.height, c_.width, c_.out_order,
                  args_.relu ? &args_.y : nullptr},
                 below, scratch.own(gradient_));
-    if (needs_x()) input_gradient(task, below.columns(), scratch);
-    if (needs_weight() || args_.grad_bias) add_weight_gradient(task, below, scratch);
+    if (needs_x(args_)) input_gradient(task, below.columns(), scratch);
+    if (needs_weight(args_) || args_.grad_bias) add_weight_gradient(task, below, scratch);
   }
 
   void input_gradient(const Task& task, int64_t pitch, const Scratch& scratch) const {
@@ -141,14 +118,14 @@ class DirectBackward {
     const Region& region = task.region;
     const Region above = input_region(c_, region);
     const int64_t O = c_.out_channels;
-    if (needs_weight())
+    if (needs_weight(args_))
       load_planes({args_.x, task.image, c_.in_channels, c_.height, c_.width, c_.in_order, nullptr}, above,
                   scratch.own(planes_));
     for (int64_t p = 0; p < panel_count(O); ++p) {
       const MaskedPanel panel = masked_panel(to_y_, p);
       pack_gradient_panel(region, scratch.own(gradient_) + (region.x0 - below.x0) * O, below.columns(), O, panel,
                           scratch.own(packed_), scratch.own(sums_.bias) + p * PANEL_MAX);
-      if (needs_weight())
+      if (needs_weight(args_))
         accumulate_weight(c_, region, scratch.own(planes_), above.columns(), above.pixels(), panel,
                           scratch.own(packed_), scratch.own(segments_), scratch.own(sums_.weight) + p * PANEL_MAX,
                           sums_.stride);
@@ -165,6 +142,7 @@ class DirectBackward {
                                                        scratch.thread_stride(), team));
   }
 
+ private:
   const MaskedConvBackward& args_;
   const MaskedConv& c_;
   int threads_;

@@ -1,6 +1,8 @@
-// Gradients of a masked convolution's weight and bias: the threads' sums, and their way to the tensors.
+// Backward passes of the masked convolution: the frame that all have, the threads' sums of the gradients of weight and
+// bias, and their way to the tensors.
 #pragma once
 
+#include "cpu/core/implementation.h"
 #include "cpu/masked_conv/packing.h"
 
 namespace gk::GK_ISA::masked_conv {
@@ -84,6 +86,43 @@ void write_weight_panels(const MaskedConvBackward& args, const GradientSums& sum
     GK_BY_STORAGE(args.grad_weight.storage, write_weight, args, panel_at(args.conv.out_channels, p), sum_panel,
                   scratch.own(sums.taps));
   }
+}
+
+inline bool needs_x(const MaskedConvBackward& args) { return args.grad_x.data; }
+inline bool needs_weight(const MaskedConvBackward& args) { return args.grad_weight.data; }
+
+// The frame: weights packed once, tasks split among the threads for good, so that sums are added in a fixed order.
+//   pass.pack_weights(panel index, scratch)          for grad_x
+//   pass.refused()                                   whether the numbers have turned out uneven
+//   pass.run_task(task, scratch)                     grad_x of a task, and its part of the thread's sums
+//   pass.sum_taps(scratch, team, panel, k, buffer)   as in write_weight, over the sums of `team` threads
+template <class Pass>
+Outcome run_backward(Pass& pass, const MaskedConvBackward& args, const Tasks& tasks, const GradientSums& sums,
+                     const ScratchLayout& shared, const ScratchLayout& own, int threads) {
+  const MaskedConv& c = args.conv;
+  const Scratch scratch(shared, own, threads);
+  if (!scratch.data()) return Outcome::no_memory;
+  want_huge_pages(args.grad_x, c.batch * c.in_channels * c.height * c.width);
+  int team = 1;  // the threads that really came
+#pragma omp parallel num_threads(threads)
+  {
+#pragma omp single
+    team = omp_get_num_threads();
+    sums.clear(scratch);
+    if (needs_x(args)) {
+#pragma omp for
+      for (int64_t p = 0; p < panel_count(c.in_channels); ++p) pass.pack_weights(p, scratch);
+    }
+#pragma omp for schedule(static)
+    for (int64_t index = 0; index < tasks.count; ++index)
+      if (!pass.refused()) pass.run_task(tasks.at(c, index), scratch);
+    if (needs_weight(args)) write_weight_panels(args, sums, scratch, [&](int64_t p, int64_t k, float* to) {
+      pass.sum_taps(scratch, team, p, k, to);
+    });
+  }
+  if (args.grad_bias)
+    GK_BY_STORAGE(args.weight.storage, write_bias, args, scratch.own(sums.bias, 0), scratch.thread_stride(), team);
+  return pass.refused() ? Outcome::uneven : Outcome::done;
 }
 
 }  // namespace gk::GK_ISA::masked_conv

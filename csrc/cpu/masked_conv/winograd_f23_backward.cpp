@@ -117,46 +117,22 @@ class WinogradBackward {
         to_y_(c_, output_gemm(c_, args.weight), tasks_, c_.reach_up(), c_.reach_left()),
         sums_(args, to_y_.terms().count() * c_.in_channels, own_) {
     packed_panel_ = PRODUCTS * tasks_.rows * tiles_of(tasks_.columns) * PANEL_MAX;
-    weights_ = shared_.take<float>(needs_x() ? to_x_.packed_floats() : 0);
-    input_ = own_.take<float>(max64(to_x_.input_floats(), needs_weight() ? to_y_.input_floats() : 0));
+    weights_ = shared_.take<float>(needs_x(args_) ? to_x_.packed_floats() : 0);
+    input_ = own_.take<float>(max64(to_x_.input_floats(), needs_weight(args_) ? to_y_.input_floats() : 0));
     packed_ = own_.take<float>(packed_panel_ * panel_count(c_.out_channels));
     to_x_.take_scratch(own_);
   }
 
-  Outcome run() {
-    const Scratch scratch(shared_, own_, threads_);
-    if (!scratch.data()) return Outcome::no_memory;
-    want_huge_pages(args_.grad_x, c_.batch * c_.in_channels * c_.height * c_.width);
-    int team = 1;  // the threads that really came
-#pragma omp parallel num_threads(threads_)
-    {
-#pragma omp single
-      team = omp_get_num_threads();
-      sums_.clear(scratch);
-      if (needs_x()) {
-#pragma omp for
-        for (int64_t p = 0; p < panel_count(c_.in_channels); ++p)
-          transform_weights(args_.weight, c_, to_x_.terms(), to_x_.gemm(), p, evenness_, scratch.shared(weights_));
-      }
-#pragma omp for schedule(static)
-      for (int64_t index = 0; index < tasks_.count; ++index)
-        if (!evenness_.refused()) run_task(tasks_.at(c_, index), scratch);
-      if (needs_weight()) write_weight_panels(args_, sums_, scratch, [&](int64_t p, int64_t k, float* to) {
-        add_taps(scratch, team, p, k, to);
-      });
-    }
-    if (args_.grad_bias)
-      GK_BY_STORAGE(args_.weight.storage, write_bias, args_, scratch.own(sums_.bias, 0), scratch.thread_stride(), team);
-    return evenness_.refused() ? Outcome::uneven : Outcome::done;
-  }
+  Outcome run() { return run_backward(*this, args_, tasks_, sums_, shared_, own_, threads_); }
 
- private:
-  bool needs_x() const { return args_.grad_x.data; }
-  bool needs_weight() const { return args_.grad_weight.data; }
+  void pack_weights(int64_t p, const Scratch& scratch) {
+    transform_weights(args_.weight, c_, to_x_.terms(), to_x_.gemm(), p, evenness_, scratch.shared(weights_));
+  }
+  bool refused() const { return evenness_.refused(); }
 
   int64_t floats_per_pixel() const {
     const int64_t C = c_.in_channels, O = c_.out_channels;
-    return max64(needs_x() ? INPUTS * O : O, needs_weight() ? INPUTS * C : 0) + PRODUCTS / 2 * O;
+    return max64(needs_x(args_) ? INPUTS * O : O, needs_weight(args_) ? INPUTS * C : 0) + PRODUCTS / 2 * O;
   }
 
   void run_task(const Task& task, const Scratch& scratch) {
@@ -165,19 +141,19 @@ class WinogradBackward {
     float* const input = scratch.own(input_);
     load_pixels({args_.grad_y, task.image, O, c_.height, c_.width, c_.out_order, args_.relu ? &args_.y : nullptr},
                 below, input);
-    if (needs_weight())
+    if (needs_weight(args_))
       look(input, below, O);
     else
       evenness_.look_for_large(input, below.pixels() * O);
-    for (int64_t p = 0; (needs_weight() || args_.grad_bias) && p < panel_count(O); ++p)
+    for (int64_t p = 0; (needs_weight(args_) || args_.grad_bias) && p < panel_count(O); ++p)
       transform_gradient(task.region, input + c_.reach_right() * O, below.columns(), O, panel_at(O, p),
                          scratch.own(packed_) + p * packed_panel_, scratch.own(sums_.bias) + p * PANEL_MAX);
-    if (needs_x()) {
+    if (needs_x(args_)) {
       to_x_.transform_input(input, below.pixels());
       to_x_.multiply(task.region, below.columns(), input, scratch.shared(weights_),
                      {args_.grad_x, task.image, 0, 0, c_.in_order, nullptr, /*relu=*/false}, scratch);
     }
-    if (needs_weight()) add_weight_gradient(task, scratch);
+    if (needs_weight(args_)) add_weight_gradient(task, scratch);
   }
 
   void add_weight_gradient(const Task& task, const Scratch& scratch) {
@@ -199,7 +175,7 @@ class WinogradBackward {
   }
 
   // Puts the taps of input channel k together for a panel: to[tap][PANEL_MAX] += each term's sum over all threads.
-  void add_taps(const Scratch& scratch, int team, int64_t p, int64_t k, float* to) const {
+  void sum_taps(const Scratch& scratch, int team, int64_t p, int64_t k, float* to) const {
     const WinogradTerms& terms = to_y_.terms();
     const int nr = panel_at(c_.out_channels, p).nr;
     const float* from = scratch.own(sums_.weight, 0) + p * PANEL_MAX + k * sums_.stride;
@@ -216,6 +192,7 @@ class WinogradBackward {
       }
   }
 
+ private:
   const MaskedConvBackward& args_;
   const MaskedConv& c_;
   int threads_;
