@@ -1,4 +1,4 @@
-"""The shape of the code: no module imports itself by way of others, no function is too long or takes too much."""
+"""The shape of the code: no circles of imports, no function too long or with too many parameters, a true map."""
 
 from __future__ import annotations
 
@@ -103,6 +103,25 @@ def test_circles_are_found_wherever_the_imports_stand(tmp_path):
     graph = import_graph(package)
     assert graph["p.q.c"] == {"p.q", "p.q.a"}
     assert sorted(circles(graph)) == [["p.d", "p.q.e"], ["p.q.a", "p.q.b"]]
+
+
+# --- the map --------------------------------------------------------------------------------------------------
+
+
+def test_every_package_lists_its_files_and_no_others():
+    for init in (ROOT / "genkernels").rglob("__init__.py"):
+        text = ast.get_docstring(ast.parse(init.read_text(encoding="utf-8"))) or ""
+        files = {file.name for file in init.parent.glob("*.py")} - {"__init__.py", "__main__.py"}
+        assert {name for name in files if name not in text} == set(), init
+        assert set(re.findall(r"^\s*(\w+\.py)\b", text, re.MULTILINE)) <= files, init
+
+
+def test_the_architecture_page_names_files_that_exist():
+    text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    paths = {path for path in re.findall(r"`([\w/.]+/[\w.]*)`", text) if not path.endswith(("/x", "..."))}
+    assert len(paths) > 30
+    folders = [ROOT, ROOT / "genkernels", ROOT / "genkernels/sampling", ROOT / "csrc"]
+    assert {path for path in paths if not any((folder / path).exists() for folder in folders)} == set()
 
 
 # --- functions ------------------------------------------------------------------------------------------------
