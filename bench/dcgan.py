@@ -28,8 +28,9 @@ from bench.core.session import CPU, Budget, Session, command_line
 from genkernels.models import DCGAN
 from genkernels.models.dcgan import discriminator_loss, generator_loss
 from genkernels.nn import ConvBnAct2d, ConvTransposeBnAct2d
-from genkernels.train.objectives import OPTIMIZERS, adversarial_step
+from genkernels.train.objectives import adversarial_step
 from genkernels.train.objectives.adversarial import BETAS
+from genkernels.train.optimization import OPTIMIZERS, Descent
 
 BATCH, SIZE, COLOURS = 16, 64, 3
 EAGER, COMPILED = "plain PyTorch", "torch.compile"
@@ -79,14 +80,14 @@ class Trainer:
             networks = [network.to(memory_format=NHWC) for network in networks]  # type: ignore[call-overload]
             real = to_layout(real, NHWC)
         self.parameters = [list(network.parameters()) for network in networks]
-        self.optimizers = [OPTIMIZERS["adam"](parameters, lr=0.0, betas=BETAS) for parameters in self.parameters]
+        self.descents = [Descent(OPTIMIZERS["adam"](parameters, lr=0.0, betas=BETAS)) for parameters in self.parameters]
         if COMPILED in name:
             networks = [torch.compile(network, dynamic=False, fullgraph=True) for network in networks]
         self.generator, self.discriminator = networks
         self.real, self.latents = real, latents
 
     def step(self) -> None:
-        adversarial_step(self.generator, self.discriminator, self.real, self.latents, *self.optimizers)
+        adversarial_step(self.generator, self.discriminator, self.real, self.latents, *self.descents)
 
     def losses(self) -> list[Tensor]:
         fake = self.generator(self.latents)

@@ -1,11 +1,13 @@
 """The command ``genkernels``.
 
 app.py         its commands: info, demo, train, sample, evaluate
+train.py       genkernels train
+train_options.py  its options
 options.py     options that several commands take
 trained.py     a trained model with the images of a data set
 demo.py        genkernels demo
 info.py        genkernels info
-progress.py    progress on a terminal or in a log
+progress.py    output, and progress on a terminal or in a log
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Progress of a command: a moving bar on a terminal, now and then a line anywhere else."""
+"""Output of a command, and its progress: a moving bar on a terminal, now and then a line anywhere else."""
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +13,14 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 LINE_SECONDS = 10.0
 
 Report = Callable[[float, str], None]
+
+
+def make_console() -> Console:
+    """Standard output."""
+    # Without markup: what is printed holds paths and reasons, whose [brackets] and :names: are their own.
+    # A file or a log is not 80 columns wide: a command broken in two would be another command.
+    width = None if sys.stdout.isatty() else 1000
+    return Console(highlight=False, markup=False, emoji=False, width=width)
 
 
 @contextmanager

@@ -30,11 +30,11 @@ def evaluation_images(
     if not isinstance(model, AutoregressiveModel) and tuple(size) != model.image_size:
         expected, found = (f"{height} x {width}" for height, width in (model.image_size, size))
         raise GenkernelsError(f"the model takes images of {expected}; those of {dataset.name} are {found}")
-    levels = trained.recipe.objective.levels(model)
+    levels = trained.objective.levels(model)
     if data is not None and absolute_spec(data) != absolute_spec(settings["data"]):
         for note in _unlike_training(trained.content, dataset, levels):
             console.print(f"note: {note}")
-    _, labels = labels_for(trained.recipe, model, dataset)
+    _, labels = labels_for(trained.objective, model, dataset)
     return data or settings["data"], quantise(dataset.test, levels), labels
 
 

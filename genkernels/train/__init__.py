@@ -2,6 +2,7 @@
 
 recipes.py          recipes by name: model, objective, defaults
 settings.py         settings and limits of a run
+optimization.py     the descent of one loss
 run.py              a run in a folder: started or resumed
 loop.py             the training loop
 objectives/         one training objective per family

@@ -9,7 +9,7 @@ import io
 import pickle
 import zipfile
 import zlib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 from ..models import GenerativeModel
 from .atomic_write import write_atomically
 from .errors import CheckpointError, GenkernelsError
+from .objectives import Objective
 from .recipes import Recipe, find_recipe
 
 CHECKPOINT = "model.pt"  # in a run's folder
@@ -25,17 +26,23 @@ FORMAT = "genkernels-checkpoint-1"
 _UNREADABLE = (
     RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, LookupError,
 )  # fmt: skip
-_NEEDED = {"recipe": str, "config": dict, "model": dict, "settings": dict}
+_NEEDED = {"recipe": str, "objective": dict, "config": dict, "model": dict, "settings": dict}
 
 
 def save_checkpoint(
-    path: Path, recipe: Recipe, model: GenerativeModel, settings: dict[str, Any], **training: Any
+    path: Path,
+    recipe: Recipe,
+    objective: Objective[Any],
+    model: GenerativeModel,
+    settings: dict[str, Any],
+    **training: Any,
 ) -> None:
     """Write a checkpoint; the old file of that name stays whole until the new one is on disk.
 
     Args:
         path: the file.
         recipe: that of the model; its name is stored.
+        objective: its options are stored.
         model: its ``config`` and ``state_dict`` are stored.
         settings: plain values: at least ``data``, the specification of the data set.
         training: what a resumed run needs: plain values, containers and tensors.
@@ -46,6 +53,7 @@ def save_checkpoint(
     content = {
         "format": FORMAT,
         "recipe": recipe.name,
+        "objective": asdict(objective),
         "config": model.config,
         "model": model.state_dict(),
         "settings": settings,
@@ -90,9 +98,10 @@ def checkpoint_in(path: Path | str) -> Path:
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A model in evaluation mode, the recipe that it was trained by, and the checkpoint's content."""
+    """A model in evaluation mode, the recipe and objective that it was trained by, and the checkpoint's content."""
 
     recipe: Recipe
+    objective: Objective[Any]
     model: GenerativeModel
     content: dict[str, Any]
 
@@ -114,11 +123,12 @@ def trained_model(content: dict[str, Any], path: Path) -> TrainedModel:
             raise CheckpointError(f"{path}: its weight {weight!r} is not finite: the training has diverged")
     try:
         recipe = find_recipe(content["recipe"])
+        objective = recipe.build_objective(**content["objective"])
         model = recipe.build(**content["config"])
         model.load_state_dict(content["model"])
     except (GenkernelsError, RuntimeError) as error:
         raise CheckpointError(f"{path}: its weights and its configuration do not fit: {error}") from error
-    return TrainedModel(recipe, model.eval(), content)
+    return TrainedModel(recipe, objective, model.eval(), content)
 
 
 def load_model(path: Path | str) -> tuple[GenerativeModel, dict[str, Any]]:

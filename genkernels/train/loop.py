@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -17,9 +16,11 @@ from ..models import GenerativeModel
 from .atomic_write import write_atomically
 from .checkpoint import CHECKPOINT, save_checkpoint
 from .ctrl_c import InterruptRequest
+from .data.batches import Batches
 from .errors import TrainingError
 from .lock import FolderLock
-from .objectives import NotFiniteError
+from .objectives import Objective
+from .optimization import NotFiniteError
 from .recipes import Recipe
 from .settings import Limits, Settings
 
@@ -35,10 +36,11 @@ DEFAULT_SAMPLES = 16
 class Trainer:
     """Trains a model and keeps ``model.pt`` and ``history.jsonl`` in a folder.
 
-    The recipe's objective takes the steps and measures; everything else is the same for all families.
+    The objective takes the steps and measures; everything else is the same for all families.
 
     Args:
-        recipe: that of the model; its objective takes the steps.
+        recipe: that of the model.
+        objective: takes the steps, measures, and makes pictures.
         model: moved to ``device``.
         train_images, test_images: levels, uint8 [N, C, H, W], on the CPU.
         settings: see :class:`Settings`.
@@ -50,6 +52,7 @@ class Trainer:
     def __init__(
         self,
         recipe: Recipe,
+        objective: Objective[Any],
         model: GenerativeModel,
         train_images: Tensor,
         test_images: Tensor,
@@ -62,10 +65,10 @@ class Trainer:
         self.recipe, self.settings, self.folder = recipe, settings, folder
         self.device = torch.device(device)
         self.model = model.to(self.device)
-        self.train_images, self.test_images = train_images, test_images
-        self.train_labels, self.test_labels = train_labels, test_labels
-        self.objective = recipe.objective
-        self.optimizers = self.objective.optimizers(model, settings)
+        self.train_images, self.test_images, self.test_labels = train_images, test_images, test_labels
+        self.batches = Batches(train_images, train_labels, settings.batch_size, settings.seed)
+        self.objective = objective
+        self.descents = objective.descents(model, settings)
         self.epoch = 0
         self.batch = 0  # batches done in this epoch
         self.step = 0
@@ -75,17 +78,12 @@ class Trainer:
         self.samples = DEFAULT_SAMPLES  # images to draw at the end
         self.stopped_by: int | None = None  # the number of the signal that ended the last part early
         self._recent: list[dict[str, float]] = []  # results of the steps since the last record
-        self._order: tuple[int, Tensor] | None = None
         self._saved_step = -1
 
     @property
     def fingerprint(self) -> list[int]:
         """Fingerprint of the images, to tell them from others: how many there are, and the sum of their levels."""
         return [len(self.train_images), len(self.test_images), int(self.train_images.sum(dtype=torch.int64))]
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return math.ceil(len(self.train_images) / self.settings.batch_size)
 
     def latest(self, key: str) -> float | None:
         """The newest entry of that name in the history, such as "train_nats"; None before there is one."""
@@ -95,7 +93,7 @@ class Trainer:
         """The share of the way to the nearest limit, 0 .. 1, ``seconds`` after the start of this part."""
         parts = [0.0]
         if limits.epochs is not None:
-            parts.append((self.epoch + self.batch / self.steps_per_epoch) / limits.epochs)
+            parts.append((self.epoch + self.batch / len(self.batches)) / limits.epochs)
         if limits.steps is not None:
             parts.append(self.step / limits.steps)
         if limits.minutes is not None:
@@ -127,7 +125,7 @@ class Trainer:
                 self.seconds = before + elapsed
                 if self.step % RECORD_STEPS == 0:
                     self._record()
-                if self.step % max(self.steps_per_epoch, EVALUATION_STEPS) == 0:
+                if self.step % max(len(self.batches), EVALUATION_STEPS) == 0:
                     self._evaluate()
                 if time.monotonic() - saved > SAVE_SECONDS:
                     self.save()
@@ -140,11 +138,9 @@ class Trainer:
         return not interrupt.requested
 
     def _one_step(self) -> None:
-        indices = self._batch_indices()
-        images = self.train_images[indices].to(self.device)
-        labels = None if self.train_labels is None else self.train_labels[indices].to(self.device)
+        batch = self.batches.batch(self.epoch, self.batch, self.device)
         try:
-            values = self.objective.step(self.model, images, self.optimizers, self.settings.clip, labels)
+            values = self.objective.step(self.model, batch, self.descents)
         except NotFiniteError as error:
             kept = "the last checkpoint" if self._saved_step < 0 else f"the checkpoint of step {self._saved_step}"
             raise TrainingError(
@@ -153,17 +149,9 @@ class Trainer:
             ) from error
         self.step += 1
         self.batch += 1
-        if self.batch == self.steps_per_epoch:
+        if self.batch == len(self.batches):
             self.epoch, self.batch = self.epoch + 1, 0
         self._recent.append(values)
-
-    def _batch_indices(self) -> Tensor:
-        # The order of an epoch follows from the seed and the epoch alone: nothing of it needs to be saved.
-        if self._order is None or self._order[0] != self.epoch:
-            generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + self.epoch)
-            self._order = (self.epoch, torch.randperm(len(self.train_images), generator=generator))
-        size = self.settings.batch_size
-        return self._order[1][self.batch * size : (self.batch + 1) * size]
 
     def _record(self) -> None:
         means = {key: sum(step[key] for step in self._recent) / len(self._recent) for key in self._recent[0]}
@@ -179,7 +167,7 @@ class Trainer:
     def _now(self) -> dict[str, float]:
         return {
             "step": self.step,
-            "epoch": round(self.step / self.steps_per_epoch, 4),
+            "epoch": round(self.step / len(self.batches), 4),
             "seconds": round(self.seconds, 3),
         }
 
@@ -188,9 +176,10 @@ class Trainer:
         save_checkpoint(
             self.folder / CHECKPOINT,
             self.recipe,
+            self.objective,
             self.model,
             asdict(self.settings),
-            optimizers={name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+            optimizers={name: descent.state_dict() for name, descent in self.descents.items()},
             progress={"epoch": self.epoch, "batch": self.batch, "step": self.step, "seconds": self.seconds},
             limits=asdict(self.limits),
             samples=self.samples,
@@ -214,8 +203,8 @@ class Trainer:
         """
         try:
             progress, rng = content["progress"], content["rng"]
-            for name, optimizer in self.optimizers.items():
-                optimizer.load_state_dict(content["optimizers"][name])
+            for name, descent in self.descents.items():
+                descent.load_state_dict(content["optimizers"][name])
             self.history, self._recent = list(content["history"]), list(content["recent"])
             self.epoch, self.batch = progress["epoch"], progress["batch"]
             self.step, self.seconds = progress["step"], progress["seconds"]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from ..models import DCGAN, VAE, Autoencoder, GatedPixelCNN, GenerativeModel, PixelCNN, PixelRNN
@@ -27,7 +27,7 @@ class Recipe:
         name: what the command line and checkpoints call it.
         model: its constructor.
         summary: one line for people.
-        objective: how a step is taken, what is measured and which pictures are made.
+        objective: how a step is taken, what is measured and which pictures are made; its fields are options of a run.
         batch_size, learning_rate, optimizer: the defaults of a run; "adam" or "rmsprop".
         clip: the largest gradient norm of the objective's loss; larger gradients are scaled down to it.
     """
@@ -35,27 +35,29 @@ class Recipe:
     name: str
     model: Callable[..., GenerativeModel]
     summary: str
-    objective: Objective[Any] = field(default_factory=LikelihoodObjective)
+    objective: type[Objective[Any]] = LikelihoodObjective
     batch_size: int = 16
     learning_rate: float = 1e-3
     optimizer: str = "adam"
     clip: float = 1.0
 
-    def options(self) -> set[str]:
-        """The names of the constructor's arguments."""
-        return set(inspect.signature(self.model).parameters)
-
     def build(self, **options: Any) -> GenerativeModel:
         """The model; options that the constructor does not have or refuses raise a GenkernelsError."""
-        unknown = sorted(set(options) - self.options())
-        if unknown:
-            raise GenkernelsError(
-                f"{unknown[0]}: this model has no such option; it has {', '.join(sorted(self.options()))}"
-            )
-        try:
-            return self.model(**options)
-        except ValueError as error:  # the constructors' own checks: argument, expected, got
-            raise GenkernelsError(str(error)) from error
+        return _build(self.model, "model", options)
+
+    def build_objective(self, **options: Any) -> Objective[Any]:
+        """The objective; options that it does not have or refuses raise a GenkernelsError."""
+        return _build(self.objective, "objective", options)
+
+
+def _build(constructor: Callable[..., Any], kind: str, options: Mapping[str, Any]) -> Any:
+    known = sorted(inspect.signature(constructor).parameters)
+    for name in sorted(set(options) - set(known)):
+        raise GenkernelsError(f"{name}: this {kind} has no such option; it has {', '.join(known) or 'none'}")
+    try:
+        return constructor(**options)
+    except ValueError as error:  # the constructors' own checks: argument, expected, got
+        raise GenkernelsError(str(error)) from error
 
 
 _ALL = (
@@ -67,13 +69,13 @@ _ALL = (
         "an LSTM that sweeps over diagonals or rows (van den Oord et al. 2016)",
         optimizer="rmsprop",
     ),
-    Recipe("vae", VAE, "a convolutional VAE (Kingma & Welling 2014)", VariationalObjective(), batch_size=128),
-    Recipe("autoencoder", Autoencoder, "a convolutional autoencoder", ReconstructionObjective(), batch_size=128),
+    Recipe("vae", VAE, "a convolutional VAE (Kingma & Welling 2014)", VariationalObjective, batch_size=128),
+    Recipe("autoencoder", Autoencoder, "a convolutional autoencoder", ReconstructionObjective, batch_size=128),
     Recipe(
         "dcgan",
         DCGAN,
         "convolutional adversarial networks (Radford et al. 2016)",
-        AdversarialObjective(),
+        AdversarialObjective,
         batch_size=128,
         learning_rate=2e-4,
         clip=math.inf,

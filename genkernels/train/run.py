@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -14,7 +15,8 @@ from .checkpoint import CHECKPOINT, read_checkpoint, trained_model
 from .data.sources import Dataset, open_dataset, quantise
 from .errors import TrainingError
 from .loop import Trainer
-from .objectives import OPTIMIZERS
+from .objectives import Objective
+from .optimization import OPTIMIZERS
 from .recipes import Recipe, find_recipe
 from .settings import Settings
 
@@ -24,6 +26,7 @@ def start_run(
     folder: Path,
     settings: Mapping[str, Any],
     model_options: Mapping[str, Any],
+    objective_options: Mapping[str, Any] = MappingProxyType({}),
     *,
     device: torch.device | str = "cpu",
     overwrite: bool = False,
@@ -37,6 +40,7 @@ def start_run(
         settings: ``data`` and any other fields of :class:`Settings`; what is missing comes from the recipe.
         model_options: arguments of the model's constructor; the size and colours of the images come from the
             data, and what else the objective takes from there, such as ``levels``, when missing, too.
+        objective_options: fields of the recipe's objective.
         overwrite: whether a run that is there already may be replaced.
         skip_broken: leave out files of a folder of images that cannot be read.
 
@@ -57,10 +61,11 @@ def start_run(
     }
     chosen = Settings(**{**defaults, **settings, "data": absolute_spec(settings["data"])})
     _check(chosen)
+    objective = chosen_recipe.build_objective(**objective_options)
     dataset = open_dataset(chosen.data, chosen.size, skip_broken=skip_broken)
     _, channels, height, width = dataset.train.shape
     options = {
-        **chosen_recipe.objective.model_options(dataset, model_options),
+        **objective.model_options(dataset, model_options),
         **model_options,
         "in_channels": channels,
         "image_size": (height, width),
@@ -68,7 +73,7 @@ def start_run(
     torch.manual_seed(chosen.seed)
     model = chosen_recipe.build(**options)
     folder.mkdir(parents=True, exist_ok=True)
-    return _trainer(chosen_recipe, model, dataset, chosen, folder, device), dataset
+    return _trainer(chosen_recipe, objective, model, dataset, chosen, folder, device), dataset
 
 
 def resume_run(
@@ -76,6 +81,7 @@ def resume_run(
     folder: Path,
     settings: Mapping[str, Any],
     model_options: Mapping[str, Any],
+    objective_options: Mapping[str, Any] = MappingProxyType({}),
     *,
     device: torch.device | str = "cpu",
     skip_broken: bool = False,
@@ -83,8 +89,8 @@ def resume_run(
     """The run in a folder, exactly where it stopped.
 
     Args:
-        recipe, settings, model_options: what the caller insists on; everything else is as the run has it. ``data`` may
-            name another place of the same images, where they have moved.
+        recipe, settings, model_options, objective_options: what the caller insists on; everything else is as the run
+            has it. ``data`` may name another place of the same images, where they have moved.
         skip_broken: as in :func:`start_run`.
 
     Raises:
@@ -92,13 +98,13 @@ def resume_run(
     """
     path = folder / CHECKPOINT
     content = read_checkpoint(path)
-    asked = {"model": recipe, **settings, **model_options}
+    asked = {"model": recipe, **settings, **model_options, **objective_options}
     moved_to = absolute_spec(asked.pop("data", content["settings"].get("data", "")))
     if moved_to.partition(":")[0] == str(content["settings"].get("data")).partition(":")[0]:
         content["settings"]["data"] = moved_to
     else:
         asked["data"] = moved_to
-    found = {"model": content["recipe"], **content["settings"], **content["config"]}
+    found = {"model": content["recipe"], **content["settings"], **content["config"], **content["objective"]}
     for name, value in asked.items():
         if name not in found or found[name] != value:
             raise TrainingError(f"{name}: the run in {folder} has {found.get(name)!r}; it cannot go on with {value!r}")
@@ -108,7 +114,7 @@ def resume_run(
         raise TrainingError(f"{path}: not a run that can be resumed: {error}") from error
     trained = trained_model(content, path)
     dataset = open_dataset(chosen.data, chosen.size, skip_broken=skip_broken)
-    trainer = _trainer(trained.recipe, trained.model, dataset, chosen, folder, device)
+    trainer = _trainer(trained.recipe, trained.objective, trained.model, dataset, chosen, folder, device)
     if trainer.fingerprint != content.get("images", trainer.fingerprint):
         raise TrainingError(f"data: the run in {folder} has other images than those of {chosen.data}")
     trainer.restore(content)
@@ -123,27 +129,30 @@ def absolute_spec(spec: str) -> str:
 
 def _trainer(
     recipe: Recipe,
+    objective: Objective[Any],
     model: GenerativeModel,
     dataset: Dataset,
     settings: Settings,
     folder: Path,
     device: torch.device | str,
 ) -> Trainer:
-    levels = recipe.objective.levels(model)
+    levels = objective.levels(model)
     train, test = quantise(dataset.train, levels), quantise(dataset.test, levels)
     if train.shape[1] != model.in_channels:
         raise TrainingError(f"the model takes {model.in_channels} channels; {settings.data} has {train.shape[1]}")
-    labels = labels_for(recipe, model, dataset)
-    return Trainer(recipe, model, train, test, settings, folder, device, *labels)
+    labels = labels_for(objective, model, dataset)
+    return Trainer(recipe, objective, model, train, test, settings, folder, device, *labels)
 
 
-def labels_for(recipe: Recipe, model: GenerativeModel, dataset: Dataset) -> tuple[Tensor | None, Tensor | None]:
+def labels_for(
+    objective: Objective[Any], model: GenerativeModel, dataset: Dataset
+) -> tuple[Tensor | None, Tensor | None]:
     """The labels of the training and of the test images, for a model that takes them; else None twice.
 
     Raises:
         TrainingError: the data have none, or more classes than the model.
     """
-    if not recipe.objective.takes_labels(model):
+    if not objective.takes_labels(model):
         return None, None
     classes = model.config["num_classes"]
     if dataset.train_labels is None or dataset.test_labels is None:

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from genkernels.models import DCGAN
-from genkernels.train.objectives import NotFiniteError, adversarial_step
+from genkernels.train.objectives import adversarial_step
+from genkernels.train.optimization import Descent, NotFiniteError
 
 
 @pytest.fixture
@@ -19,6 +20,10 @@ def model():
 
 def adam(network: nn.Module, lr: float = 2e-3) -> torch.optim.Adam:
     return torch.optim.Adam(network.parameters(), lr=lr, betas=(0.5, 0.999))
+
+
+def descent(network: nn.Module, lr: float = 2e-3) -> Descent:
+    return Descent(adam(network, lr))
 
 
 def batch() -> tuple[torch.Tensor, torch.Tensor]:
@@ -47,7 +52,8 @@ def written_out_step(model: DCGAN, real, latents, generator_adam, discriminator_
 
 def test_three_steps_are_those_of_the_usual_script(model):
     twin = copy.deepcopy(model)
-    ours, theirs = ([adam(m.generator), adam(m.discriminator)] for m in (model, twin))
+    ours = descent(model.generator), descent(model.discriminator)
+    theirs = adam(twin.generator), adam(twin.discriminator)
     for _ in range(3):
         real, latents = batch()
         values = adversarial_step(model.generator, model.discriminator, real, latents, *ours)
@@ -65,8 +71,8 @@ def test_neither_step_moves_the_other_network(model):
             model.generator,
             model.discriminator,
             *batch(),
-            adam(model.generator, rates[0]),
-            adam(model.discriminator, rates[1]),
+            descent(model.generator, rates[0]),
+            descent(model.discriminator, rates[1]),
         )
         for name, parameter in model.named_parameters():
             assert torch.equal(parameter, before[name]) == name.startswith(still), name
@@ -80,7 +86,7 @@ def test_the_generators_loss_leaves_nothing_in_the_discriminator(model):
     own = F.softplus(-logits[0]).mean() + F.softplus(logits[1]).mean()
     expected = torch.autograd.grad(own, list(twin.discriminator.parameters()))
     adversarial_step(
-        model.generator, model.discriminator, real, latents, adam(model.generator), adam(model.discriminator)
+        model.generator, model.discriminator, real, latents, descent(model.generator), descent(model.discriminator)
     )
     for parameter, gradient in zip(model.discriminator.parameters(), expected, strict=True):
         assert parameter.requires_grad and torch.allclose(parameter.grad, gradient, rtol=1e-8, atol=1e-12)
@@ -92,7 +98,7 @@ def test_real_and_generated_images_have_batch_statistics_of_their_own(model):
     real, latents = batch()
     fake = model.generator(latents)
     adversarial_step(
-        model.generator, model.discriminator, real, latents, adam(model.generator), adam(model.discriminator)
+        model.generator, model.discriminator, real, latents, descent(model.generator), descent(model.discriminator)
     )
     hook.remove()
     assert [len(images) for images in seen] == [5, 5, 5]
@@ -104,7 +110,7 @@ def test_the_scores_are_the_probabilities_before_the_step(model):
     twin = copy.deepcopy(model)
     expected = [twin.discriminator(x).sigmoid().mean().item() for x in (real, twin.generator(latents))]
     values = adversarial_step(
-        model.generator, model.discriminator, real, latents, adam(model.generator), adam(model.discriminator)
+        model.generator, model.discriminator, real, latents, descent(model.generator), descent(model.discriminator)
     )
     assert [values["real_score"], values["fake_score"]] == pytest.approx(expected)
 
@@ -127,7 +133,7 @@ def test_a_network_that_broke_stops_before_its_weights_change(model, part, messa
     before = states(model)
     with pytest.raises(NotFiniteError, match=f"the {message} became nan"):
         adversarial_step(
-            model.generator, model.discriminator, real, latents, adam(model.generator), adam(model.discriminator)
+            model.generator, model.discriminator, real, latents, descent(model.generator), descent(model.discriminator)
         )
     assert all(torch.equal(before[name], value) for name, value in model.named_parameters() if name.startswith(part))
     assert all(parameter.requires_grad for parameter in model.parameters())

@@ -29,10 +29,10 @@ def test_every_image_is_trained_with_its_own_label(tmp_path, monkeypatch):
         return log_prob(images, condition)
 
     monkeypatch.setattr(trainer.model, "log_prob", watched)
-    indices = trainer._batch_indices()
+    indices = trainer.batches.indices(0, 0)
     trainer._one_step()
     ((images, labels),) = seen
-    assert torch.equal(images, trainer.train_images[indices]) and torch.equal(labels, trainer.train_labels[indices])
+    assert torch.equal(images, trainer.train_images[indices]) and torch.equal(labels, trainer.batches.labels[indices])
     seen.clear()
     trainer._evaluate()
     assert torch.equal(torch.cat([labels for _, labels in seen]), trainer.test_labels)
@@ -51,7 +51,7 @@ def test_a_resumed_run_goes_on_with_the_labels(tmp_path):
 
 def test_without_classes_no_label_is_used(tmp_path):
     trainer = start(tmp_path)
-    assert trainer.train_labels is None and trainer.test_labels is None
+    assert trainer.batches.labels is None and trainer.test_labels is None
     trainer.run(Limits(steps=1))
 
 

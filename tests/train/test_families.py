@@ -26,9 +26,9 @@ def assert_same_state(a, b):
     assert (a.step, a.epoch, a.batch) == (b.step, b.epoch, b.batch)
     for name, value in a.model.state_dict().items():
         assert torch.equal(b.model.state_dict()[name], value), name
-    assert a.optimizers.keys() == b.optimizers.keys()
-    for key in a.optimizers:
-        states = (run.optimizers[key].state_dict()["state"] for run in (a, b))
+    assert a.descents.keys() == b.descents.keys()
+    for key in a.descents:
+        states = (run.descents[key].state_dict()["state"] for run in (a, b))
         for left, right in zip(*(state.values() for state in states), strict=True):
             assert all(torch.equal(right[name], value) for name, value in left.items())
     histories = ([{k: v for k, v in record.items() if k != "seconds"} for record in run.history] for run in (a, b))
@@ -58,7 +58,7 @@ def test_a_checkpoint_gives_back_the_model_and_every_optimiser(tmp_path, recipe)
     trainer = start(recipe, tmp_path)
     trainer.run(Limits(steps=2))
     content = read_checkpoint(tmp_path / "model.pt")  # with weights_only=True
-    assert content["optimizers"].keys() == trainer.optimizers.keys()
+    assert content["optimizers"].keys() == trainer.descents.keys()
     model, _ = load_model(tmp_path / "model.pt")
     assert isinstance(model, FAMILIES[recipe]) and not model.training
     assert all(torch.equal(model.state_dict()[name], value) for name, value in trainer.model.state_dict().items())
@@ -96,8 +96,8 @@ def test_dcgan_has_the_optimisers_of_the_paper(tmp_path):
     assert (recipe.batch_size, recipe.learning_rate, recipe.optimizer, recipe.clip) == (128, 2e-4, "adam", float("inf"))
     trainer = start_run("dcgan", tmp_path, {"data": "digits"}, SMALL)[0]
     for name in ("generator", "discriminator"):
-        (group,) = trainer.optimizers[name].param_groups
-        assert isinstance(trainer.optimizers[name], torch.optim.Adam)
+        (group,) = trainer.descents[name].optimizer.param_groups
+        assert isinstance(trainer.descents[name].optimizer, torch.optim.Adam)
         assert (group["lr"], group["betas"]) == (2e-4, (0.5, 0.999))
         own = list(getattr(trainer.model, name).parameters())
         assert len(own) == len(group["params"]) and all(a is b for a, b in zip(own, group["params"], strict=True))

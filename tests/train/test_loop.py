@@ -11,8 +11,11 @@ from genkernels.models import PixelCNN
 from genkernels.train import Limits, resume_run, start_run
 from genkernels.train.atomic_write import write_atomically
 from genkernels.train.checkpoint import load_model, read_checkpoint, save_checkpoint
+from genkernels.train.data.batches import Batch
 from genkernels.train.errors import CheckpointError, GenkernelsError, TrainingError
 from genkernels.train.loop import Trainer
+from genkernels.train.objectives import LikelihoodObjective
+from genkernels.train.optimization import Descent, NotFiniteError
 from genkernels.train.recipes import find_recipe
 from genkernels.train.settings import Settings
 
@@ -32,9 +35,9 @@ def assert_same_state(a: Trainer, b: Trainer) -> None:
     assert (a.step, a.epoch, a.batch) == (b.step, b.epoch, b.batch)
     for name, value in a.model.state_dict().items():
         assert torch.equal(b.model.state_dict()[name], value), name
-    assert a.optimizers.keys() == b.optimizers.keys()
-    for key in a.optimizers:
-        for left, right in zip(*(t.optimizers[key].state_dict()["state"].values() for t in (a, b)), strict=True):
+    assert a.descents.keys() == b.descents.keys()
+    for key in a.descents:
+        for left, right in zip(*(t.descents[key].state_dict()["state"].values() for t in (a, b)), strict=True):
             for name, value in left.items():
                 assert torch.equal(right[name], value), name
 
@@ -80,12 +83,12 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(tmp_path):
 def test_every_image_is_used_once_in_an_epoch(tmp_path):
     trainer = start(tmp_path)
     seen = []
-    for _ in range(trainer.steps_per_epoch):
-        seen += trainer._batch_indices().tolist()
+    for _ in range(len(trainer.batches)):
+        seen += trainer.batches.indices(trainer.epoch, trainer.batch).tolist()
         trainer._one_step()
     assert sorted(seen) == list(range(1498)) and seen != sorted(seen)
     assert (trainer.epoch, trainer.batch) == (1, 0)
-    assert trainer._batch_indices().tolist() != seen[:200]
+    assert trainer.batches.indices(trainer.epoch, trainer.batch).tolist() != seen[:200]
 
 
 def test_a_resumed_run_cannot_be_given_other_settings(tmp_path):
@@ -236,7 +239,7 @@ def test_a_wrong_model_or_model_option_is_named(tmp_path, recipe, options, messa
 
 def test_a_checkpoint_gives_back_the_model(tmp_path):
     model = PixelCNN(3, 6, 1, 4, residual=True, head_channels=5, image_size=(3, 5))
-    save_checkpoint(tmp_path / "model.pt", find_recipe("pixelcnn"), model, {"data": "digits"})
+    save_checkpoint(tmp_path / "model.pt", find_recipe("pixelcnn"), LikelihoodObjective(), model, {"data": "digits"})
     twin, content = load_model(tmp_path / "model.pt")
     images = torch.randint(0, 4, (2, 3, 3, 5))
     assert torch.equal(twin(images), model(images)) and not twin.training
@@ -294,7 +297,9 @@ def damage(path, kind):
 )
 def test_a_checkpoint_that_cannot_be_used_says_why(tmp_path, kind, message):
     path = tmp_path / "model.pt"
-    save_checkpoint(path, find_recipe("pixelcnn"), PixelCNN(levels=2, **SMALL), {"data": "digits"})
+    save_checkpoint(
+        path, find_recipe("pixelcnn"), LikelihoodObjective(), PixelCNN(levels=2, **SMALL), {"data": "digits"}
+    )
     damage(path, kind)
     with pytest.raises(CheckpointError, match=message) as error:
         load_model(path)
@@ -304,10 +309,10 @@ def test_a_checkpoint_that_cannot_be_used_says_why(tmp_path, kind, message):
 def test_a_checkpoint_without_a_run_is_not_resumed(tmp_path):
     settings = Settings("digits", None, 16, 1e-3, "adam", 1.0, 0)
     model = PixelCNN(levels=17, image_size=8, **SMALL)
-    save_checkpoint(tmp_path / "model.pt", find_recipe("pixelcnn"), model, {"data": "digits"})
+    save_checkpoint(tmp_path / "model.pt", find_recipe("pixelcnn"), LikelihoodObjective(), model, {"data": "digits"})
     with pytest.raises(TrainingError, match="not a run that can be resumed"):
         resume(tmp_path)
-    save_checkpoint(tmp_path / "model.pt", find_recipe("pixelcnn"), model, vars(settings))
+    save_checkpoint(tmp_path / "model.pt", find_recipe("pixelcnn"), LikelihoodObjective(), model, vars(settings))
     with pytest.raises(TrainingError, match="not a run that can be resumed: 'progress'"):
         resume(tmp_path)
 
@@ -332,3 +337,34 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path):
         write_atomically(path, fail)
     assert path.read_bytes() == b"old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["model.pt"]
+
+
+# --- steps ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("recipe", ["pixelcnn", "autoencoder"])
+@pytest.mark.parametrize("parts", [3, 200])
+def test_a_batch_in_parts_has_the_gradient_of_the_whole(tmp_path, recipe, parts):
+    options = SMALL if recipe == "pixelcnn" else {"hidden_channels": 4, "latent_dim": 2}
+    trainer, _ = start_run(recipe, tmp_path, {"data": "digits", "batch_size": 7}, options)
+    model = trainer.model.eval()  # batch normalisation has the statistics of a part
+    batch = trainer.batches.batch(0, 0, torch.device("cpu"))
+    found = []
+    for micro_batches in (1, parts):
+        descent = Descent(torch.optim.SGD(model.parameters(), lr=0.0))
+        values = trainer.objective.step(model, Batch(batch.images, None, micro_batches), {"model": descent})
+        found.append((values, [parameter.grad.clone() for parameter in model.parameters()]))
+    (whole, expected), (split, got) = found
+    assert split == pytest.approx(whole, rel=1e-5)
+    for a, b in zip(got, expected, strict=True):
+        assert torch.allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_a_loss_that_is_not_finite_moves_no_weight():
+    weight = torch.nn.Parameter(torch.ones(3))
+    descent = Descent(torch.optim.SGD([weight], lr=1.0))
+    with pytest.raises(NotFiniteError, match="the loss became inf"):
+        descent.step([weight.sum(), weight.sum() * float("inf")])
+    with pytest.raises(NotFiniteError, match="the gradient's norm became inf"):
+        descent.step([(weight - 1).sum().sqrt()])
+    assert torch.equal(weight, torch.ones(3))

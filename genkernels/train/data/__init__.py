@@ -1,6 +1,7 @@
 """Training data: images from standard files as uint8 tensors.
 
 sources.py       data sets by name, their splits and labels; levels and pictures of pixels
+batches.py       batches of training images
 idx.py           the IDX format of MNIST and its relatives
 folder.py        a folder of image files, split and labelled by its sub-folders
 image_file.py    one image file as 8-bit pixels

@@ -1,6 +1,6 @@
 """Training objectives, one per family: how a step is taken, what is measured, which pictures are made.
 
-base.py           their common methods, :class:`Objective`, and the descent of one loss
+base.py           their common methods, :class:`Objective`
 likelihood.py     autoregressive models: the exact likelihood
 variational.py    VAEs: a bound of the likelihood
 autoencoder.py    autoencoders: the squared error of the reconstruction
@@ -9,18 +9,15 @@ adversarial.py    GANs: a generator and a discriminator
 
 from .adversarial import AdversarialObjective, adversarial_step
 from .autoencoder import ReconstructionObjective
-from .base import OPTIMIZERS, NotFiniteError, Objective, descend
+from .base import Objective
 from .likelihood import LikelihoodObjective
 from .variational import VariationalObjective
 
 __all__ = [
-    "OPTIMIZERS",
     "AdversarialObjective",
     "LikelihoodObjective",
-    "NotFiniteError",
     "Objective",
     "ReconstructionObjective",
     "VariationalObjective",
     "adversarial_step",
-    "descend",
 ]

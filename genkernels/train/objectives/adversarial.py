@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -11,10 +12,12 @@ from torch import Tensor, nn
 
 from ...models import DCGAN
 from ...models.dcgan import discriminator_loss, generator_loss
+from ..data.batches import Batch
 from ..data.sources import as_picture
 from ..metrics import Measure
+from ..optimization import Descent
 from ..settings import Settings
-from .base import OPTIMIZERS, Objective, Progress, descend, refuse
+from .base import Objective, Progress, descent_of, refuse
 
 BETAS = (0.5, 0.999)  # Radford et al. 2016, section 4: with the usual 0.9 training oscillates
 
@@ -37,9 +40,8 @@ def adversarial_step(
     discriminator: nn.Module,
     real: Tensor,
     latents: Tensor,
-    generator_optimizer: torch.optim.Optimizer,
-    discriminator_optimizer: torch.optim.Optimizer,
-    clip: float = float("inf"),
+    generator_descent: Descent,
+    discriminator_descent: Descent,
 ) -> dict[str, float]:
     """One step of the discriminator, then one of the generator against the discriminator just improved.
 
@@ -51,8 +53,7 @@ def adversarial_step(
         discriminator: images -> logits of being real.
         real: images scaled as the generator's.
         latents: one for each image to generate.
-        generator_optimizer, discriminator_optimizer: each holds its own network's parameters alone.
-        clip: largest norm of the gradient of either.
+        generator_descent, discriminator_descent: each holds its own network's parameters alone.
 
     Returns:
         "discriminator_loss", "generator_loss"; "real_score" and "fake_score", the mean probabilities of being real
@@ -63,19 +64,18 @@ def adversarial_step(
     """
     fake = generator(latents)
     real_logits, fake_logits = discriminator(real), discriminator(fake.detach())
-    judged = discriminator_loss(real_logits, fake_logits)
-    descend(discriminator_optimizer, judged, clip, "discriminator's loss")
+    judged = discriminator_descent.step([discriminator_loss(real_logits, fake_logits)], "discriminator's loss")
     with frozen(discriminator):
-        deceived = generator_loss(discriminator(fake))
-        descend(generator_optimizer, deceived, clip, "generator's loss")
+        deceived = generator_descent.step([generator_loss(discriminator(fake))], "generator's loss")
     return {
-        "discriminator_loss": judged.item(),
-        "generator_loss": deceived.item(),
+        "discriminator_loss": judged.loss,
+        "generator_loss": deceived.loss,
         "real_score": real_logits.detach().sigmoid().mean().item(),
         "fake_score": fake_logits.detach().sigmoid().mean().item(),
     }
 
 
+@dataclass(frozen=True)
 class AdversarialObjective(Objective[DCGAN]):
     """The non-saturating game, on images scaled to [-1, 1]."""
 
@@ -83,28 +83,19 @@ class AdversarialObjective(Objective[DCGAN]):
     unit = "loss"
     unmeasured = "a GAN gives images no likelihood, so test images give no figure; look at: genkernels sample"
 
-    def optimizers(self, model: DCGAN, settings: Settings) -> dict[str, torch.optim.Optimizer]:
+    def descents(self, model: DCGAN, settings: Settings) -> dict[str, Descent]:
         options = {"betas": BETAS} if settings.optimizer == "adam" else {}
+        return {
+            "generator": descent_of(model.generator, settings, **options),
+            "discriminator": descent_of(model.discriminator, settings, **options),
+        }
 
-        def build(network: nn.Module) -> torch.optim.Optimizer:
-            return OPTIMIZERS[settings.optimizer](network.parameters(), lr=settings.learning_rate, **options)
-
-        return {"generator": build(model.generator), "discriminator": build(model.discriminator)}
-
-    def step(
-        self,
-        model: DCGAN,
-        images: Tensor,
-        optimizers: Mapping[str, torch.optim.Optimizer],
-        clip: float,
-        labels: Tensor | None = None,
-    ) -> dict[str, float]:
-        real = images.float() / 127.5 - 1
-        latents = model.draw_latents(len(images))
+    def step(self, model: DCGAN, batch: Batch, descents: Mapping[str, Descent]) -> dict[str, float]:
+        real = batch.images.float() / 127.5 - 1
+        latents = model.draw_latents(len(batch))
         return adversarial_step(
-            model.generator, model.discriminator, real, latents,
-            optimizers["generator"], optimizers["discriminator"], clip,
-        )  # fmt: skip
+            model.generator, model.discriminator, real, latents, descents["generator"], descents["discriminator"]
+        )
 
     def evaluate(
         self,

@@ -3,39 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ...models import Autoencoder
+from ..data.batches import Batch
 from ..data.sources import as_picture
 from ..errors import GenkernelsError
 from ..metrics import Measure, mean_over
-from .base import Objective, Progress, descend, refuse
+from ..optimization import Descent
+from .base import Objective, Progress, refuse
 
 
 def _scaled(images: Tensor) -> Tensor:
     return images.float() / 255
 
 
+@dataclass(frozen=True)
 class ReconstructionObjective(Objective[Autoencoder]):
     """Minimises the mean squared error of images in [0, 1]."""
 
     curves: ClassVar = {"train_error": "training", "test_error": "test"}
     unit = "squared error per sub-pixel"
 
-    def step(
-        self,
-        model: Autoencoder,
-        images: Tensor,
-        optimizers: Mapping[str, torch.optim.Optimizer],
-        clip: float,
-        labels: Tensor | None = None,
-    ) -> dict[str, float]:
-        error = model.reconstruction_error(_scaled(images)).mean()
-        norm = descend(optimizers["model"], error, clip)
-        return {"train_error": error.item(), "grad_norm": norm}
+    def step(self, model: Autoencoder, batch: Batch, descents: Mapping[str, Descent]) -> dict[str, float]:
+        errors = (model.reconstruction_error(_scaled(part.images)).mean() * share for part, share in batch.parts())
+        error, norm = descents["model"].step(errors)
+        return {"train_error": error, "grad_norm": norm}
 
     def evaluate(
         self,

@@ -2,38 +2,30 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
-from functools import partial
+from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ...models import GenerativeModel
+from ..data.batches import Batch
 from ..data.sources import Dataset
 from ..errors import GenkernelsError
 from ..metrics import Measure
+from ..optimization import OPTIMIZERS, Descent
 from ..settings import Settings
 
 Progress = Callable[[int, int], None]  # called as progress(done, total)
 Model = TypeVar("Model", bound=GenerativeModel)
 
-OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "adam": partial(torch.optim.Adam, fused=True),  # one pass over memory where the default makes ten
-    "rmsprop": torch.optim.RMSprop,
-}
 
-
-class NotFiniteError(ArithmeticError):
-    """A loss or a gradient is infinite or NaN; the weights are as they were before it."""
-
-    def __init__(self, what: str, value: float) -> None:
-        super().__init__(f"the {what} became {value}")
-
-
+@dataclass(frozen=True)
 class Objective(Generic[Model]):
-    """Base class. Images are uint8 [N, C, H, W]: levels 0 .. :meth:`levels` - 1.
+    """Base class: a dataclass whose fields are the options of an objective.
+
+    Images are uint8 [N, C, H, W]: levels 0 .. :meth:`levels` - 1.
 
     Attributes:
         curves: the entries of the history that are drawn and told while training, and what they are called.
@@ -57,19 +49,12 @@ class Objective(Generic[Model]):
         """Arguments of the constructor that follow from the data, beside the size and colours of the images."""
         return {}
 
-    def optimizers(self, model: Model, settings: Settings) -> dict[str, torch.optim.Optimizer]:
+    def descents(self, model: Model, settings: Settings) -> dict[str, Descent]:
         """The optimisers of :meth:`step` by name; the names are kept in checkpoints."""
-        return {"model": OPTIMIZERS[settings.optimizer](model.parameters(), lr=settings.learning_rate)}
+        return {"model": descent_of(model, settings)}
 
-    def step(
-        self,
-        model: Model,
-        images: Tensor,
-        optimizers: Mapping[str, torch.optim.Optimizer],
-        clip: float,
-        labels: Tensor | None = None,
-    ) -> dict[str, float]:
-        """One step on one batch, int64 labels [N] with it where the model takes them.
+    def step(self, model: Model, batch: Batch, descents: Mapping[str, Descent]) -> dict[str, float]:
+        """One step on one batch.
 
         Returns the entries of the history, which keeps their means over some steps.
 
@@ -118,28 +103,11 @@ class Objective(Generic[Model]):
         raise NotImplementedError
 
 
-def descend(optimizer: torch.optim.Optimizer, loss: Tensor, clip: float = math.inf, what: str = "loss") -> float:
-    """Step down the gradient of a scalar loss; returns the gradient's norm before it is clipped to ``clip``.
-
-    Only the optimiser's own parameters get a gradient, whatever else the loss was computed from.
-
-    Raises:
-        NotFiniteError: the loss, called ``what``, or the norm is not finite; nothing has been changed.
-    """
-    value = loss.item()
-    if not math.isfinite(value):
-        raise NotFiniteError(what, value)
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    optimizer.zero_grad()
-    loss.backward(inputs=parameters)
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    norm = nn.utils.get_total_norm(gradients)
-    if not math.isfinite(norm.item()):
-        raise NotFiniteError("gradient's norm", norm.item())
-    if norm.item() > clip:
-        nn.utils.clip_grads_with_norm_(parameters, clip, norm)
-    optimizer.step()
-    return norm.item()
+def descent_of(module: nn.Module, settings: Settings, **options: Any) -> Descent:
+    """The descent of a module's parameters by the run's settings; ``options`` are more arguments of the optimiser."""
+    return Descent(
+        OPTIMIZERS[settings.optimizer](module.parameters(), lr=settings.learning_rate, **options), settings.clip
+    )
 
 
 def refuse(name: str, value: object, family: str) -> None:

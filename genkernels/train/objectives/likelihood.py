@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ...models import AutoregressiveModel
+from ..data.batches import Batch
 from ..data.sources import Dataset, dequantise
 from ..errors import GenkernelsError
 from ..metrics import Measure, evaluate
-from .base import Objective, Progress, descend, refuse
+from ..optimization import Descent
+from .base import Objective, Progress, refuse
 
 
+@dataclass(frozen=True)
 class LikelihoodObjective(Objective[AutoregressiveModel]):
     """Minimises the negative log-likelihood; the gradient that is clipped is that of nats per sub-pixel."""
 
@@ -31,17 +35,11 @@ class LikelihoodObjective(Objective[AutoregressiveModel]):
     def model_options(self, dataset: Dataset, given: Mapping[str, Any]) -> dict[str, Any]:
         return {"levels": dataset.levels}
 
-    def step(
-        self,
-        model: AutoregressiveModel,
-        images: Tensor,
-        optimizers: Mapping[str, torch.optim.Optimizer],
-        clip: float,
-        labels: Tensor | None = None,
-    ) -> dict[str, float]:
-        nats = -model.log_prob(images, labels).mean()
-        norm = descend(optimizers["model"], nats / images[0].numel(), clip)
-        return {"train_nats": nats.item(), "grad_norm": norm}
+    def step(self, model: AutoregressiveModel, batch: Batch, descents: Mapping[str, Descent]) -> dict[str, float]:
+        size = batch.images[0].numel()
+        losses = (-model.log_prob(part.images, part.labels).mean() * (share / size) for part, share in batch.parts())
+        loss, norm = descents["model"].step(losses)
+        return {"train_nats": loss * size, "grad_norm": norm}
 
     def evaluate(
         self,

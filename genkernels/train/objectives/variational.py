@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ...models import VAE
+from ..data.batches import Batch
 from ..data.sources import Dataset, as_picture, dequantise
 from ..metrics import Measure, mean_over
-from .base import Objective, Progress, descend, refuse
+from ..optimization import Descent
+from .base import Objective, Progress, refuse
 
 LATENT_GRID_SIDE = 15
 
 
+@dataclass(frozen=True)
 class VariationalObjective(Objective[VAE]):
     """Maximises the evidence lower bound with the model's weight ``beta`` of the divergence.
 
@@ -32,19 +36,19 @@ class VariationalObjective(Objective[VAE]):
     def model_options(self, dataset: Dataset, given: Mapping[str, Any]) -> dict[str, Any]:
         return {} if given.get("likelihood", "bernoulli") == "bernoulli" else {"levels": dataset.levels}
 
-    def step(
-        self,
-        model: VAE,
-        images: Tensor,
-        optimizers: Mapping[str, torch.optim.Optimizer],
-        clip: float,
-        labels: Tensor | None = None,
-    ) -> dict[str, float]:
-        reconstruction, divergence = model.elbo_terms(images)
-        loss = (model.beta * divergence - reconstruction).mean()
-        norm = descend(optimizers["model"], loss / images[0].numel(), clip)
-        nats = (divergence - reconstruction).mean().item()
-        return {"train_nats": nats, "train_kl": divergence.mean().item(), "grad_norm": norm}
+    def step(self, model: VAE, batch: Batch, descents: Mapping[str, Descent]) -> dict[str, float]:
+        nats, kl, size = 0.0, 0.0, batch.images[0].numel()
+
+        def losses() -> Iterator[Tensor]:
+            nonlocal nats, kl
+            for part, share in batch.parts():
+                reconstruction, divergence = model.elbo_terms(part.images)
+                nats += (divergence - reconstruction).mean().item() * share
+                kl += divergence.mean().item() * share
+                yield (model.beta * divergence - reconstruction).mean() * (share / size)
+
+        norm = descents["model"].step(losses()).norm
+        return {"train_nats": nats, "train_kl": kl, "grad_norm": norm}
 
     def evaluate(
         self,

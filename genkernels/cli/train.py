@@ -1,0 +1,102 @@
+"""The command train: a run as its options describe it, and its results."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+
+from ..train.checkpoint import CHECKPOINT
+from ..train.errors import GenkernelsError
+from ..train.loop import Trainer
+from ..train.pictures import check_picture_path, save_curve, save_grids
+from ..train.recipes import RECIPES
+from ..train.run import resume_run, start_run
+from ..train.settings import Limits
+from .options import device_of, size_of
+from .progress import counted, make_console, progress
+from .train_options import DATA, DEFAULT_EPOCHS, MODEL, OBJECTIVE, OPTIMISATION, given, with_options
+
+
+@with_options
+def train(
+    model: Annotated[str, typer.Argument(help=f"What to train: {', '.join(RECIPES)}.")],
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in the folder.")] = False,
+    **options: Any,
+) -> None:
+    """Train a model. Writes model.pt, history.jsonl, curve.png and pictures of its images to the run's folder."""
+    if resume and overwrite:
+        raise typer.BadParameter("--resume and --overwrite exclude each other")
+    data, out, skip_broken = options["data"], options["out"], options["skip_broken"]
+    settings = given(options, DATA, OPTIMISATION) | ({} if data is None else {"data": data})
+    if "size" in settings:
+        settings["size"] = size_of(settings["size"])
+    model_options, objective_options = given(options, MODEL), given(options, OBJECTIVE)
+    place = out or Path("runs") / f"{model}-{(data or 'digits').partition(':')[0]}"
+    console, where = make_console(), device_of(options["device"])
+    check_picture_path(Path("samples.png"))
+    if resume:
+        trainer, dataset = resume_run(
+            model, place, settings, model_options, objective_options, device=where, skip_broken=skip_broken
+        )
+    else:
+        trainer, dataset = start_run(
+            model, place, {"data": "digits", **settings}, model_options, objective_options,
+            device=where, overwrite=overwrite, skip_broken=skip_broken,
+        )  # fmt: skip
+    if options["samples"] is not None:
+        trainer.samples = options["samples"]
+    limits = Limits(options["epochs"], options["steps"], options["minutes"])
+    if limits == Limits():
+        limits = trainer.limits if resume else Limits(epochs=DEFAULT_EPOCHS)
+    if trainer.done(limits) >= 1:
+        raise GenkernelsError(
+            f"the run in {place} has reached its limit (step {trainer.step}, epoch {trainer.epoch}); "
+            "give more --epochs or --steps"
+        )
+    console.print(
+        f"{model}: {sum(p.numel() for p in trainer.model.parameters()):,} parameters, "
+        f"{len(dataset.train):,} images of {dataset.name}, {trainer.objective.levels(trainer.model)} levels, on {where}"
+    )
+    if not _run(console, trainer, limits):
+        skipping = ["--skip-broken"] if skip_broken else []
+        again = shlex.join(["genkernels", "train", model, "--out", str(place), "--resume", *skipping])
+        console.print(f"stopped at step {trainer.step}; {place / CHECKPOINT} holds it; go on with: {again}")
+        assert trainer.stopped_by is not None
+        raise typer.Exit(128 + trainer.stopped_by)
+    _show_results(console, trainer, trainer.samples)
+
+
+def _run(console: Console, trainer: Trainer, limits: Limits) -> bool:
+    with progress(console, "training") as report:
+
+        def on_step(done: float) -> None:
+            parts = [f"step {trainer.step}"]
+            for key, name in trainer.objective.curves.items():
+                value = trainer.latest(key)
+                parts += [] if value is None else [f"{name} {value:.4g}"]
+            report(done, ", ".join(parts))
+
+        return trainer.run(limits, on_step)
+
+
+def _show_results(console: Console, trainer: Trainer, samples: int) -> None:
+    folder, model, objective = trainer.folder, trainer.model, trainer.objective
+    save_curve(folder / "curve.png", trainer.history, objective.curves, objective.unit)
+    with counted(console, "evaluating") as step:
+        measures = objective.evaluate(model, trainer.test_images, progress=step, labels=trainer.test_labels)
+    if measures:
+        figures = ", ".join(f"{measure} {measure.label}" for measure in measures)
+        console.print(f"test: {figures}, over {measures[0].images:,} images")
+    if samples:
+        generator = torch.Generator().manual_seed(trainer.settings.seed)
+        with counted(console, "drawing") as step:
+            pictures = objective.pictures(model, trainer.test_images, samples, generator, step)
+        for name, grids in pictures.items():
+            save_grids(folder / f"{name}.png", grids, 256)
+    console.print(f"written to {folder}")

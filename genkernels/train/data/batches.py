@@ -1,0 +1,69 @@
+"""Batches of training images: which images of an epoch come together, whole or in parts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Images of one step.
+
+    Attributes:
+        images: uint8 [N, C, H, W], levels, on the device of the model.
+        labels: int64 [N] where the model takes them, else None.
+        micro_batches: in how many parts a step computes its gradient, to hold the features of one part at a time.
+    """
+
+    images: Tensor
+    labels: Tensor | None = None
+    micro_batches: int = 1
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def parts(self) -> Iterator[tuple[Batch, float]]:
+        """Each part, and its share of the images."""
+        images = self.images.tensor_split(min(self.micro_batches, len(self)))
+        labels = [None] * len(images) if self.labels is None else self.labels.tensor_split(len(images))
+        for part, own in zip(images, labels, strict=True):
+            yield Batch(part, own), len(part) / len(self)
+
+
+class Batches:
+    """Epochs of batches; the last one of an epoch may be smaller.
+
+    The order of an epoch follows from the seed and the epoch alone, so that a run can go on anywhere.
+
+    Args:
+        images: uint8 [N, C, H, W], levels, on the CPU.
+        labels: int64 [N] where the model takes them.
+        batch_size: images per step.
+        seed: of the order.
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor | None, batch_size: int, seed: int) -> None:
+        self.images, self.labels = images, labels
+        self.batch_size, self.seed = batch_size, seed
+        self._order: tuple[int, Tensor] | None = None
+
+    def __len__(self) -> int:
+        """Batches of an epoch."""
+        return math.ceil(len(self.images) / self.batch_size)
+
+    def indices(self, epoch: int, index: int) -> Tensor:
+        """Which images batch ``index`` of an epoch holds, int64 [batch_size] or fewer."""
+        if self._order is None or self._order[0] != epoch:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+            self._order = (epoch, torch.randperm(len(self.images), generator=generator))
+        return self._order[1][index * self.batch_size : (index + 1) * self.batch_size]
+
+    def batch(self, epoch: int, index: int, device: torch.device) -> Batch:
+        chosen = self.indices(epoch, index)
+        labels = None if self.labels is None else self.labels[chosen].to(device)
+        return Batch(self.images[chosen].to(device), labels)
