@@ -2,6 +2,7 @@
 
 base.py              the base class of all families
 autoregressive.py    that of those with an exact likelihood: input convention, likelihood, sampling
+fvbn.py              fully visible belief network: logistic conditionals
 pixelcnn.py          PixelCNN
 gated_pixelcnn.py    gated PixelCNN: two stacks, no blind spot, classes
 pixelrnn.py          PixelRNN: Row and Diagonal LSTM
@@ -17,6 +18,7 @@ from .autoregressive import AutoregressiveModel, bits_per_dim
 from .base import GenerativeModel
 from .causal_audio import CausalAudioNet, mu_law_decode, mu_law_encode
 from .dcgan import DCGAN
+from .fvbn import FVBN
 from .gated_pixelcnn import GatedPixelCNN
 from .pixelcnn import PixelCNN
 from .pixelrnn import PixelRNN
@@ -24,6 +26,7 @@ from .vae import VAE
 
 __all__ = [
     "DCGAN",
+    "FVBN",
     "VAE",
     "Autoencoder",
     "AutoregressiveModel",

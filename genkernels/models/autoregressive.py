@@ -17,7 +17,7 @@ from torch import Tensor
 from .. import sampling
 from ..ops.core.torch_internals import vmap_is_active
 from ..sampling.predictor import Predictor
-from ..sampling.request import as_size, check_levels, check_request, check_whole, unwrapped
+from ..sampling.request import Request, as_size, check_levels, check_request, check_whole, unwrapped
 from .base import GenerativeModel
 
 
@@ -175,7 +175,17 @@ class AutoregressiveModel(GenerativeModel, Predictor):
             shape, self.levels, device,
             uniforms=uniforms, given=given, known=known, temperature=temperature, top_k=top_k, generator=generator,
         )  # fmt: skip
-        table = self._scaled(torch.arange(self.levels, device=device))
+        return self._draw(request, condition, progress, backend)
+
+    def _draw(
+        self,
+        request: Request,
+        condition: Tensor | None,
+        progress: Callable[[int, int], None] | None,
+        backend: str | None,
+    ) -> Tensor:
+        """Draws what is open in ``request.images``, in place, and returns them."""
+        table = self._scaled(torch.arange(self.levels, device=request.images.device))
         return sampling.sample(
             self, self.predict, table, request, condition=condition, progress=progress, backend=backend
         )

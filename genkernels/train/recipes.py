@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..models import DCGAN, VAE, Autoencoder, GatedPixelCNN, GenerativeModel, PixelCNN, PixelRNN
+from ..models import DCGAN, FVBN, VAE, Autoencoder, GatedPixelCNN, GenerativeModel, PixelCNN, PixelRNN
 from .errors import GenkernelsError
 from .objectives import (
     AdversarialObjective,
@@ -61,6 +61,9 @@ def _build(constructor: Callable[..., Any], kind: str, options: Mapping[str, Any
 
 
 _ALL = (
+    Recipe(
+        "fvbn", FVBN, "logistic regressions, a belief network without hidden units (Frey et al. 1996)", batch_size=64
+    ),
     Recipe("pixelcnn", PixelCNN, "masked convolutions: 7x7, then 3x3 layers (van den Oord et al. 2016)"),
     Recipe("gated-pixelcnn", GatedPixelCNN, "two gated stacks, no blind spot (van den Oord et al. 2016b)"),
     Recipe(

@@ -7,6 +7,7 @@ from torch import nn
 from genkernels import models
 
 LIKELIHOODS = {
+    "fvbn with classes": (lambda: models.FVBN(3, 4, num_classes=3, image_size=(5, 4)), (3, 5, 4), 4),
     "pixelcnn": (lambda: models.PixelCNN(3, 6, 1, 4), (3, 5, 4), 4),
     "gated pixelcnn with classes": (lambda: models.GatedPixelCNN(3, 6, 1, 4, num_classes=3), (3, 5, 4), 4),
     "pixelrnn": (lambda: models.PixelRNN(3, 4, 1, 2), (3, 5, 4), 2),
