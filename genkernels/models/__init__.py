@@ -9,10 +9,12 @@ pixelrnn.py          PixelRNN: Row and Diagonal LSTM
 causal_audio.py      PixelCNN along time, and the µ-law
 vae.py               variational autoencoder
 autoencoder.py       autoencoder, and a classifier that starts from its encoder
+adversarial_autoencoder.py  autoencoder whose codes are distributed as the prior
 dcgan.py             DCGAN: generator and discriminator
 conv_stacks.py       an image down to a vector, and a vector up to an image
 """
 
+from .adversarial_autoencoder import AdversarialAutoencoder
 from .autoencoder import Autoencoder
 from .autoregressive import AutoregressiveModel, bits_per_dim
 from .base import GenerativeModel
@@ -28,6 +30,7 @@ __all__ = [
     "DCGAN",
     "FVBN",
     "VAE",
+    "AdversarialAutoencoder",
     "Autoencoder",
     "AutoregressiveModel",
     "CausalAudioNet",

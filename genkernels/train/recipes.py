@@ -8,9 +8,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..models import DCGAN, FVBN, VAE, Autoencoder, GatedPixelCNN, GenerativeModel, PixelCNN, PixelRNN
+from ..models import (
+    DCGAN,
+    FVBN,
+    VAE,
+    AdversarialAutoencoder,
+    Autoencoder,
+    GatedPixelCNN,
+    GenerativeModel,
+    PixelCNN,
+    PixelRNN,
+)
 from .errors import GenkernelsError
 from .objectives import (
+    AdversarialAutoencoderObjective,
     AdversarialObjective,
     LikelihoodObjective,
     Objective,
@@ -74,6 +85,13 @@ _ALL = (
     ),
     Recipe("vae", VAE, "a convolutional VAE (Kingma & Welling 2014)", VariationalObjective, batch_size=128),
     Recipe("autoencoder", Autoencoder, "a convolutional autoencoder", ReconstructionObjective, batch_size=128),
+    Recipe(
+        "adversarial-autoencoder",
+        AdversarialAutoencoder,
+        "an autoencoder whose codes are pushed to a normal distribution (Makhzani et al. 2016)",
+        AdversarialAutoencoderObjective,
+        batch_size=128,
+    ),
     Recipe(
         "dcgan",
         DCGAN,

@@ -237,7 +237,7 @@ def test_demo_trains_draws_and_times_both_sides(command):
         ("train pixelcnn --size 3y4", 2, "--size: expected 32 or 32x48"),
         ("train pixelcnn --resume --overwrite", 2, "--resume and --overwrite exclude each other"),
         ("train pixelcnn --device gpu", 2, "--device gpu"),
-        ("train pixelsnail", 1, "unknown model 'pixelsnail'; expected one of: pixelcnn"),
+        ("train pixelsnail", 1, "unknown model 'pixelsnail'; expected one of: fvbn, pixelcnn"),
         ("train vae --likelihood poisson", 1, "likelihood: expected one of 'bernoulli', 'categorical', 'gaussian'"),
         ("train vae --beta -1", 2, "--beta"),
         ("train dcgan --num-layers 3", 1, "num_layers: this model has no such option"),

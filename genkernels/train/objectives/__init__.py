@@ -4,16 +4,19 @@ base.py           their common methods, :class:`Objective`
 likelihood.py     autoregressive models: the exact likelihood
 variational.py    VAEs: a bound of the likelihood
 autoencoder.py    autoencoders: the squared error of the reconstruction
+adversarial_autoencoder.py  adversarial autoencoders: the same, and codes that match the prior
 adversarial.py    GANs: a generator and a discriminator
 """
 
 from .adversarial import AdversarialObjective, adversarial_step
+from .adversarial_autoencoder import AdversarialAutoencoderObjective
 from .autoencoder import ReconstructionObjective
 from .base import Objective
 from .likelihood import LikelihoodObjective
 from .variational import VariationalObjective
 
 __all__ = [
+    "AdversarialAutoencoderObjective",
     "AdversarialObjective",
     "LikelihoodObjective",
     "Objective",

@@ -86,8 +86,8 @@ class AdversarialObjective(Objective[DCGAN]):
     def descents(self, model: DCGAN, settings: Settings) -> dict[str, Descent]:
         options = {"betas": BETAS} if settings.optimizer == "adam" else {}
         return {
-            "generator": descent_of(model.generator, settings, **options),
-            "discriminator": descent_of(model.discriminator, settings, **options),
+            "generator": descent_of(model.generator.parameters(), settings, **options),
+            "discriminator": descent_of(model.discriminator.parameters(), settings, **options),
         }
 
     def step(self, model: DCGAN, batch: Batch, descents: Mapping[str, Descent]) -> dict[str, float]:

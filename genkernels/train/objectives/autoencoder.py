@@ -18,7 +18,8 @@ from ..optimization import Descent
 from .base import Objective, Progress, refuse
 
 
-def _scaled(images: Tensor) -> Tensor:
+def scaled(images: Tensor) -> Tensor:
+    """uint8 0 .. 255 to float32 0 .. 1."""
     return images.float() / 255
 
 
@@ -30,7 +31,7 @@ class ReconstructionObjective(Objective[Autoencoder]):
     unit = "squared error per sub-pixel"
 
     def step(self, model: Autoencoder, batch: Batch, descents: Mapping[str, Descent]) -> dict[str, float]:
-        errors = (model.reconstruction_error(_scaled(part.images)).mean() * share for part, share in batch.parts())
+        errors = (model.reconstruction_error(scaled(part.images)).mean() * share for part, share in batch.parts())
         error, norm = descents["model"].step(errors)
         return {"train_error": error, "grad_norm": norm}
 
@@ -46,7 +47,7 @@ class ReconstructionObjective(Objective[Autoencoder]):
         refuse("importance_samples", importance_samples, "an autoencoder")
 
         def score(x: Tensor) -> tuple[Tensor]:
-            return (model.reconstruction_error(_scaled(x)),)
+            return (model.reconstruction_error(scaled(x)),)
 
         (error,) = mean_over(model, images, score, batch_size, progress)
         return [Measure("error", self.unit, *error)]
@@ -66,5 +67,5 @@ class ReconstructionObjective(Objective[Autoencoder]):
         self, model: Autoencoder, images: Tensor, n: int, generator: torch.Generator, progress: Progress | None = None
     ) -> dict[str, dict[str, Tensor]]:
         device = next(model.parameters()).device
-        reconstructed = model.reconstruct(_scaled(images[:n]).to(device))
+        reconstructed = model.reconstruct(scaled(images[:n]).to(device))
         return {"reconstructions": {"real": images[:n], "reconstructed": as_picture(reconstructed)}}

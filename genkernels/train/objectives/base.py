@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -51,7 +51,7 @@ class Objective(Generic[Model]):
 
     def descents(self, model: Model, settings: Settings) -> dict[str, Descent]:
         """The optimisers of :meth:`step` by name; the names are kept in checkpoints."""
-        return {"model": descent_of(model, settings)}
+        return {"model": descent_of(model.parameters(), settings)}
 
     def step(self, model: Model, batch: Batch, descents: Mapping[str, Descent]) -> dict[str, float]:
         """One step on one batch.
@@ -103,11 +103,9 @@ class Objective(Generic[Model]):
         raise NotImplementedError
 
 
-def descent_of(module: nn.Module, settings: Settings, **options: Any) -> Descent:
-    """The descent of a module's parameters by the run's settings; ``options`` are more arguments of the optimiser."""
-    return Descent(
-        OPTIMIZERS[settings.optimizer](module.parameters(), lr=settings.learning_rate, **options), settings.clip
-    )
+def descent_of(parameters: Iterable[nn.Parameter], settings: Settings, **options: Any) -> Descent:
+    """The descent of parameters by the run's settings; ``options`` are more arguments of the optimiser."""
+    return Descent(OPTIMIZERS[settings.optimizer](parameters, lr=settings.learning_rate, **options), settings.clip)
 
 
 def refuse(name: str, value: object, family: str) -> None:

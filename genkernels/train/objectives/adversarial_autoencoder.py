@@ -1,0 +1,119 @@
+"""Adversarial autoencoders: the squared error of the reconstruction, and codes pushed to the prior."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ...models import AdversarialAutoencoder
+from ...models.adversarial_autoencoder import distance_to_standard_normal
+from ...models.dcgan import discriminator_loss, generator_loss
+from ..data.batches import Batch
+from ..data.sources import as_picture
+from ..metrics import Measure, mean_over
+from ..optimization import Descent
+from ..settings import Settings
+from .adversarial import frozen
+from .autoencoder import scaled
+from .base import Objective, Progress, descent_of, refuse
+
+
+@dataclass(frozen=True)
+class AdversarialAutoencoderObjective(Objective[AdversarialAutoencoder]):
+    """Two phases for each batch: the reconstruction; then the discriminator, and the encoder against it.
+
+    Source: Makhzani et al. 2016, "Adversarial Autoencoders", section 2.
+    """
+
+    curves: ClassVar = {"train_error": "training", "test_error": "test"}
+    unit = "squared error per sub-pixel"
+
+    def descents(self, model: AdversarialAutoencoder, settings: Settings) -> dict[str, Descent]:
+        return {
+            "reconstruction": descent_of([*model.encoder.parameters(), *model.decoder.parameters()], settings),
+            "discriminator": descent_of(model.discriminator.parameters(), settings),
+            "encoder": descent_of(model.encoder.parameters(), settings),
+        }
+
+    def step(self, model: AdversarialAutoencoder, batch: Batch, descents: Mapping[str, Descent]) -> dict[str, float]:
+        def errors() -> Iterator[Tensor]:
+            for part, share in batch.parts():
+                yield model.reconstruction_error(scaled(part.images)).mean() * share
+
+        def judgements() -> Iterator[Tensor]:
+            for part, share in batch.parts():
+                with torch.no_grad():
+                    codes = model.encode(scaled(part.images))
+                drawn = torch.randn(codes.shape).to(codes)  # on the CPU: a seed means the same everywhere
+                yield discriminator_loss(model.discriminator(drawn), model.discriminator(codes)) * share
+
+        def deceptions() -> Iterator[Tensor]:
+            for part, share in batch.parts():
+                yield generator_loss(model.discriminator(model.encode(scaled(part.images)))) * share
+
+        error, norm = descents["reconstruction"].step(errors())
+        judged = descents["discriminator"].step(judgements(), "discriminator's loss")
+        with frozen(model.discriminator):
+            deceived = descents["encoder"].step(deceptions(), "encoder's loss")
+        return {
+            "train_error": error,
+            "grad_norm": norm,
+            "discriminator_loss": judged.loss,
+            "encoder_loss": deceived.loss,
+        }
+
+    def evaluate(
+        self,
+        model: AdversarialAutoencoder,
+        images: Tensor,
+        batch_size: int = 64,
+        progress: Progress | None = None,
+        importance_samples: int | None = None,
+        labels: Tensor | None = None,
+    ) -> list[Measure]:
+        refuse("importance_samples", importance_samples, "an adversarial autoencoder")
+        codes: list[Tensor] = []
+
+        def score(x: Tensor) -> tuple[Tensor]:
+            real = scaled(x)
+            codes.append(model.encode(real).cpu())
+            return ((model.decode(codes[-1].to(real.device)) - real).square().flatten(1).mean(1),)
+
+        ((error, spread, count),) = mean_over(model, images, score, batch_size, progress)
+        distance = distance_to_standard_normal(torch.cat(codes))
+        return [
+            Measure("error", self.unit, error, spread, count),
+            Measure("code_distance", "Fréchet distance of the codes to the prior", distance, float("nan"), count),
+        ]
+
+    def sample(
+        self,
+        model: AdversarialAutoencoder,
+        n: int,
+        generator: torch.Generator,
+        progress: Progress | None = None,
+        temperature: float | None = None,
+        label: int | None = None,
+    ) -> Tensor:
+        refuse("temperature", temperature, "an adversarial autoencoder")
+        refuse("label", label, "an adversarial autoencoder")
+        return as_picture(model.sample(n, generator=generator))
+
+    def pictures(
+        self,
+        model: AdversarialAutoencoder,
+        images: Tensor,
+        n: int,
+        generator: torch.Generator,
+        progress: Progress | None = None,
+    ) -> dict[str, dict[str, Tensor]]:
+        device = next(model.parameters()).device
+        reconstructed = as_picture(model.reconstruct(scaled(images[:n]).to(device)))
+        return {
+            "samples": {"samples": self.sample(model, n, generator), "real": images[:n]},
+            "reconstructions": {"real": images[:n], "reconstructed": reconstructed},
+        }
