@@ -96,7 +96,7 @@ def _show_results(console: Console, trainer: Trainer, samples: int) -> None:
     if samples:
         generator = torch.Generator().manual_seed(trainer.settings.seed)
         with counted(console, "drawing") as step:
-            pictures = objective.pictures(model, trainer.test_images, samples, generator, step)
+            pictures = objective.pictures(model, trainer.test_images, samples, generator, step, trainer.test_labels)
         for name, grids in pictures.items():
             save_grids(folder / f"{name}.png", grids, 256)
     console.print(f"written to {folder}")

@@ -7,7 +7,9 @@ pixelcnn.py          PixelCNN
 gated_pixelcnn.py    gated PixelCNN: two stacks, no blind spot, classes
 pixelrnn.py          PixelRNN: Row and Diagonal LSTM
 causal_audio.py      PixelCNN along time, and the µ-law
+variational.py       base class of variational autoencoders: encoder and bounds
 vae.py               variational autoencoder
+pixel_vae.py         VAE with a PixelCNN as its decoder
 autoencoder.py       autoencoder, and a classifier that starts from its encoder
 adversarial_autoencoder.py  autoencoder whose codes are distributed as the prior
 dcgan.py             DCGAN: generator and discriminator
@@ -22,9 +24,11 @@ from .causal_audio import CausalAudioNet, mu_law_decode, mu_law_encode
 from .dcgan import DCGAN
 from .fvbn import FVBN
 from .gated_pixelcnn import GatedPixelCNN
+from .pixel_vae import PixelVAE
 from .pixelcnn import PixelCNN
 from .pixelrnn import PixelRNN
 from .vae import VAE
+from .variational import VariationalModel
 
 __all__ = [
     "DCGAN",
@@ -38,6 +42,8 @@ __all__ = [
     "GenerativeModel",
     "PixelCNN",
     "PixelRNN",
+    "PixelVAE",
+    "VariationalModel",
     "bits_per_dim",
     "mu_law_decode",
     "mu_law_encode",

@@ -31,6 +31,8 @@ class GatedPixelCNN(AutoregressiveModel):
         levels: values that a sub-pixel takes, 2 to 256.
         num_classes: classes of images that the model is conditioned on; None for none. With classes, ``condition`` is
             the int64 label [N] of each image: its embedding biases both halves of every gate.
+        condition_channels: instead of classes, ``condition`` is a vector of this length for each image, or a map of
+            such vectors over it: [N, condition_channels] or [N, condition_channels, H, W].
         kernel_size: of the mask-B layers, odd.
         first_kernel_size: of the mask-A layer, odd, at least 3: a 1 would never see the own row.
         head_channels: width of the two 1x1 layers before the logits.
@@ -52,6 +54,7 @@ class GatedPixelCNN(AutoregressiveModel):
         levels: int = 256,
         *,
         num_classes: int | None = None,
+        condition_channels: int | None = None,
         kernel_size: int = 3,
         first_kernel_size: int = 7,
         head_channels: int = 64,
@@ -61,6 +64,10 @@ class GatedPixelCNN(AutoregressiveModel):
         check_whole("hidden_channels", hidden_channels, in_channels)
         check_whole("num_layers", num_layers, 0)
         check_whole("head_channels", head_channels, in_channels)
+        if condition_channels is not None:
+            check_whole("condition_channels", condition_channels, 1)
+            if num_classes is not None:
+                raise ValueError(f"condition_channels: expected None beside num_classes; got {condition_channels}")
         for name, size, least in (("kernel_size", kernel_size, 1), ("first_kernel_size", first_kernel_size, 3)):
             check_whole(name, size, least)
             if size % 2 == 0:
@@ -71,6 +78,7 @@ class GatedPixelCNN(AutoregressiveModel):
             "num_layers": num_layers,
             "levels": levels,
             "num_classes": num_classes,
+            "condition_channels": condition_channels,
             "kernel_size": kernel_size,
             "first_kernel_size": first_kernel_size,
             "head_channels": head_channels,
@@ -82,7 +90,7 @@ class GatedPixelCNN(AutoregressiveModel):
             return GatedMaskedConv2d(
                 inputs, hidden_channels, kernel,
                 mask_type=mask_type, channel_groups=in_channels,
-                condition_channels=None if num_classes is None else hidden_channels,
+                condition_channels=condition_channels if num_classes is None else hidden_channels,
             )  # fmt: skip
 
         def conv(inputs: int, outputs: int, relu: bool = True) -> MaskedConv2d:
@@ -112,10 +120,26 @@ class GatedPixelCNN(AutoregressiveModel):
         for last in head[1:]:
             init_live_taps(last, variance=1.0 if last.activation is None else 2.0)
 
+    def check_condition(self, condition: Tensor | None, batch: int) -> None:
+        channels = self.config["condition_channels"]
+        if channels is None:
+            super().check_condition(condition, batch)
+            return
+        wanted = f"floating-point [{batch}, {channels}] or [{batch}, {channels}, H, W]"
+        if not isinstance(condition, Tensor):
+            raise ValueError(f"condition: expected {wanted}; got {condition!r}")
+        if (
+            condition.dim() not in (2, 4)
+            or condition.shape[:2] != (batch, channels)
+            or not condition.is_floating_point()
+        ):
+            raise ValueError(f"condition: expected {wanted}; got {condition.dtype} {list(condition.shape)}")
+
     def predict(self, scaled: Tensor, condition: Tensor | None) -> Tensor:
         vertical = horizontal = channels_last(scaled)
-        embedded = None if self.classes is None else self.classes(condition)  # [N, h]
+        if self.classes is not None:
+            condition = self.classes(condition)  # [N, h]
         for layer in self.layers:
-            vertical, horizontal = layer(vertical, horizontal, embedded)
+            vertical, horizontal = layer(vertical, horizontal, condition)
         logits = self.head(horizontal)  # [N, C * levels, H, W], a block of levels for each colour
         return logits.unflatten(1, (self.in_channels, self.levels)).transpose(1, 2)

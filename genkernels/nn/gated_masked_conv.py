@@ -32,7 +32,8 @@ class GatedMaskedConv2d(nn.Module):
     after it, of type B, row i of V knows the image above row i and goes to row i of H. (To move it in every layer
     leaves out pixels near the right edge: a blind spot again.)
 
-    A condition adds a bias to both halves of both gates. The colour order holds in the horizontal stack, for all
+    A condition adds a bias to both halves of both gates: the same everywhere, or, where it is a map over the image, one
+    for each place. The colour order holds in the horizontal stack, for all
     channel counts: both halves of a unit belong to the unit's group. The vertical stack sees all colours.
 
     Args:
@@ -44,8 +45,9 @@ class GatedMaskedConv2d(nn.Module):
             ``c * channel_groups // n``.
         condition_channels: length of the condition; None for none.
 
-    Shape: [N, in_channels, H, W] twice, and [N, condition_channels] -> [N, hidden_channels, H, W] twice. float64,
-    float32, bfloat16, float16; channels_last inputs give channels_last outputs.
+    Shape: [N, in_channels, H, W] twice, and [N, condition_channels] or [N, condition_channels, H, W] ->
+    [N, hidden_channels, H, W] twice. float64, float32, bfloat16, float16; channels_last inputs give channels_last
+    outputs.
 
     The ``state_dict`` holds the convolutions ``vertical`` [2h, in, ceil(p/2), p], ``horizontal`` [2h, in, 1, p],
     ``vertical_to_horizontal`` [2h, 2h, 1, 1] without bias and ``out`` [h, h, 1, 1], and, with a condition, the linear
@@ -126,7 +128,11 @@ class GatedMaskedConv2d(nn.Module):
         above = self.vertical(rows)  # [N, 2h, H, W]
         from_above = self.vertical_to_horizontal(above)  # [N, 2h, H, W]
         if self.condition is not None:
-            for_above, for_beside = self.condition(condition)[:, :, None, None].chunk(2, 1)  # [N, 2h, 1, 1] each
+            if isinstance(condition, Tensor) and condition.dim() == 4:  # what torch.fx traces counts as a vector
+                biases = F.conv2d(condition, self.condition.weight[:, :, None, None])
+            else:
+                biases = self.condition(condition)[:, :, None, None]
+            for_above, for_beside = biases.chunk(2, 1)  # [N, 2h, 1 or H, 1 or W] each
             above, from_above = above + for_above, from_above + for_beside
         out = self.out(self.horizontal(horizontal, from_above))  # the convolution and its gate
         return gate(above), out if self.mask_type == "A" else out + horizontal

@@ -56,18 +56,20 @@ class Measure:
 def mean_over(
     model: GenerativeModel,
     images: Tensor,
-    score: Callable[[Tensor], Sequence[Tensor]],
+    score: Callable[[Tensor, Tensor | None], Sequence[Tensor]],
     batch_size: int = 64,
     progress: Callable[[int, int], None] | None = None,
+    labels: Tensor | None = None,
 ) -> list[tuple[float, float, int]]:
     """Mean, its standard error and the number of images, for each of the figures that ``score`` returns.
 
     Args:
         model: on any device; put back into the mode that it was in.
         images: uint8 [N, C, H, W] with N at least 1.
-        score: of a batch on the model's device: figures [batch] with the model in evaluation mode.
+        score: of a batch and its labels on the model's device: figures [batch] with the model in evaluation mode.
         batch_size: images at a time.
         progress: called as ``progress(done, total)`` after each batch.
+        labels: int64 [N], for a model that takes them.
     """
     device = next(model.parameters()).device
     was_training = model.training
@@ -75,7 +77,8 @@ def mean_over(
     done, parts = 0, []
     try:
         for batch in images.split(batch_size):
-            parts.append([figure.double().cpu() for figure in score(batch.to(device))])
+            condition = None if labels is None else labels[done : done + len(batch)].to(device)
+            parts.append([figure.double().cpu() for figure in score(batch.to(device), condition)])
             done += len(batch)
             if progress is not None:
                 progress(done, len(images))
@@ -97,11 +100,9 @@ def evaluate(
 
     ``labels``, int64 [N], are for a model with classes.
     """
-    of_batches = None if labels is None else iter(labels.split(batch_size))
 
-    def score(x: Tensor) -> tuple[Tensor]:
-        condition = None if of_batches is None else next(of_batches).to(x.device)
+    def score(x: Tensor, condition: Tensor | None) -> tuple[Tensor]:
         return (-model.log_prob(x, condition),)
 
-    ((nats, error, count),) = mean_over(model, images, score, batch_size, progress)
+    ((nats, error, count),) = mean_over(model, images, score, batch_size, progress, labels)
     return Evaluation(count, nats, error, bits_per_dim(nats, images[0].numel()))

@@ -18,6 +18,7 @@ from ..models import (
     GenerativeModel,
     PixelCNN,
     PixelRNN,
+    PixelVAE,
 )
 from .errors import GenkernelsError
 from .objectives import (
@@ -84,6 +85,13 @@ _ALL = (
         optimizer="rmsprop",
     ),
     Recipe("vae", VAE, "a convolutional VAE (Kingma & Welling 2014)", VariationalObjective, batch_size=128),
+    Recipe(
+        "pixelvae",
+        PixelVAE,
+        "a VAE with a PixelCNN as its decoder (Gulrajani et al. 2017)",
+        VariationalObjective,
+        batch_size=64,
+    ),
     Recipe("autoencoder", Autoencoder, "a convolutional autoencoder", ReconstructionObjective, batch_size=128),
     Recipe(
         "adversarial-autoencoder",

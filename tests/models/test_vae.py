@@ -7,7 +7,7 @@ import torch
 from torch.distributions import Bernoulli, Categorical, Independent, Normal, kl_divergence
 
 from genkernels.models import VAE
-from genkernels.models.vae import kl_to_standard_normal
+from genkernels.models.variational import kl_to_standard_normal
 
 LEVELS = {"bernoulli": 2, "categorical": 5, "gaussian": 256}
 
@@ -47,9 +47,9 @@ def log_p(model: VAE, x: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
 def test_the_divergence_is_that_of_the_distributions():
     mean, log_variance = torch.randn(2, 6, 5, dtype=torch.float64) * 2
     q = Normal(mean, (0.5 * log_variance).exp())
-    expected = kl_divergence(q, Normal(torch.zeros_like(mean), 1.0)).sum(1)
+    expected = kl_divergence(q, Normal(torch.zeros_like(mean), 1.0))
     assert torch.allclose(kl_to_standard_normal(mean, log_variance), expected, rtol=1e-12)
-    assert kl_to_standard_normal(torch.zeros(3), torch.zeros(3)) == 0
+    assert kl_to_standard_normal(torch.zeros(3), torch.zeros(3)).eq(0).all()
 
 
 @pytest.mark.parametrize("likelihood", LEVELS)
@@ -68,7 +68,7 @@ def test_both_bounds_are_those_of_the_distributions(likelihood):
     expected = log_p(model, x, codes[0]) - kl_divergence(q, Normal(torch.zeros_like(mean), 1.0)).sum(1)
     assert torch.allclose(model.elbo(x, noise=noise[0]), expected, rtol=1e-10)
     reconstruction, divergence = model.elbo_terms(x, noise=noise[0])
-    assert torch.allclose(reconstruction - divergence, expected, rtol=1e-10) and (divergence > 0).all()
+    assert torch.allclose(reconstruction - divergence.sum(1), expected, rtol=1e-10) and (divergence > 0).all()
 
 
 def test_the_gradient_of_the_weighted_bound_takes_the_normalised_weights_as_constants():
@@ -100,7 +100,7 @@ def test_the_bounds_close_in_on_the_exact_likelihood_from_below(likelihood):
         q = Normal(mean, (0.5 * log_variance).exp())
         posterior = (q.log_prob(line)[:, 0]).exp() * step
         assert posterior.sum().item() == pytest.approx(1, abs=1e-9)
-        elbo = (posterior * given).sum().item() - kl_to_standard_normal(mean, log_variance).item()
+        elbo = (posterior * given).sum().item() - kl_to_standard_normal(mean, log_variance).sum().item()
 
         many = x.expand(4000, -1, -1, -1)
         estimates = [model.elbo(many), *(model.iwae(many[: 16000 // k], k) for k in (4, 16, 64, 256))]

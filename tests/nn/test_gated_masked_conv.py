@@ -146,6 +146,23 @@ def test_a_class_as_one_hot_condition_is_the_papers_own_bias():
         torch.testing.assert_close(got, expected)
 
 
+@pytest.mark.parametrize("mask_type", ["A", "B"])
+def test_a_map_conditions_every_place_by_its_own_vector(mask_type):
+    torch.manual_seed(0)
+    module = layer(mask_type, condition=3).double()
+    vertical, horizontal, condition = inputs(module)
+    height, width = vertical.shape[2:]
+    everywhere = condition[:, :, None, None].expand(-1, -1, height, width).contiguous()
+    expected = module(vertical, horizontal, condition)
+    for got, same in zip(module(vertical, horizontal, everywhere), expected, strict=True):
+        torch.testing.assert_close(got, same)
+    changed = everywhere.clone()
+    changed[:, :, 1, 2] += 1
+    for got, before in zip(module(vertical, horizontal, changed), expected, strict=True):
+        moved = (got - before).abs().amax((0, 1)) > 1e-9
+        assert moved[1, 2] and moved.sum() == 1
+
+
 def test_it_is_rebuilt_from_its_state_dict_and_prints_its_arguments():
     module = layer("A", 7, 3, condition=5)
     twin = layer("A", 7, 3, condition=5)

@@ -17,7 +17,7 @@ def run(model, rates, images, steps=1, micro_batches=1):
     }
     descents = {name: Descent(torch.optim.Adam(parts[name], lr=rates.get(name, 0.0))) for name in parts}
     objective = AdversarialAutoencoderObjective()
-    return [objective.step(model, Batch(images, None, micro_batches), descents) for _ in range(steps)]
+    return [objective.step(model, Batch(images, micro_batches=micro_batches), descents) for _ in range(steps)]
 
 
 @pytest.mark.parametrize("phase, moved", [

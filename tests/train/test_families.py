@@ -6,7 +6,7 @@ import signal
 import pytest
 import torch
 
-from genkernels.models import DCGAN, VAE, AdversarialAutoencoder, Autoencoder
+from genkernels.models import DCGAN, VAE, AdversarialAutoencoder, Autoencoder, PixelVAE
 from genkernels.train import Limits, resume_run, start_run
 from genkernels.train.checkpoint import load_model, read_checkpoint
 from genkernels.train.errors import GenkernelsError, TrainingError
@@ -15,8 +15,12 @@ from genkernels.train.recipes import RECIPES, find_recipe
 pytest.importorskip("sklearn", reason="the embedded digits need the extra 'cli'")
 
 FAMILIES = {
-    "vae": VAE, "autoencoder": Autoencoder, "adversarial-autoencoder": AdversarialAutoencoder, "dcgan": DCGAN,
-}  # fmt: skip
+    "vae": VAE,
+    "pixelvae": PixelVAE,
+    "autoencoder": Autoencoder,
+    "adversarial-autoencoder": AdversarialAutoencoder,
+    "dcgan": DCGAN,
+}
 SMALL = {"hidden_channels": 4, "latent_dim": 2}
 
 
@@ -142,6 +146,8 @@ def test_a_vae_is_measured_by_its_bound_whatever_its_beta_and_the_same_every_tim
     [
         ("vae", "encoder"),
         ("vae", "decoder"),
+        ("pixelvae", "encoder"),
+        ("pixelvae", "pixelcnn"),
         ("autoencoder", "encoder"),
         ("autoencoder", "decoder"),
         ("adversarial-autoencoder", "encoder"),
@@ -166,6 +172,8 @@ PICTURES = {
     "pixelcnn": {"samples": ["samples", "real"]},
     "vae": {"samples": ["samples", "real"], "reconstructions": ["real", "reconstructed"],
             "latent_grid": ["decoded over the plane of codes"]},
+    "pixelvae": {"samples": ["samples", "real"], "reconstructions": ["real", "reconstructed"],
+                 "latent_grid": ["decoded over the plane of codes"]},
     "autoencoder": {"reconstructions": ["real", "reconstructed"]},
     "adversarial-autoencoder": {"samples": ["samples", "real"], "reconstructions": ["real", "reconstructed"]},
     "dcgan": {"samples": ["samples", "real"]},

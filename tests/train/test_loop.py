@@ -224,7 +224,7 @@ def test_a_wrong_setting_is_named(tmp_path, settings, message):
 @pytest.mark.parametrize(
     "recipe, options, message",
     [
-        ("pixelsnail", {}, "unknown model 'pixelsnail'; expected one of: pixelcnn"),
+        ("pixelsnail", {}, "unknown model 'pixelsnail'; expected one of: fvbn, pixelcnn"),
         ("pixelcnn", {"hidden_channels": 0}, "hidden_channels: expected a whole number of at least 1; got 0"),
         ("pixelcnn", {"latent_dim": 3}, "latent_dim: this model has no such option"),
     ],
@@ -352,7 +352,7 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole(tmp_path, recipe, parts)
     found = []
     for micro_batches in (1, parts):
         descent = Descent(torch.optim.SGD(model.parameters(), lr=0.0))
-        values = trainer.objective.step(model, Batch(batch.images, None, micro_batches), {"model": descent})
+        values = trainer.objective.step(model, Batch(batch.images, micro_batches=micro_batches), {"model": descent})
         found.append((values, [parameter.grad.clone() for parameter in model.parameters()]))
     (whole, expected), (split, got) = found
     assert split == pytest.approx(whole, rel=1e-5)

@@ -17,11 +17,13 @@ class Batch:
     Attributes:
         images: uint8 [N, C, H, W], levels, on the device of the model.
         labels: int64 [N] where the model takes them, else None.
+        step: steps of the run before this one.
         micro_batches: in how many parts a step computes its gradient, to hold the features of one part at a time.
     """
 
     images: Tensor
     labels: Tensor | None = None
+    step: int = 0
     micro_batches: int = 1
 
     def __len__(self) -> int:
@@ -32,7 +34,7 @@ class Batch:
         images = self.images.tensor_split(min(self.micro_batches, len(self)))
         labels = [None] * len(images) if self.labels is None else self.labels.tensor_split(len(images))
         for part, own in zip(images, labels, strict=True):
-            yield Batch(part, own), len(part) / len(self)
+            yield Batch(part, own, self.step), len(part) / len(self)
 
 
 class Batches:
@@ -66,4 +68,4 @@ class Batches:
     def batch(self, epoch: int, index: int, device: torch.device) -> Batch:
         chosen = self.indices(epoch, index)
         labels = None if self.labels is None else self.labels[chosen].to(device)
-        return Batch(self.images[chosen].to(device), labels)
+        return Batch(self.images[chosen].to(device), labels, epoch * len(self) + index)

@@ -122,6 +122,12 @@ class AdversarialObjective(Objective[DCGAN]):
         return as_picture((model.sample(n, generator=generator) + 1) / 2)
 
     def pictures(
-        self, model: DCGAN, images: Tensor, n: int, generator: torch.Generator, progress: Progress | None = None
+        self,
+        model: DCGAN,
+        images: Tensor,
+        n: int,
+        generator: torch.Generator,
+        progress: Progress | None = None,
+        labels: Tensor | None = None,
     ) -> dict[str, dict[str, Tensor]]:
         return {"samples": {"samples": self.sample(model, n, generator), "real": images[:n]}}

@@ -78,7 +78,7 @@ class AdversarialAutoencoderObjective(Objective[AdversarialAutoencoder]):
         refuse("importance_samples", importance_samples, "an adversarial autoencoder")
         codes: list[Tensor] = []
 
-        def score(x: Tensor) -> tuple[Tensor]:
+        def score(x: Tensor, _: Tensor | None) -> tuple[Tensor]:
             real = scaled(x)
             codes.append(model.encode(real).cpu())
             return ((model.decode(codes[-1].to(real.device)) - real).square().flatten(1).mean(1),)
@@ -110,6 +110,7 @@ class AdversarialAutoencoderObjective(Objective[AdversarialAutoencoder]):
         n: int,
         generator: torch.Generator,
         progress: Progress | None = None,
+        labels: Tensor | None = None,
     ) -> dict[str, dict[str, Tensor]]:
         device = next(model.parameters()).device
         reconstructed = as_picture(model.reconstruct(scaled(images[:n]).to(device)))

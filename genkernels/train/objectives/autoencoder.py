@@ -46,7 +46,7 @@ class ReconstructionObjective(Objective[Autoencoder]):
     ) -> list[Measure]:
         refuse("importance_samples", importance_samples, "an autoencoder")
 
-        def score(x: Tensor) -> tuple[Tensor]:
+        def score(x: Tensor, _: Tensor | None) -> tuple[Tensor]:
             return (model.reconstruction_error(scaled(x)),)
 
         (error,) = mean_over(model, images, score, batch_size, progress)
@@ -64,7 +64,13 @@ class ReconstructionObjective(Objective[Autoencoder]):
         raise GenkernelsError("an autoencoder has no distribution of codes to draw images from; train a vae for that")
 
     def pictures(
-        self, model: Autoencoder, images: Tensor, n: int, generator: torch.Generator, progress: Progress | None = None
+        self,
+        model: Autoencoder,
+        images: Tensor,
+        n: int,
+        generator: torch.Generator,
+        progress: Progress | None = None,
+        labels: Tensor | None = None,
     ) -> dict[str, dict[str, Tensor]]:
         device = next(model.parameters()).device
         reconstructed = model.reconstruct(scaled(images[:n]).to(device))

@@ -97,7 +97,13 @@ class Objective(Generic[Model]):
         raise NotImplementedError
 
     def pictures(
-        self, model: Model, images: Tensor, n: int, generator: torch.Generator, progress: Progress | None = None
+        self,
+        model: Model,
+        images: Tensor,
+        n: int,
+        generator: torch.Generator,
+        progress: Progress | None = None,
+        labels: Tensor | None = None,
     ) -> dict[str, dict[str, Tensor]]:
         """Pictures of a finished run: for each file the titled grids in it, uint8 0 .. 255, from n test images."""
         raise NotImplementedError
@@ -112,3 +118,14 @@ def refuse(name: str, value: object, family: str) -> None:
     """Raise a GenkernelsError where an option is given that the family has no use for."""
     if value is not None:
         raise GenkernelsError(f"{name}: {family} takes none; got {value}")
+
+
+def classes_to_draw(model: nn.Module, num_classes: int | None, n: int, label: int | None) -> Tensor | None:
+    """The class of each of n images: ``label``, or all classes in turn; None for a model without classes."""
+    if num_classes is None:
+        refuse("label", label, "a model without classes")
+        return None
+    if label is not None and not 0 <= label < num_classes:
+        raise GenkernelsError(f"label: expected one of the model's classes 0 .. {num_classes - 1}; got {label}")
+    device = next(model.parameters()).device
+    return torch.arange(n, device=device) % num_classes if label is None else torch.full((n,), label).to(device)

@@ -13,10 +13,9 @@ from torch import Tensor
 from ...models import AutoregressiveModel
 from ..data.batches import Batch
 from ..data.sources import Dataset, dequantise
-from ..errors import GenkernelsError
 from ..metrics import Measure, evaluate
 from ..optimization import Descent
-from .base import Objective, Progress, refuse
+from .base import Objective, Progress, classes_to_draw, refuse
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ class LikelihoodObjective(Objective[AutoregressiveModel]):
         label: int | None = None,
     ) -> Tensor:
         temperature = 1.0 if temperature is None else temperature
-        condition = _classes_to_draw(model, n, label)
+        condition = classes_to_draw(model, model.num_classes, n, label)
         drawn = model.sample(n, temperature=temperature, generator=generator, progress=progress, condition=condition)
         return dequantise(drawn.cpu(), model.levels)
 
@@ -79,17 +78,7 @@ class LikelihoodObjective(Objective[AutoregressiveModel]):
         n: int,
         generator: torch.Generator,
         progress: Progress | None = None,
+        labels: Tensor | None = None,
     ) -> dict[str, dict[str, Tensor]]:
         real = dequantise(images[:n], model.levels)
         return {"samples": {"samples": self.sample(model, n, generator, progress), "real": real}}
-
-
-def _classes_to_draw(model: AutoregressiveModel, n: int, label: int | None) -> Tensor | None:
-    """The class of each of n images: ``label``, or all classes in turn; None for a model without classes."""
-    if model.num_classes is None:
-        refuse("label", label, "a model without classes")
-        return None
-    if label is not None and not 0 <= label < model.num_classes:
-        raise GenkernelsError(f"label: expected one of the model's classes 0 .. {model.num_classes - 1}; got {label}")
-    device = next(model.parameters()).device
-    return torch.arange(n, device=device) % model.num_classes if label is None else torch.full((n,), label).to(device)
