@@ -43,14 +43,15 @@ def forward(inputs: Inputs, keep: bool) -> tuple[Tensor, Tensor]:
     if hidden.numel() == 0:
         return hidden, saved
     layer = _Layer(inputs)
-    for images in layer.rounds() if hidden.dtype != torch.float32 else [slice(len(hidden))]:
-        results = [_float_or_new(hidden[images])]
+    for images in layer.rounds() if hidden.dtype != torch.float32 else [None]:
+        of_round = _part(hidden, images)
+        results = [_float_or_new(of_round)]
         results += [torch.empty_like(results[0]) for _ in inputs.directions[1:]]
-        recurrence.forward_into(results, saved[:, images] if keep else None, layer.inputs_of(images))
+        recurrence.forward_into(results, _part(saved, images, 1) if keep else None, layer.inputs_of(images))
         for right in results[1:]:
             results[0][:, :, 1:] += right[:, :, :-1]
-        if results[0].dtype != hidden.dtype:
-            hidden[images] = results[0]
+        if results[0] is not of_round:
+            of_round.copy_(results[0])
     return hidden, saved
 
 
@@ -70,18 +71,18 @@ def backward(call: BackwardCall) -> None:
     sums = [Direction(None, *(grad.float() for grad in own[1:])) for own in grads.directions]  # float32: grad itself
     parts = sums  # of the round at hand
     for images in layer.rounds():
-        if images.start > 0 and parts is sums:
+        if images is not None and images.start > 0 and parts is sums:
             parts = [Direction(None, *map(torch.empty_like, own[1:])) for own in sums]
         inputs = layer.inputs_of(images)
         targets = [
             own._replace(gates=buffer[: len(inputs.image)] if wants else None)
             for own, buffer, wants in zip(parts, buffers, wants_gates, strict=True)
         ]
-        grads_hidden = layer.grads_of_directions(grad_hidden[images].float())
-        saved = call.saved[:, images] if call.saved.numel() else None
+        grads_hidden = layer.grads_of_directions(_part(grad_hidden, images).float())
+        saved = _part(call.saved, images, 1) if call.saved.numel() else None
         recurrence.backward_into(targets, grads_hidden, saved, inputs)
         if any(wants_gates):
-            layer.convolve_back(grads.image[images] if wants_x else None, targets, inputs)
+            layer.convolve_back(_part(grads.image, images) if wants_x else None, targets, inputs)
         if parts is not sums:
             add_each(_parameters(sums), _parameters(parts))
     for grad, total in zip(_parameters(grads.directions), _parameters(sums), strict=True):
@@ -114,13 +115,17 @@ class _Layer:
         rounds = max(1, ceil(self.batch / ceil(wanted)))
         return min(self.batch, even * ceil(self.batch / rounds / even))
 
-    def rounds(self) -> Iterator[slice]:
+    def rounds(self) -> Iterator[slice | None]:
+        """The images of each round; None for all at once."""
+        if self.round_size == self.batch:
+            yield None
+            return
         for first in range(0, self.batch, self.round_size):
             yield slice(first, min(first + self.round_size, self.batch))
 
-    def inputs_of(self, images: slice) -> Inputs:
+    def inputs_of(self, images: slice | None) -> Inputs:
         """The call for these images, in float32."""
-        return self.parameters._replace(x=self.x[images].float())
+        return self.parameters._replace(x=_part(self.x, images).float())
 
     def new_gates(self) -> list[Tensor]:
         """A buffer for the gates' gradient of each direction in a round: [images, 4h, H, W], channels_last."""
@@ -155,6 +160,13 @@ class _Layer:
 def _parameters(directions: Sequence[Direction]) -> list[Tensor]:
     """The gradients of all parameters."""
     return [grad for own in directions for grad in own[1:]]
+
+
+def _part(t: Tensor, images: slice | None, dim: int = 0) -> Tensor:
+    """t for these images, which ``dim`` counts; t itself for all: a view takes 3 us, as long as a small kernel."""
+    if images is None:
+        return t
+    return t[images] if dim == 0 else t[:, images]
 
 
 def _float_or_new(t: Tensor) -> Tensor:
