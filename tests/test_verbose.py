@@ -116,7 +116,7 @@ def test_instance_norm_says_what_ran(monkeypatch, capsys):
     monkeypatch.setattr(verbose, "_said", set())
     with torch.no_grad():
         layer(x)
-    assert "instance_norm_act: the CPU kernel, it walks each image once; again with: " in capsys.readouterr().err
+    assert "instance_norm_act: the CPU kernel planes, it walks each image once; again with: " in capsys.readouterr().err
 
 
 def test_the_environment_switches_it_on():

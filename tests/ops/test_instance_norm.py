@@ -23,6 +23,7 @@ from genkernels.nn import InstanceNormAct2d
 from genkernels.ops import instance_norm_act
 from genkernels.ops.conv_bn_act.heuristics import always_kernel
 from genkernels.ops.core.activation import act
+from genkernels.ops.core.implementations import forced, last
 
 ops = torch.ops.genkernels
 SLOPE = 0.2
@@ -278,6 +279,18 @@ def test_the_layer_keeps_layout_and_results_whichever_is_quicker(layout, recorde
 
 
 @needs_native
+@needs_native
+@pytest.mark.parametrize(("layout", "name"), [("contiguous", "planes"), ("channels_last", "channel_groups")])
+def test_each_layout_has_its_implementation_and_the_other_cannot_be_forced_on_it(layout, name):
+    inputs = [laid_out(torch.randn(2, 5, 6, 7), layout), torch.randn(5), torch.randn(5)]
+    expected = with_gradients(ours, inputs, torch.ones_like(inputs[0]), "relu")
+    assert last() == name
+    for forced_name in ("planes", "channel_groups"):
+        with forced(forced_name):
+            got = with_gradients(ours, inputs, torch.ones_like(inputs[0]), "relu")
+        assert last() == name and all(a.equal(b) for a, b in zip(got, expected, strict=True))
+
+
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_results_do_not_depend_on_the_number_of_threads(layout):
     inputs = [laid_out(torch.randn(1, 100, 33, 35), layout), torch.randn(100), torch.randn(100)]

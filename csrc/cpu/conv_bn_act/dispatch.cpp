@@ -2,7 +2,8 @@
 //
 // F(4x4, 2x2) and F(2x2, 2x2) are one entry, "winograd": which of them runs is a matter of exactness (winograd.h), and
 // a backward pass takes both. The backward pass is one list and not one for each gradient, since the tasks of both
-// share a queue; the weight gradient of "col2im" is the direct one.
+// share a queue; the weight gradient of "col2im" is the direct one. What the columns of that one's product are, channels
+// or, of few channels, all taps and channels together, is a matter of packing (weight_gradient.cpp).
 #include "cpu/conv_bn_act/col2im.h"
 #include "cpu/conv_bn_act/direct.h"
 #include "cpu/conv_bn_act/winograd.h"

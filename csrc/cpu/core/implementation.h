@@ -7,7 +7,7 @@
 //     bool masked_conv_forward(const MaskedConvForward& args) { return run_first(FORWARD, args); }
 //
 // An implementation looks at sizes in `suits`, and may still find the numbers `uneven` (evenness.h): then the next one
-// runs. The last of a list suits every call and never declines.
+// runs. One of a list suits every call; the last never declines.
 #pragma once
 
 #include <stdint.h>

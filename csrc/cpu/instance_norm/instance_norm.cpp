@@ -12,6 +12,7 @@
 
 #include "cpu/core/activation.h"
 #include "cpu/core/image_io.h"
+#include "cpu/core/implementation.h"
 #include "cpu/core/parallel.h"
 #include "cpu/instance_norm/instance_norm.h"
 
@@ -270,23 +271,46 @@ void backward_groups(const InstanceNormBackward& args) {
   });
 }
 
-template <class T>
-void forward(const InstanceNormForward& args) {
-  args.shape.channels_last ? forward_groups<T>(args) : forward_planes<T>(args);
+// --- the implementations: each of one layout -------------------------------------------------------------------------
+
+template <class Args>
+bool planes_suit(const Args& args) {
+  return !args.shape.channels_last;
 }
-template <class T>
-void backward(const InstanceNormBackward& args) {
-  args.shape.channels_last ? backward_groups<T>(args) : backward_planes<T>(args);
+template <class Args>
+bool groups_suit(const Args& args) {
+  return args.shape.channels_last;
 }
+Outcome run_forward_planes(const InstanceNormForward& args) {
+  GK_BY_STORAGE(args.shape.storage, forward_planes, args);
+  return Outcome::done;
+}
+Outcome run_forward_groups(const InstanceNormForward& args) {
+  GK_BY_STORAGE(args.shape.storage, forward_groups, args);
+  return Outcome::done;
+}
+Outcome run_backward_planes(const InstanceNormBackward& args) {
+  GK_BY_STORAGE(args.shape.storage, backward_planes, args);
+  return Outcome::done;
+}
+Outcome run_backward_groups(const InstanceNormBackward& args) {
+  GK_BY_STORAGE(args.shape.storage, backward_groups, args);
+  return Outcome::done;
+}
+
+constexpr Implementation<InstanceNormForward> FORWARD[] = {
+    {"planes", planes_suit<InstanceNormForward>, run_forward_planes},
+    {"channel_groups", groups_suit<InstanceNormForward>, run_forward_groups},
+};
+constexpr Implementation<InstanceNormBackward> BACKWARD[] = {
+    {"planes", planes_suit<InstanceNormBackward>, run_backward_planes},
+    {"channel_groups", groups_suit<InstanceNormBackward>, run_backward_groups},
+};
 
 }  // namespace
 }  // namespace instance_norm
 
-void instance_norm_forward(const InstanceNormForward& args) {
-  GK_BY_STORAGE(args.shape.storage, instance_norm::forward, args);
-}
-void instance_norm_backward(const InstanceNormBackward& args) {
-  GK_BY_STORAGE(args.shape.storage, instance_norm::backward, args);
-}
+void instance_norm_forward(const InstanceNormForward& args) { run_first(instance_norm::FORWARD, args); }
+void instance_norm_backward(const InstanceNormBackward& args) { run_first(instance_norm::BACKWARD, args); }
 
 }  // namespace gk::GK_ISA

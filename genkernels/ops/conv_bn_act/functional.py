@@ -178,7 +178,7 @@ def _log(
     line = ", ".join([*tensors, *(f"{key}={value!r}" for key, value in options.items())])
     low_pixels = x.shape[2] * x.shape[3] if geometry.transposed else _output_pixels(x, weight, geometry)
     size = describe(x, x.shape[0] * low_pixels * weight.numel(), weight.shape[2] * weight.shape[3])
-    log_choice("conv_bn_act", *description(x, size, named=True), f"genkernels.ops.{name}({line})")
+    log_choice("conv_bn_act", *description(x, size), f"genkernels.ops.{name}({line})")
 
 
 def folded(

@@ -34,16 +34,11 @@ def kernels_for(x: Tensor, cpu: ModuleType, reference: ModuleType) -> ModuleType
     return cpu if x.is_cpu else import_module(".gpu", cpu.__package__)  # here, since it imports Triton
 
 
-def description(x: Tensor, why_kernel: str, *, named: bool = False) -> tuple[str, str]:
-    """What has taken x, and why, for ``GENKERNELS_VERBOSE``.
-
-    Args:
-        why_kernel: the reason where it is a kernel.
-        named: whether the operation has several implementations on the CPU, of which the last one to run took x.
-    """
+def description(x: Tensor, why_kernel: str) -> tuple[str, str]:
+    """What has taken x, and why, for ``GENKERNELS_VERBOSE``; ``why_kernel`` is the reason where it is a kernel."""
     reason = why_no_kernel(x)
     if reason is not None:
         return "the reference in plain PyTorch", reason
     if not x.is_cpu:
         return "the Triton kernel", why_kernel
-    return f"the CPU kernel {last()}" if named else "the CPU kernel", why_kernel
+    return f"the CPU kernel {last()}" if x.numel() else "the CPU kernel", why_kernel

@@ -49,10 +49,10 @@ def instance_norm_act(
     check_activation(activation, negative_slope)
     _check_tensors(x, weight, bias)
     options = Options(activation or "none", float(negative_slope), float(eps))
-    if is_on() and not torch.compiler.is_compiling():
-        dispatch.log_call(description(x, "it walks each image once"), x, weight, bias, options)
     batched = x if x.dim() == 4 else x.unsqueeze(0)
     y, _ = _instance_norm_act(batched, weight, bias, *options)
+    if is_on() and not torch.compiler.is_compiling():
+        dispatch.log_call(description(x, "it walks each image once"), x, weight, bias, options)
     return y if x.dim() == 4 else y.squeeze(0)
 
 

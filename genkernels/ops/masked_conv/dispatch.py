@@ -36,7 +36,7 @@ def log_call(x: Tensor, weight: Tensor, bias: Tensor | None, options: Options) -
     tensors = f"{like(x)}, {like(weight)}, {like(bias)}"
     log_choice(
         "masked_conv2d",
-        *description(x, "it skips what is masked", named=x.numel() > 0),
+        *description(x, "it skips what is masked"),
         f"genkernels.ops.masked_conv2d({tensors}, {mask_type=}, {channel_groups=}, {group_layout=}, {dilation=}, "
         f"{activation=})",
     )
