@@ -15,6 +15,7 @@ from rich.table import Table
 from ..models import AutoregressiveModel
 from ..train.checkpoint import open_model
 from ..train.errors import GenkernelsError
+from ..train.objectives import Drawing, Evaluating
 from ..train.pictures import check_picture_path, save_grids
 from ..version import __version__
 from .demo import run_demo
@@ -120,10 +121,10 @@ def sample(
                 raise GenkernelsError(
                     f"--complete: only autoregressive models complete images; not a {type(model).__name__}"
                 )
-            given, labels = given_images(console, trained, data, n)
-            grids = complete_images(model, given, labels, generator, step, 1.0 if temperature is None else temperature)
+            real = given_images(console, trained, data, n)
+            grids = complete_images(model, real, generator, step, 1.0 if temperature is None else temperature)
         else:
-            grids = {"samples": trained.objective.sample(model, n, generator, step, temperature, label)}
+            grids = {"samples": trained.objective.sample(model, n, Drawing(generator, step, temperature, label))}
     save_grids(out, grids, 256)
     console.print(f"written to {out}")
 
@@ -145,9 +146,9 @@ def evaluate(
     objective = trained.objective
     if objective.unmeasured is not None:
         raise GenkernelsError(objective.unmeasured)
-    name, images, labels = evaluation_images(console, trained, data, skip_broken)
+    name, test = evaluation_images(console, trained, data, skip_broken)
     with counted(console, "evaluating") as step:
-        measures = objective.evaluate(trained.model.to(where), images, batch_size, step, importance_samples, labels)
+        measures = objective.evaluate(trained.model.to(where), test, Evaluating(batch_size, step, importance_samples))
     for measure in measures:
         if math.isnan(measure.mean):
             raise GenkernelsError(f"{checkpoint}: the model gives no number of {measure.label} for these images (nan)")

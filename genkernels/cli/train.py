@@ -13,6 +13,7 @@ from rich.console import Console
 from ..train.checkpoint import CHECKPOINT
 from ..train.errors import GenkernelsError
 from ..train.loop import Trainer
+from ..train.objectives import Drawing, Evaluating
 from ..train.pictures import check_picture_path, save_curve, save_grids
 from ..train.recipes import RECIPES
 from ..train.run import resume_run, start_run
@@ -89,14 +90,14 @@ def _show_results(console: Console, trainer: Trainer, samples: int) -> None:
     folder, model, objective = trainer.folder, trainer.model, trainer.objective
     save_curve(folder / "curve.png", trainer.history, objective.curves, objective.unit)
     with counted(console, "evaluating") as step:
-        measures = objective.evaluate(model, trainer.test_images, progress=step, labels=trainer.test_labels)
+        measures = objective.evaluate(model, trainer.test, Evaluating(progress=step))
     if measures:
         figures = ", ".join(f"{measure} {measure.label}" for measure in measures)
         console.print(f"test: {figures}, over {measures[0].images:,} images")
     if samples:
         generator = torch.Generator().manual_seed(trainer.settings.seed)
         with counted(console, "drawing") as step:
-            pictures = objective.pictures(model, trainer.test_images, samples, generator, step, trainer.test_labels)
+            pictures = objective.pictures(model, trainer.test, samples, Drawing(generator, step))
         for name, grids in pictures.items():
             save_grids(folder / f"{name}.png", grids, 256)
     console.print(f"written to {folder}")

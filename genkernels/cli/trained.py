@@ -9,6 +9,7 @@ from rich.console import Console
 
 from ..models import AutoregressiveModel
 from ..train.checkpoint import TrainedModel
+from ..train.data.batches import LabelledImages
 from ..train.data.sources import Dataset, dequantise, open_dataset, quantise
 from ..train.errors import GenkernelsError
 from ..train.run import absolute_spec, labels_for
@@ -16,8 +17,8 @@ from ..train.run import absolute_spec, labels_for
 
 def evaluation_images(
     console: Console, trained: TrainedModel, data: str | None, skip_broken: bool = False
-) -> tuple[str, torch.Tensor, torch.Tensor | None]:
-    """The name, the test images, in levels, and their labels, where the model takes them.
+) -> tuple[str, LabelledImages]:
+    """The name and the test images, in levels.
 
     They are those of ``data``, with a note where they are unlike those that the model was trained on, or else of the
     latter.
@@ -35,7 +36,7 @@ def evaluation_images(
         for note in _unlike_training(trained.content, dataset, levels):
             console.print(f"note: {note}")
     _, labels = labels_for(trained.objective, model, dataset)
-    return data or settings["data"], quantise(dataset.test, levels), labels
+    return data or settings["data"], LabelledImages(quantise(dataset.test, levels), labels)
 
 
 def _unlike_training(content: dict[str, Any], dataset: Dataset, levels: int) -> list[str]:
@@ -50,24 +51,22 @@ def _unlike_training(content: dict[str, Any], dataset: Dataset, levels: int) -> 
     return notes
 
 
-def given_images(
-    console: Console, trained: TrainedModel, data: str | None, n: int
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    _, images, labels = evaluation_images(console, trained, data)
-    if n > len(images):
-        raise GenkernelsError(f"-n {n}: there are only {len(images)} test images to complete")
-    return images[:n], None if labels is None else labels[:n]
+def given_images(console: Console, trained: TrainedModel, data: str | None, n: int) -> LabelledImages:
+    _, test = evaluation_images(console, trained, data)
+    if n > len(test):
+        raise GenkernelsError(f"-n {n}: there are only {len(test)} test images to complete")
+    return test.first(n)
 
 
 def complete_images(
     model: AutoregressiveModel,
-    given: torch.Tensor,
-    labels: torch.Tensor | None,
+    real: LabelledImages,
     generator: torch.Generator,
     step: Any,
     temperature: float,
 ) -> dict[str, torch.Tensor]:
     """Grids of images in 0 .. 255: their upper halves, those completed, and the real ones."""
+    given, labels = real.images, real.labels
     known = torch.zeros(1, 1, *given.shape[2:], dtype=torch.bool)
     known[:, :, : given.shape[2] // 2] = True
     condition = None if labels is None else labels.to(next(model.parameters()).device)

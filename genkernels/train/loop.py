@@ -16,10 +16,10 @@ from ..models import GenerativeModel
 from .atomic_write import write_atomically
 from .checkpoint import CHECKPOINT, save_checkpoint
 from .ctrl_c import InterruptRequest
-from .data.batches import Batches
+from .data.batches import Batches, LabelledImages
 from .errors import TrainingError
 from .lock import FolderLock
-from .objectives import Objective
+from .objectives import Evaluating, Objective
 from .optimization import NotFiniteError
 from .recipes import Recipe
 from .settings import Limits, Settings
@@ -42,11 +42,10 @@ class Trainer:
         recipe: that of the model.
         objective: takes the steps, measures, and makes pictures.
         model: moved to ``device``.
-        train_images, test_images: levels, uint8 [N, C, H, W], on the CPU.
+        train, test: images in levels, on the CPU, with labels where the model takes them.
         settings: see :class:`Settings`.
         folder: exists already.
         device: where to train.
-        train_labels, test_labels: int64 [N], where the model takes them.
     """
 
     def __init__(
@@ -54,19 +53,17 @@ class Trainer:
         recipe: Recipe,
         objective: Objective[Any],
         model: GenerativeModel,
-        train_images: Tensor,
-        test_images: Tensor,
+        train: LabelledImages,
+        test: LabelledImages,
         settings: Settings,
         folder: Path,
         device: torch.device | str = "cpu",
-        train_labels: Tensor | None = None,
-        test_labels: Tensor | None = None,
     ) -> None:
         self.recipe, self.settings, self.folder = recipe, settings, folder
         self.device = torch.device(device)
         self.model = model.to(self.device)
-        self.train_images, self.test_images, self.test_labels = train_images, test_images, test_labels
-        self.batches = Batches(train_images, train_labels, settings.batch_size, settings.seed)
+        self.train, self.test = train, test
+        self.batches = Batches(train, settings.batch_size, settings.seed)
         self.objective = objective
         self.descents = objective.descents(model, settings)
         self.epoch = 0
@@ -83,7 +80,7 @@ class Trainer:
     @property
     def fingerprint(self) -> list[int]:
         """Fingerprint of the images, to tell them from others: how many there are, and the sum of their levels."""
-        return [len(self.train_images), len(self.test_images), int(self.train_images.sum(dtype=torch.int64))]
+        return [len(self.train), len(self.test), int(self.train.images.sum(dtype=torch.int64))]
 
     def latest(self, key: str) -> float | None:
         """The newest entry of that name in the history, such as "train_nats"; None before there is one."""
@@ -159,8 +156,7 @@ class Trainer:
         self._recent = []
 
     def _evaluate(self) -> None:
-        labels = None if self.test_labels is None else self.test_labels[:EVALUATION_IMAGES]
-        measures = self.objective.evaluate(self.model, self.test_images[:EVALUATION_IMAGES], labels=labels)
+        measures = self.objective.evaluate(self.model, self.test.first(EVALUATION_IMAGES), Evaluating())
         if measures:
             self.history.append(self._now() | {f"test_{measure.key}": measure.mean for measure in measures})
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..models import AutoregressiveModel, GenerativeModel, bits_per_dim
+from .data.batches import LabelledImages
 
 
 @dataclass(frozen=True)
@@ -55,33 +56,31 @@ class Measure:
 @torch.no_grad()
 def mean_over(
     model: GenerativeModel,
-    images: Tensor,
+    test: LabelledImages,
     score: Callable[[Tensor, Tensor | None], Sequence[Tensor]],
     batch_size: int = 64,
     progress: Callable[[int, int], None] | None = None,
-    labels: Tensor | None = None,
 ) -> list[tuple[float, float, int]]:
     """Mean, its standard error and the number of images, for each of the figures that ``score`` returns.
 
     Args:
         model: on any device; put back into the mode that it was in.
-        images: uint8 [N, C, H, W] with N at least 1.
+        test: at least one image.
         score: of a batch and its labels on the model's device: figures [batch] with the model in evaluation mode.
         batch_size: images at a time.
         progress: called as ``progress(done, total)`` after each batch.
-        labels: int64 [N], for a model that takes them.
     """
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
-    done, parts = 0, []
+    parts = []
     try:
-        for batch in images.split(batch_size):
-            condition = None if labels is None else labels[done : done + len(batch)].to(device)
-            parts.append([figure.double().cpu() for figure in score(batch.to(device), condition)])
-            done += len(batch)
+        for first in range(0, len(test), batch_size):
+            here = slice(first, first + batch_size)
+            labels = None if test.labels is None else test.labels[here].to(device)
+            parts.append([figure.double().cpu() for figure in score(test.images[here].to(device), labels)])
             if progress is not None:
-                progress(done, len(images))
+                progress(min(here.stop, len(test)), len(test))
     finally:
         model.train(was_training)
     each = [torch.cat(figures) for figures in zip(*parts, strict=True)]
@@ -104,5 +103,5 @@ def evaluate(
     def score(x: Tensor, condition: Tensor | None) -> tuple[Tensor]:
         return (-model.log_prob(x, condition),)
 
-    ((nats, error, count),) = mean_over(model, images, score, batch_size, progress, labels)
+    ((nats, error, count),) = mean_over(model, LabelledImages(images, labels), score, batch_size, progress)
     return Evaluation(count, nats, error, bits_per_dim(nats, images[0].numel()))

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..models import GenerativeModel
 from .checkpoint import CHECKPOINT, read_checkpoint, trained_model
+from .data.batches import LabelledImages
 from .data.sources import Dataset, open_dataset, quantise
 from .errors import TrainingError
 from .loop import Trainer
@@ -140,8 +141,11 @@ def _trainer(
     train, test = quantise(dataset.train, levels), quantise(dataset.test, levels)
     if train.shape[1] != model.in_channels:
         raise TrainingError(f"the model takes {model.in_channels} channels; {settings.data} has {train.shape[1]}")
-    labels = labels_for(objective, model, dataset)
-    return Trainer(recipe, objective, model, train, test, settings, folder, device, *labels)
+    train_labels, test_labels = labels_for(objective, model, dataset)
+    return Trainer(
+        recipe, objective, model, LabelledImages(train, train_labels), LabelledImages(test, test_labels),
+        settings, folder, device,
+    )  # fmt: skip
 
 
 def labels_for(

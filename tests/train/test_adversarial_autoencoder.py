@@ -5,7 +5,7 @@ import torch
 
 from genkernels.models import AdversarialAutoencoder
 from genkernels.train.data.batches import Batch
-from genkernels.train.objectives import AdversarialAutoencoderObjective
+from genkernels.train.objectives import AdversarialAutoencoderObjective, Evaluating
 from genkernels.train.optimization import Descent
 
 
@@ -44,7 +44,7 @@ def test_the_codes_come_to_match_the_prior():
     objective = AdversarialAutoencoderObjective()
 
     def distance() -> float:
-        error, distance = objective.evaluate(model, images)
+        error, distance = objective.evaluate(model, Batch(images), Evaluating())
         assert (error.key, distance.key, error.images) == ("error", "code_distance", 256)
         return distance.mean
 

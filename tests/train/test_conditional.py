@@ -7,6 +7,7 @@ from genkernels.cli import main
 from genkernels.train import Limits, load_model, resume_run, start_run
 from genkernels.train.errors import GenkernelsError, TrainingError
 from genkernels.train.metrics import evaluate
+from genkernels.train.objectives import Drawing
 from genkernels.train.recipes import find_recipe
 
 pytest.importorskip("sklearn", reason="the embedded digits need the extra 'cli'")
@@ -32,11 +33,11 @@ def test_every_image_is_trained_with_its_own_label(tmp_path, monkeypatch):
     indices = trainer.batches.indices(0, 0)
     trainer._one_step()
     ((images, labels),) = seen
-    assert torch.equal(images, trainer.train_images[indices]) and torch.equal(labels, trainer.batches.labels[indices])
+    assert torch.equal(images, trainer.train.images[indices]) and torch.equal(labels, trainer.train.labels[indices])
     seen.clear()
     trainer._evaluate()
-    assert torch.equal(torch.cat([labels for _, labels in seen]), trainer.test_labels)
-    assert torch.equal(torch.cat([images for images, _ in seen]), trainer.test_images)
+    assert torch.equal(torch.cat([labels for _, labels in seen]), trainer.test.labels)
+    assert torch.equal(torch.cat([images for images, _ in seen]), trainer.test.images)
 
 
 def test_a_resumed_run_goes_on_with_the_labels(tmp_path):
@@ -51,13 +52,13 @@ def test_a_resumed_run_goes_on_with_the_labels(tmp_path):
 
 def test_without_classes_no_label_is_used(tmp_path):
     trainer = start(tmp_path)
-    assert trainer.batches.labels is None and trainer.test_labels is None
+    assert trainer.train.labels is None and trainer.test.labels is None
     trainer.run(Limits(steps=1))
 
 
 def test_figures_are_those_of_the_labels(tmp_path):
     trainer = start(tmp_path, num_classes=10)
-    images, labels = trainer.test_images[:70], trainer.test_labels[:70]
+    images, labels = trainer.test.images[:70], trainer.test.labels[:70]
     found = evaluate(trainer.model, images, 32, labels=labels)
     with torch.no_grad():
         assert found.nats == pytest.approx(-trainer.model.log_prob(images, labels).mean().item(), rel=1e-5)
@@ -68,7 +69,7 @@ def test_classes_are_drawn_in_turn_or_one_alone(tmp_path):
     objective, model = trainer.objective, trainer.model
 
     def draw(model, **keywords):
-        return objective.sample(model, 3, torch.Generator().manual_seed(0), **keywords)
+        return objective.sample(model, 3, Drawing(torch.Generator().manual_seed(0), **keywords))
 
     uniforms = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     for keywords, classes in (({}, [0, 1, 2]), ({"label": 7}, [7, 7, 7])):

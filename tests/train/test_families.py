@@ -10,6 +10,7 @@ from genkernels.models import DCGAN, VAE, AdversarialAutoencoder, Autoencoder, P
 from genkernels.train import Limits, resume_run, start_run
 from genkernels.train.checkpoint import load_model, read_checkpoint
 from genkernels.train.errors import GenkernelsError, TrainingError
+from genkernels.train.objectives import Drawing, Evaluating
 from genkernels.train.recipes import RECIPES, find_recipe
 
 pytest.importorskip("sklearn", reason="the embedded digits need the extra 'cli'")
@@ -85,7 +86,7 @@ def test_training_lowers_the_loss_of_digits_it_has_not_seen(tmp_path, recipe, ke
 def test_dcgan_learns_where_the_ink_is(tmp_path):
     """Two losses that pull against each other need not fall; the images must come to look like the real ones."""
     trainer = start("dcgan", tmp_path, {"hidden_channels": 16, "latent_dim": 8}, batch_size=64, learning_rate=1e-3)
-    real = trainer.train_images.float().mean(0) / 127.5 - 1
+    real = trainer.train.images.float().mean(0) / 127.5 - 1
 
     def distance() -> float:
         drawn = trainer.model.sample(256, generator=torch.Generator().manual_seed(0)).mean(0)
@@ -123,19 +124,20 @@ def test_a_vae_takes_its_levels_from_its_likelihood_and_the_data(tmp_path):
         ("a", {}, 2), ("b", {"likelihood": "categorical"}, 17), ("c", {"likelihood": "gaussian", "levels": 256}, 256),
     ):  # fmt: skip
         trainer = start("vae", tmp_path / name, SMALL | options)
-        assert trainer.model.levels == levels and trainer.train_images.max() == levels - 1
+        assert trainer.model.levels == levels and trainer.train.images.max() == levels - 1
         trainer.run(Limits(steps=1))
 
 
 def test_a_vae_is_measured_by_its_bound_whatever_its_beta_and_the_same_every_time(tmp_path):
     trainer = start("vae", tmp_path, SMALL | {"beta": 0.0})
     trainer.run(Limits(steps=10))
-    model, images, objective = trainer.model.eval(), trainer.test_images, trainer.objective
-    nats, kl = objective.evaluate(model, images)
+    model, test, objective = trainer.model.eval(), trainer.test, trainer.objective
+    images = test.images
+    nats, kl = objective.evaluate(model, test, Evaluating())
     elbo = model.elbo(images, generator=torch.Generator().manual_seed(0)).mean().item()
     assert nats.mean == pytest.approx(-elbo, abs=5 * nats.standard_error) and kl.mean > 0
-    assert objective.evaluate(model, images) == [nats, kl]
-    (weighted,) = objective.evaluate(model, images, importance_samples=30)
+    assert objective.evaluate(model, test, Evaluating()) == [nats, kl]
+    (weighted,) = objective.evaluate(model, test, Evaluating(importance_samples=30))
     assert weighted.mean < nats.mean and weighted.images == nats.images == 299
     record = trainer.history[-1]
     assert record["train_nats"] > 0 and record["train_kl"] > 0
@@ -184,7 +186,7 @@ PICTURES = {
 def test_a_run_shows_the_pictures_of_its_family(tmp_path, recipe):
     options = {"hidden_channels": 4, "num_layers": 1} if recipe == "pixelcnn" else SMALL
     trainer = start(recipe, tmp_path, options)
-    pictures = trainer.objective.pictures(trainer.model, trainer.test_images, 5, torch.Generator().manual_seed(0))
+    pictures = trainer.objective.pictures(trainer.model, trainer.test, 5, Drawing(torch.Generator().manual_seed(0)))
     assert {name: list(grids) for name, grids in pictures.items()} == PICTURES[recipe]
     for grids in pictures.values():
         for title, images in grids.items():

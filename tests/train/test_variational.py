@@ -5,9 +5,9 @@ import torch
 
 from genkernels.models import VAE
 from genkernels.train import Limits, start_run
-from genkernels.train.data.batches import Batch
+from genkernels.train.data.batches import Batch, LabelledImages
 from genkernels.train.errors import GenkernelsError
-from genkernels.train.objectives import VariationalObjective
+from genkernels.train.objectives import Drawing, Evaluating, VariationalObjective
 from genkernels.train.optimization import Descent
 
 SMALL = {"hidden_channels": 4, "latent_dim": 2}
@@ -50,13 +50,13 @@ def test_a_model_with_classes_is_trained_measured_and_drawn_with_labels(tmp_path
     pytest.importorskip("sklearn", reason="the embedded digits need the extra 'cli'")
     trainer, _ = start_run(recipe, tmp_path, {"data": "digits", "batch_size": 200}, SMALL | {"num_classes": 10})
     trainer.run(Limits(steps=2))
-    objective, model, images = trainer.objective, trainer.model, trainer.test_images[:50]
-    nats, _ = objective.evaluate(model, images, labels=trainer.test_labels[:50])
-    wrong, _ = objective.evaluate(model, images, labels=(trainer.test_labels[:50] + 1) % 10)
+    objective, model, test = trainer.objective, trainer.model, trainer.test.first(50)
+    nats, _ = objective.evaluate(model, test, Evaluating())
+    wrong, _ = objective.evaluate(model, LabelledImages(test.images, (test.labels + 1) % 10), Evaluating())
     assert nats.mean != wrong.mean
-    drawn = [objective.sample(model, 3, torch.Generator().manual_seed(0), label=label) for label in (1, 2)]
+    drawn = [objective.sample(model, 3, Drawing(torch.Generator().manual_seed(0), label=label)) for label in (1, 2)]
     assert drawn[0].shape == (3, 1, 8, 8) and not torch.equal(*drawn)
-    pictures = objective.pictures(model, images, 4, torch.Generator().manual_seed(0), labels=trainer.test_labels[:50])
+    pictures = objective.pictures(model, test, 4, Drawing(torch.Generator().manual_seed(0)))
     assert pictures.keys() == {"samples", "reconstructions"}
 
 

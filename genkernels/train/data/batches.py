@@ -11,23 +11,35 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, eq=False)
-class Batch:
-    """Images of one step.
+class LabelledImages:
+    """Images, and their labels where the model takes them.
 
     Attributes:
-        images: uint8 [N, C, H, W], levels, on the device of the model.
-        labels: int64 [N] where the model takes them, else None.
-        step: steps of the run before this one.
-        micro_batches: in how many parts a step computes its gradient, to hold the features of one part at a time.
+        images: uint8 [N, C, H, W], levels.
+        labels: int64 [N], or None.
     """
 
     images: Tensor
     labels: Tensor | None = None
-    step: int = 0
-    micro_batches: int = 1
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def first(self, n: int) -> LabelledImages:
+        return LabelledImages(self.images[:n], None if self.labels is None else self.labels[:n])
+
+
+@dataclass(frozen=True, eq=False)
+class Batch(LabelledImages):
+    """Those of one step, on the device of the model.
+
+    Attributes:
+        step: steps of the run before this one.
+        micro_batches: in how many parts a step computes its gradient, to hold the features of one part at a time.
+    """
+
+    step: int = 0
+    micro_batches: int = 1
 
     def parts(self) -> Iterator[tuple[Batch, float]]:
         """Each part, and its share of the images."""
@@ -43,29 +55,28 @@ class Batches:
     The order of an epoch follows from the seed and the epoch alone, so that a run can go on anywhere.
 
     Args:
-        images: uint8 [N, C, H, W], levels, on the CPU.
-        labels: int64 [N] where the model takes them.
+        source: on the CPU.
         batch_size: images per step.
         seed: of the order.
     """
 
-    def __init__(self, images: Tensor, labels: Tensor | None, batch_size: int, seed: int) -> None:
-        self.images, self.labels = images, labels
+    def __init__(self, source: LabelledImages, batch_size: int, seed: int) -> None:
+        self.source = source
         self.batch_size, self.seed = batch_size, seed
         self._order: tuple[int, Tensor] | None = None
 
     def __len__(self) -> int:
         """Batches of an epoch."""
-        return math.ceil(len(self.images) / self.batch_size)
+        return math.ceil(len(self.source) / self.batch_size)
 
     def indices(self, epoch: int, index: int) -> Tensor:
         """Which images batch ``index`` of an epoch holds, int64 [batch_size] or fewer."""
         if self._order is None or self._order[0] != epoch:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-            self._order = (epoch, torch.randperm(len(self.images), generator=generator))
+            self._order = (epoch, torch.randperm(len(self.source), generator=generator))
         return self._order[1][index * self.batch_size : (index + 1) * self.batch_size]
 
     def batch(self, epoch: int, index: int, device: torch.device) -> Batch:
         chosen = self.indices(epoch, index)
-        labels = None if self.labels is None else self.labels[chosen].to(device)
-        return Batch(self.images[chosen].to(device), labels, epoch * len(self) + index)
+        labels = None if self.source.labels is None else self.source.labels[chosen].to(device)
+        return Batch(self.source.images[chosen].to(device), labels, epoch * len(self) + index)

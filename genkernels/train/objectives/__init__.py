@@ -11,13 +11,15 @@ adversarial.py    GANs: a generator and a discriminator
 from .adversarial import AdversarialObjective, adversarial_step
 from .adversarial_autoencoder import AdversarialAutoencoderObjective
 from .autoencoder import ReconstructionObjective
-from .base import Objective
+from .base import Drawing, Evaluating, Objective
 from .likelihood import LikelihoodObjective
 from .variational import VariationalObjective
 
 __all__ = [
     "AdversarialAutoencoderObjective",
     "AdversarialObjective",
+    "Drawing",
+    "Evaluating",
     "LikelihoodObjective",
     "Objective",
     "ReconstructionObjective",

@@ -7,17 +7,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from ...models import DCGAN
 from ...models.dcgan import discriminator_loss, generator_loss
-from ..data.batches import Batch
+from ..data.batches import Batch, LabelledImages
 from ..data.sources import as_picture
 from ..metrics import Measure
 from ..optimization import Descent
 from ..settings import Settings
-from .base import Objective, Progress, descent_of, refuse
+from .base import Drawing, Evaluating, Objective, descent_of, refuse
 
 BETAS = (0.5, 0.999)  # Radford et al. 2016, section 4: with the usual 0.9 training oscillates
 
@@ -97,37 +96,13 @@ class AdversarialObjective(Objective[DCGAN]):
             model.generator, model.discriminator, real, latents, descents["generator"], descents["discriminator"]
         )
 
-    def evaluate(
-        self,
-        model: DCGAN,
-        images: Tensor,
-        batch_size: int = 64,
-        progress: Progress | None = None,
-        importance_samples: int | None = None,
-        labels: Tensor | None = None,
-    ) -> list[Measure]:
+    def evaluate(self, model: DCGAN, test: LabelledImages, how: Evaluating) -> list[Measure]:
         return []
 
-    def sample(
-        self,
-        model: DCGAN,
-        n: int,
-        generator: torch.Generator,
-        progress: Progress | None = None,
-        temperature: float | None = None,
-        label: int | None = None,
-    ) -> Tensor:
-        refuse("temperature", temperature, "a GAN")
-        refuse("label", label, "a GAN")
-        return as_picture((model.sample(n, generator=generator) + 1) / 2)
+    def sample(self, model: DCGAN, n: int, how: Drawing) -> Tensor:
+        refuse("temperature", how.temperature, "a GAN")
+        refuse("label", how.label, "a GAN")
+        return as_picture((model.sample(n, generator=how.generator) + 1) / 2)
 
-    def pictures(
-        self,
-        model: DCGAN,
-        images: Tensor,
-        n: int,
-        generator: torch.Generator,
-        progress: Progress | None = None,
-        labels: Tensor | None = None,
-    ) -> dict[str, dict[str, Tensor]]:
-        return {"samples": {"samples": self.sample(model, n, generator), "real": images[:n]}}
+    def pictures(self, model: DCGAN, test: LabelledImages, n: int, how: Drawing) -> dict[str, dict[str, Tensor]]:
+        return {"samples": {"samples": self.sample(model, n, how), "real": test.images[:n]}}

@@ -12,14 +12,14 @@ from torch import Tensor
 from ...models import AdversarialAutoencoder
 from ...models.adversarial_autoencoder import distance_to_standard_normal
 from ...models.dcgan import discriminator_loss, generator_loss
-from ..data.batches import Batch
+from ..data.batches import Batch, LabelledImages
 from ..data.sources import as_picture
 from ..metrics import Measure, mean_over
 from ..optimization import Descent
 from ..settings import Settings
 from .adversarial import frozen
 from .autoencoder import scaled
-from .base import Objective, Progress, descent_of, refuse
+from .base import Drawing, Evaluating, Objective, descent_of, refuse
 
 
 @dataclass(frozen=True)
@@ -66,16 +66,8 @@ class AdversarialAutoencoderObjective(Objective[AdversarialAutoencoder]):
             "encoder_loss": deceived.loss,
         }
 
-    def evaluate(
-        self,
-        model: AdversarialAutoencoder,
-        images: Tensor,
-        batch_size: int = 64,
-        progress: Progress | None = None,
-        importance_samples: int | None = None,
-        labels: Tensor | None = None,
-    ) -> list[Measure]:
-        refuse("importance_samples", importance_samples, "an adversarial autoencoder")
+    def evaluate(self, model: AdversarialAutoencoder, test: LabelledImages, how: Evaluating) -> list[Measure]:
+        refuse("importance_samples", how.importance_samples, "an adversarial autoencoder")
         codes: list[Tensor] = []
 
         def score(x: Tensor, _: Tensor | None) -> tuple[Tensor]:
@@ -83,38 +75,24 @@ class AdversarialAutoencoderObjective(Objective[AdversarialAutoencoder]):
             codes.append(model.encode(real).cpu())
             return ((model.decode(codes[-1].to(real.device)) - real).square().flatten(1).mean(1),)
 
-        ((error, spread, count),) = mean_over(model, images, score, batch_size, progress)
+        ((error, spread, count),) = mean_over(model, test, score, how.batch_size, how.progress)
         distance = distance_to_standard_normal(torch.cat(codes))
         return [
             Measure("error", self.unit, error, spread, count),
             Measure("code_distance", "Fréchet distance of the codes to the prior", distance, float("nan"), count),
         ]
 
-    def sample(
-        self,
-        model: AdversarialAutoencoder,
-        n: int,
-        generator: torch.Generator,
-        progress: Progress | None = None,
-        temperature: float | None = None,
-        label: int | None = None,
-    ) -> Tensor:
-        refuse("temperature", temperature, "an adversarial autoencoder")
-        refuse("label", label, "an adversarial autoencoder")
-        return as_picture(model.sample(n, generator=generator))
+    def sample(self, model: AdversarialAutoencoder, n: int, how: Drawing) -> Tensor:
+        refuse("temperature", how.temperature, "an adversarial autoencoder")
+        refuse("label", how.label, "an adversarial autoencoder")
+        return as_picture(model.sample(n, generator=how.generator))
 
     def pictures(
-        self,
-        model: AdversarialAutoencoder,
-        images: Tensor,
-        n: int,
-        generator: torch.Generator,
-        progress: Progress | None = None,
-        labels: Tensor | None = None,
+        self, model: AdversarialAutoencoder, test: LabelledImages, n: int, how: Drawing
     ) -> dict[str, dict[str, Tensor]]:
         device = next(model.parameters()).device
-        reconstructed = as_picture(model.reconstruct(scaled(images[:n]).to(device)))
+        reconstructed = as_picture(model.reconstruct(scaled(test.images[:n]).to(device)))
         return {
-            "samples": {"samples": self.sample(model, n, generator), "real": images[:n]},
-            "reconstructions": {"real": images[:n], "reconstructed": reconstructed},
+            "samples": {"samples": self.sample(model, n, how), "real": test.images[:n]},
+            "reconstructions": {"real": test.images[:n], "reconstructed": reconstructed},
         }

@@ -6,16 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from ...models import Autoencoder
-from ..data.batches import Batch
+from ..data.batches import Batch, LabelledImages
 from ..data.sources import as_picture
 from ..errors import GenkernelsError
 from ..metrics import Measure, mean_over
 from ..optimization import Descent
-from .base import Objective, Progress, refuse
+from .base import Drawing, Evaluating, Objective, refuse
 
 
 def scaled(images: Tensor) -> Tensor:
@@ -35,43 +34,19 @@ class ReconstructionObjective(Objective[Autoencoder]):
         error, norm = descents["model"].step(errors)
         return {"train_error": error, "grad_norm": norm}
 
-    def evaluate(
-        self,
-        model: Autoencoder,
-        images: Tensor,
-        batch_size: int = 64,
-        progress: Progress | None = None,
-        importance_samples: int | None = None,
-        labels: Tensor | None = None,
-    ) -> list[Measure]:
-        refuse("importance_samples", importance_samples, "an autoencoder")
+    def evaluate(self, model: Autoencoder, test: LabelledImages, how: Evaluating) -> list[Measure]:
+        refuse("importance_samples", how.importance_samples, "an autoencoder")
 
         def score(x: Tensor, _: Tensor | None) -> tuple[Tensor]:
             return (model.reconstruction_error(scaled(x)),)
 
-        (error,) = mean_over(model, images, score, batch_size, progress)
+        (error,) = mean_over(model, test, score, how.batch_size, how.progress)
         return [Measure("error", self.unit, *error)]
 
-    def sample(
-        self,
-        model: Autoencoder,
-        n: int,
-        generator: torch.Generator,
-        progress: Progress | None = None,
-        temperature: float | None = None,
-        label: int | None = None,
-    ) -> Tensor:
+    def sample(self, model: Autoencoder, n: int, how: Drawing) -> Tensor:
         raise GenkernelsError("an autoencoder has no distribution of codes to draw images from; train a vae for that")
 
-    def pictures(
-        self,
-        model: Autoencoder,
-        images: Tensor,
-        n: int,
-        generator: torch.Generator,
-        progress: Progress | None = None,
-        labels: Tensor | None = None,
-    ) -> dict[str, dict[str, Tensor]]:
+    def pictures(self, model: Autoencoder, test: LabelledImages, n: int, how: Drawing) -> dict[str, dict[str, Tensor]]:
         device = next(model.parameters()).device
-        reconstructed = model.reconstruct(scaled(images[:n]).to(device))
-        return {"reconstructions": {"real": images[:n], "reconstructed": as_picture(reconstructed)}}
+        reconstructed = model.reconstruct(scaled(test.images[:n]).to(device))
+        return {"reconstructions": {"real": test.images[:n], "reconstructed": as_picture(reconstructed)}}

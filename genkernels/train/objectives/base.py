@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...models import GenerativeModel
-from ..data.batches import Batch
+from ..data.batches import Batch, LabelledImages
 from ..data.sources import Dataset
 from ..errors import GenkernelsError
 from ..metrics import Measure
@@ -19,6 +19,38 @@ from ..settings import Settings
 
 Progress = Callable[[int, int], None]  # called as progress(done, total)
 Model = TypeVar("Model", bound=GenerativeModel)
+
+
+@dataclass(frozen=True)
+class Evaluating:
+    """How test images are evaluated.
+
+    Attributes:
+        batch_size: images at a time.
+        progress: called as ``progress(done, total)`` after each batch.
+        importance_samples: of a VAE: codes for each image, for a tighter bound.
+    """
+
+    batch_size: int = 64
+    progress: Progress | None = None
+    importance_samples: int | None = None
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How images are drawn.
+
+    Attributes:
+        generator: of all random numbers.
+        progress: called as ``progress(done, total)`` now and then.
+        temperature: of an autoregressive model; below 1 plays safe.
+        label: the class of all images; without one, a model with classes draws them in turn.
+    """
+
+    generator: torch.Generator
+    progress: Progress | None = None
+    temperature: float | None = None
+    label: int | None = None
 
 
 @dataclass(frozen=True)
@@ -63,48 +95,23 @@ class Objective(Generic[Model]):
         """
         raise NotImplementedError
 
-    def evaluate(
-        self,
-        model: Model,
-        images: Tensor,
-        batch_size: int = 64,
-        progress: Progress | None = None,
-        importance_samples: int | None = None,
-        labels: Tensor | None = None,
-    ) -> list[Measure]:
+    def evaluate(self, model: Model, test: LabelledImages, how: Evaluating) -> list[Measure]:
         """Figures over test images; none where ``unmeasured`` says why.
 
         Raises:
-            GenkernelsError: ``importance_samples`` is given and the family has no use for them.
+            GenkernelsError: importance samples are asked for and the family has no use for them.
         """
         raise NotImplementedError
 
-    def sample(
-        self,
-        model: Model,
-        n: int,
-        generator: torch.Generator,
-        progress: Progress | None = None,
-        temperature: float | None = None,
-        label: int | None = None,
-    ) -> Tensor:
+    def sample(self, model: Model, n: int, how: Drawing) -> Tensor:
         """n images as pictures, uint8 [n, C, H, W] in 0 .. 255, on the CPU.
 
         Raises:
-            GenkernelsError: the family draws nothing, or takes no temperature or no label (the class of all images;
-                without one, a model with classes draws them in turn).
+            GenkernelsError: the family draws nothing, or takes no temperature or no label.
         """
         raise NotImplementedError
 
-    def pictures(
-        self,
-        model: Model,
-        images: Tensor,
-        n: int,
-        generator: torch.Generator,
-        progress: Progress | None = None,
-        labels: Tensor | None = None,
-    ) -> dict[str, dict[str, Tensor]]:
+    def pictures(self, model: Model, test: LabelledImages, n: int, how: Drawing) -> dict[str, dict[str, Tensor]]:
         """Pictures of a finished run: for each file the titled grids in it, uint8 0 .. 255, from n test images."""
         raise NotImplementedError
 

@@ -7,15 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from ...models import AutoregressiveModel
-from ..data.batches import Batch
+from ..data.batches import Batch, LabelledImages
 from ..data.sources import Dataset, dequantise
 from ..metrics import Measure, evaluate
 from ..optimization import Descent
-from .base import Objective, Progress, classes_to_draw, refuse
+from .base import Drawing, Evaluating, Objective, classes_to_draw, refuse
 
 
 @dataclass(frozen=True)
@@ -40,45 +39,25 @@ class LikelihoodObjective(Objective[AutoregressiveModel]):
         loss, norm = descents["model"].step(losses)
         return {"train_nats": loss * size, "grad_norm": norm}
 
-    def evaluate(
-        self,
-        model: AutoregressiveModel,
-        images: Tensor,
-        batch_size: int = 64,
-        progress: Progress | None = None,
-        importance_samples: int | None = None,
-        labels: Tensor | None = None,
-    ) -> list[Measure]:
-        refuse("importance_samples", importance_samples, "an exact likelihood")
-        found = evaluate(model, images, batch_size, progress, labels)
-        error = found.standard_error / (images[0].numel() * math.log(2))
+    def evaluate(self, model: AutoregressiveModel, test: LabelledImages, how: Evaluating) -> list[Measure]:
+        refuse("importance_samples", how.importance_samples, "an exact likelihood")
+        found = evaluate(model, test.images, how.batch_size, how.progress, test.labels)
+        error = found.standard_error / (test.images[0].numel() * math.log(2))
         return [
             Measure("nats", self.unit, found.nats, found.standard_error, found.images),
             Measure("bits_per_dim", "bits per sub-pixel", found.bits_per_dim, error, found.images),
         ]
 
-    def sample(
-        self,
-        model: AutoregressiveModel,
-        n: int,
-        generator: torch.Generator,
-        progress: Progress | None = None,
-        temperature: float | None = None,
-        label: int | None = None,
-    ) -> Tensor:
-        temperature = 1.0 if temperature is None else temperature
-        condition = classes_to_draw(model, model.num_classes, n, label)
-        drawn = model.sample(n, temperature=temperature, generator=generator, progress=progress, condition=condition)
+    def sample(self, model: AutoregressiveModel, n: int, how: Drawing) -> Tensor:
+        temperature = 1.0 if how.temperature is None else how.temperature
+        condition = classes_to_draw(model, model.num_classes, n, how.label)
+        drawn = model.sample(
+            n, temperature=temperature, generator=how.generator, progress=how.progress, condition=condition
+        )
         return dequantise(drawn.cpu(), model.levels)
 
     def pictures(
-        self,
-        model: AutoregressiveModel,
-        images: Tensor,
-        n: int,
-        generator: torch.Generator,
-        progress: Progress | None = None,
-        labels: Tensor | None = None,
+        self, model: AutoregressiveModel, test: LabelledImages, n: int, how: Drawing
     ) -> dict[str, dict[str, Tensor]]:
-        real = dequantise(images[:n], model.levels)
-        return {"samples": {"samples": self.sample(model, n, generator, progress), "real": real}}
+        real = dequantise(test.images[:n], model.levels)
+        return {"samples": {"samples": self.sample(model, n, how), "real": real}}

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from ...models import VariationalModel
-from ..data.batches import Batch
+from ..data.batches import Batch, LabelledImages
 from ..data.sources import Dataset, as_picture, dequantise
 from ..metrics import Measure, mean_over
 from ..optimization import Descent
-from .base import Objective, Progress, classes_to_draw, refuse
+from .base import Drawing, Evaluating, Objective, classes_to_draw, refuse
 
 LATENT_GRID_SIDE = 15
 
@@ -72,59 +72,37 @@ class VariationalObjective(Objective[VariationalModel]):
         norm = descents["model"].step(losses()).norm
         return {"train_nats": nats, "train_kl": kl, "grad_norm": norm}
 
-    def evaluate(
-        self,
-        model: VariationalModel,
-        images: Tensor,
-        batch_size: int = 64,
-        progress: Progress | None = None,
-        importance_samples: int | None = None,
-        labels: Tensor | None = None,
-    ) -> list[Measure]:
+    def evaluate(self, model: VariationalModel, test: LabelledImages, how: Evaluating) -> list[Measure]:
         generator = torch.Generator().manual_seed(0)
-        if importance_samples is not None:
+        if (k := how.importance_samples) is not None:
 
             def weighted(x: Tensor, condition: Tensor | None) -> tuple[Tensor]:
-                return (-model.iwae(x, importance_samples, condition, generator=generator),)
+                return (-model.iwae(x, k, condition, generator=generator),)
 
-            (nats,) = mean_over(model, images, weighted, batch_size, progress, labels)
-            return [Measure("nats", f"nats per image (upper bound from {importance_samples} samples)", *nats)]
+            (nats,) = mean_over(model, test, weighted, how.batch_size, how.progress)
+            return [Measure("nats", f"nats per image (upper bound from {k} samples)", *nats)]
 
         def bound(x: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
             reconstruction, divergence = model.elbo_terms(x, condition, generator=generator)
             return divergence.sum(1) - reconstruction, divergence.sum(1)
 
-        nats, divergence = mean_over(model, images, bound, batch_size, progress, labels)
+        nats, divergence = mean_over(model, test, bound, how.batch_size, how.progress)
         return [Measure("nats", self.unit, *nats), Measure("kl", "nats of divergence in them", *divergence)]
 
-    def sample(
-        self,
-        model: VariationalModel,
-        n: int,
-        generator: torch.Generator,
-        progress: Progress | None = None,
-        temperature: float | None = None,
-        label: int | None = None,
-    ) -> Tensor:
-        refuse("temperature", temperature, "a VAE")
-        condition = classes_to_draw(model, model.num_classes, n, label)
-        return as_picture(model.sample(n, condition, generator=generator))
+    def sample(self, model: VariationalModel, n: int, how: Drawing) -> Tensor:
+        refuse("temperature", how.temperature, "a VAE")
+        condition = classes_to_draw(model, model.num_classes, n, how.label)
+        return as_picture(model.sample(n, condition, generator=how.generator))
 
     def pictures(
-        self,
-        model: VariationalModel,
-        images: Tensor,
-        n: int,
-        generator: torch.Generator,
-        progress: Progress | None = None,
-        labels: Tensor | None = None,
+        self, model: VariationalModel, test: LabelledImages, n: int, how: Drawing
     ) -> dict[str, dict[str, Tensor]]:
         device = next(model.parameters()).device
-        real = dequantise(images[:n], model.levels)
-        condition = None if labels is None else labels[:n].to(device)
-        reconstructed = as_picture(model.reconstruct(images[:n].to(device), condition))
+        real = dequantise(test.images[:n], model.levels)
+        condition = None if test.labels is None else test.labels[:n].to(device)
+        reconstructed = as_picture(model.reconstruct(test.images[:n].to(device), condition))
         grids = {
-            "samples": {"samples": self.sample(model, n, generator), "real": real},
+            "samples": {"samples": self.sample(model, n, how), "real": real},
             "reconstructions": {"real": real, "reconstructed": reconstructed},
         }
         if model.latent_dim == 2 and model.num_classes is None:
