@@ -30,7 +30,7 @@ def train(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in the folder.")] = False,
     **options: Any,
 ) -> None:
-    """Train a model. Writes model.pt, history.jsonl, curve.png and pictures of its images to the run's folder."""
+    """Train a model. Writes model.pt, best.pt, history.jsonl, curve.png and pictures of its images to the run's folder."""
     if resume and overwrite:
         raise typer.BadParameter("--resume and --overwrite exclude each other")
     data, out, skip_broken = options["data"], options["out"], options["skip_broken"]
@@ -41,6 +41,9 @@ def train(
     place = out or Path("runs") / f"{model}-{(data or 'digits').partition(':')[0]}"
     console, where = make_console(), device_of(options["device"])
     check_picture_path(Path("samples.png"))
+    limits = Limits(options["epochs"], options["steps"], options["minutes"])
+    if limits == Limits() and not resume:
+        limits = Limits(epochs=DEFAULT_EPOCHS)
     if resume:
         trainer, dataset = resume_run(
             model, place, settings, model_options, objective_options, device=where, skip_broken=skip_broken
@@ -48,13 +51,12 @@ def train(
     else:
         trainer, dataset = start_run(
             model, place, {"data": "digits", **settings}, model_options, objective_options,
-            device=where, overwrite=overwrite, skip_broken=skip_broken,
+            limits=limits, device=where, overwrite=overwrite, skip_broken=skip_broken,
         )  # fmt: skip
     if options["samples"] is not None:
         trainer.samples = options["samples"]
-    limits = Limits(options["epochs"], options["steps"], options["minutes"])
     if limits == Limits():
-        limits = trainer.limits if resume else Limits(epochs=DEFAULT_EPOCHS)
+        limits = trainer.limits
     if trainer.done(limits) >= 1:
         raise GenkernelsError(
             f"the run in {place} has reached its limit (step {trainer.step}, epoch {trainer.epoch}); "
@@ -87,7 +89,7 @@ def _run(console: Console, trainer: Trainer, limits: Limits) -> bool:
 
 
 def _show_results(console: Console, trainer: Trainer, samples: int) -> None:
-    folder, model, objective = trainer.folder, trainer.model, trainer.objective
+    folder, model, objective = trainer.folder, trainer.result, trainer.objective
     save_curve(folder / "curve.png", trainer.history, objective.curves, objective.unit)
     with counted(console, "evaluating") as step:
         measures = objective.evaluate(model, trainer.test, Evaluating(progress=step))

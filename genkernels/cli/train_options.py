@@ -14,7 +14,8 @@ from typing import Annotated, Any
 import typer
 
 from ..train.loop import DEFAULT_SAMPLES
-from ..train.optimization import OPTIMIZERS
+from ..train.optimization import OPTIMIZERS, PRECISIONS
+from ..train.schedule import SCHEDULES
 from .options import Data, Device, SkipBroken
 
 DEFAULT_EPOCHS = 10
@@ -73,13 +74,22 @@ OPTIONS = (
     Option(OPTIMISATION, "learning_rate", float, "Above 0.", flags=("--lr", "--learning-rate")),
     Option(OPTIMISATION, "optimizer", str, f"One of: {', '.join(OPTIMIZERS)}."),
     Option(OPTIMISATION, "clip", float, "Largest norm of the gradient, above 0."),
+    Option(OPTIMISATION, "discriminator_learning_rate", float, "Of a GAN; that of the generator by default.",
+           flags=("--discriminator-lr",)),
+    Option(OPTIMISATION, "weight_decay", float, "As the optimiser has it.", 0),
+    Option(OPTIMISATION, "schedule", str, f"Of the learning rate, one of: {', '.join(SCHEDULES)}."),
+    Option(OPTIMISATION, "warmup", int, "Steps over which the learning rate rises.", 0),
+    Option(OPTIMISATION, "micro_batches", int, "Parts of a batch, one after the other in memory.", 1,
+           flags=("--accumulate",)),
+    Option(OPTIMISATION, "ema", float, "Decay of the average of the weights that is kept, such as 0.999.", 0, 1),
+    Option(OPTIMISATION, "precision", str, f"Of features, one of: {', '.join(PRECISIONS)}."),
     Option(OPTIMISATION, "seed", int, "Equal seeds give equal runs.", 0, 2**31 - 1),
     Option(RUN, "out", Path, "Folder of the run; runs/MODEL-DATA by default."),
     Option(RUN, "epochs", int, f"Stop then; {DEFAULT_EPOCHS} by default.", 1),
     Option(RUN, "steps", int, "Stop after so many steps.", 1),
     Option(RUN, "minutes", float, "Stop after so much training from now.", 0.01),
     Option(RUN, "samples", int, f"Images to draw at the end; {DEFAULT_SAMPLES} by default.", 0),
-)
+)  # fmt: skip
 
 
 def with_options(command: Callable[..., None]) -> Callable[..., None]:

@@ -3,6 +3,8 @@
 recipes.py          recipes by name: model, objective, defaults
 settings.py         settings and limits of a run
 optimization.py     the descent of one loss
+schedule.py         schedules of the learning rate
+diagnosis.py        the layer where numbers ceased to be finite
 run.py              a run in a folder: started or resumed
 loop.py             the training loop
 objectives/         one training objective per family

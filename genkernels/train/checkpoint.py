@@ -21,7 +21,7 @@ from .errors import CheckpointError, GenkernelsError
 from .objectives import Objective
 from .recipes import Recipe, find_recipe
 
-CHECKPOINT = "model.pt"  # in a run's folder
+CHECKPOINT, BEST_CHECKPOINT = "model.pt", "best.pt"  # in a run's folder
 FORMAT = "genkernels-checkpoint-1"
 _UNREADABLE = (
     RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, LookupError,

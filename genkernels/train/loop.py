@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
 
 from ..models import GenerativeModel
 from .atomic_write import write_atomically
-from .checkpoint import CHECKPOINT, save_checkpoint
+from .checkpoint import BEST_CHECKPOINT, CHECKPOINT, save_checkpoint
 from .ctrl_c import InterruptRequest
 from .data.batches import Batches, LabelledImages
+from .diagnosis import first_layer_not_finite
 from .errors import TrainingError
 from .lock import FolderLock
 from .objectives import Evaluating, Objective
-from .optimization import NotFiniteError
+from .optimization import PRECISIONS, NotFiniteError
 from .recipes import Recipe
 from .settings import Limits, Settings
 
@@ -33,8 +36,19 @@ SAVE_SECONDS = 30.0
 DEFAULT_SAMPLES = 16
 
 
+def _averaging(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
+    """The running average of a weight, which forgets the first steps soon."""
+
+    def average(so_far: Tensor, new: Tensor, steps: Tensor | int) -> Tensor:
+        count = int(steps)
+        return so_far.lerp(new, 1 - min(decay, (1 + count) / (10 + count)))
+
+    return average
+
+
 class Trainer:
-    """Trains a model and keeps ``model.pt`` and ``history.jsonl`` in a folder.
+    """Trains a model and keeps three files in a folder: ``model.pt``, ``best.pt`` (of the best test figure), and
+    ``history.jsonl``.
 
     The objective takes the steps and measures; everything else is the same for all families.
 
@@ -63,9 +77,10 @@ class Trainer:
         self.device = torch.device(device)
         self.model = model.to(self.device)
         self.train, self.test = train, test
-        self.batches = Batches(train, settings.batch_size, settings.seed)
+        self.batches = Batches(train, settings.batch_size, settings.seed, settings.micro_batches)
         self.objective = objective
         self.descents = objective.descents(model, settings)
+        self._average = AveragedModel(self.model, avg_fn=_averaging(settings.ema)) if settings.ema else None
         self.epoch = 0
         self.batch = 0  # batches done in this epoch
         self.step = 0
@@ -76,6 +91,12 @@ class Trainer:
         self.stopped_by: int | None = None  # the number of the signal that ended the last part early
         self._recent: list[dict[str, float]] = []  # results of the steps since the last record
         self._saved_step = -1
+        self._best = math.inf  # the first measure of the best evaluation
+
+    @property
+    def result(self) -> GenerativeModel:
+        """What is evaluated, drawn from and kept: the model, or the average of its weights."""
+        return self.model if self._average is None else cast(GenerativeModel, self._average.module)
 
     @property
     def fingerprint(self) -> list[int]:
@@ -136,14 +157,23 @@ class Trainer:
 
     def _one_step(self) -> None:
         batch = self.batches.batch(self.epoch, self.batch, self.device)
+        dtype = PRECISIONS[self.settings.precision]
+
+        def step() -> dict[str, float]:
+            with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
+                return self.objective.step(self.model, batch, self.descents)
+
         try:
-            values = self.objective.step(self.model, batch, self.descents)
+            values = step()
         except NotFiniteError as error:
             kept = "the last checkpoint" if self._saved_step < 0 else f"the checkpoint of step {self._saved_step}"
+            layer = first_layer_not_finite(self.model, step)
             raise TrainingError(
-                f"training diverged: {error} at step {self.step + 1}; {kept} is kept in "
-                f"{self.folder / CHECKPOINT}; try a smaller learning rate"
+                f"training diverged: {error} at step {self.step + 1}{f', first in {layer}' if layer else ''}; "
+                f"{kept} is kept in {self.folder / CHECKPOINT}; try a smaller learning rate"
             ) from error
+        if self._average is not None:
+            self._average.update_parameters(self.model)
         self.step += 1
         self.batch += 1
         if self.batch == len(self.batches):
@@ -156,9 +186,17 @@ class Trainer:
         self._recent = []
 
     def _evaluate(self) -> None:
-        measures = self.objective.evaluate(self.model, self.test.first(EVALUATION_IMAGES), Evaluating())
-        if measures:
-            self.history.append(self._now() | {f"test_{measure.key}": measure.mean for measure in measures})
+        """Measure, and keep the model in best.pt where its first figure, which is to be low, is the lowest so far."""
+        measures = self.objective.evaluate(self.result, self.test.first(EVALUATION_IMAGES), Evaluating())
+        if not measures:
+            return
+        self.history.append(self._now() | {f"test_{measure.key}": measure.mean for measure in measures})
+        if measures[0].mean < self._best:
+            self._best = measures[0].mean
+            save_checkpoint(
+                self.folder / BEST_CHECKPOINT, self.recipe, self.objective, self.result, asdict(self.settings),
+                progress={"step": self.step, measures[0].key: measures[0].mean},
+            )  # fmt: skip
 
     def _now(self) -> dict[str, float]:
         return {
@@ -173,8 +211,11 @@ class Trainer:
             self.folder / CHECKPOINT,
             self.recipe,
             self.objective,
-            self.model,
+            self.result,
             asdict(self.settings),
+            weights=None if self._average is None else self.model.state_dict(),
+            averaged_steps=0 if self._average is None else int(self._average.n_averaged),
+            best=self._best,
             optimizers={name: descent.state_dict() for name, descent in self.descents.items()},
             progress={"epoch": self.epoch, "batch": self.batch, "step": self.step, "seconds": self.seconds},
             limits=asdict(self.limits),
@@ -205,7 +246,11 @@ class Trainer:
             self.epoch, self.batch = progress["epoch"], progress["batch"]
             self.step, self.seconds = progress["step"], progress["seconds"]
             self.limits = Limits(**content["limits"])
-            self.samples = content.get("samples", DEFAULT_SAMPLES)
+            self.samples, self._best = content["samples"], content["best"]
+            if self._average is not None:
+                self._average.module.load_state_dict(content["model"])
+                self._average.n_averaged.fill_(content["averaged_steps"])
+                self.model.load_state_dict(content["weights"])
         except (KeyError, TypeError, ValueError) as error:
             raise TrainingError(f"{self.folder / CHECKPOINT}: not a run that can be resumed: {error}") from error
         torch.set_rng_state(rng["cpu"])

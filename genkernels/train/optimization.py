@@ -12,8 +12,11 @@ from torch import Tensor, nn
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": partial(torch.optim.Adam, fused=True),  # one pass over memory where the default makes ten
+    "adamw": partial(torch.optim.AdamW, fused=True),
     "rmsprop": torch.optim.RMSprop,
+    "sgd": partial(torch.optim.SGD, momentum=0.9, fused=True),
 }
+PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
 
 
 class NotFiniteError(ArithmeticError):
@@ -36,10 +39,17 @@ class Descent:
     Args:
         optimizer: holds the parameters that move; nothing else gets a gradient, whatever the loss is computed from.
         clip: the largest norm of the gradient; a larger one is scaled down to it.
+        factor: of the learning rate, by step.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, clip: float = math.inf) -> None:
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        clip: float = math.inf,
+        factor: Callable[[int], float] = lambda step: 1.0,
+    ) -> None:
         self.optimizer, self.clip = optimizer, clip
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -61,17 +71,20 @@ class Descent:
             if not math.isfinite(value):
                 raise NotFiniteError(what, value)
             total += value
-            loss.backward(inputs=parameters)
+            with torch.autocast(loss.device.type, enabled=False):  # gradients have the dtypes that forward gave them
+                loss.backward(inputs=parameters)
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if not math.isfinite(norm.item()):
             raise NotFiniteError("gradient's norm", norm.item())
         if norm.item() > self.clip:
             nn.utils.clip_grads_with_norm_(parameters, self.clip, norm)
         self.optimizer.step()
+        self.scheduler.step()
         return Descended(total, norm.item())
 
     def state_dict(self) -> dict[str, Any]:
-        return self.optimizer.state_dict()
+        return {"optimizer": self.optimizer.state_dict(), "steps": self.scheduler.last_epoch}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.optimizer.load_state_dict(state)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.last_epoch = state["steps"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -17,9 +19,10 @@ from .data.sources import Dataset, open_dataset, quantise
 from .errors import TrainingError
 from .loop import Trainer
 from .objectives import Objective
-from .optimization import OPTIMIZERS
+from .optimization import OPTIMIZERS, PRECISIONS
 from .recipes import Recipe, find_recipe
-from .settings import Settings
+from .schedule import SCHEDULES
+from .settings import Limits, Settings
 
 
 def start_run(
@@ -29,6 +32,7 @@ def start_run(
     model_options: Mapping[str, Any],
     objective_options: Mapping[str, Any] = MappingProxyType({}),
     *,
+    limits: Limits | None = None,
     device: torch.device | str = "cpu",
     overwrite: bool = False,
     skip_broken: bool = False,
@@ -42,6 +46,7 @@ def start_run(
         model_options: arguments of the model's constructor; the size and colours of the images come from the
             data, and what else the objective takes from there, such as ``levels``, when missing, too.
         objective_options: fields of the recipe's objective.
+        limits: epochs or steps give a schedule of the learning rate its length, where the settings do not.
         overwrite: whether a run that is there already may be replaced.
         skip_broken: leave out files of a folder of images that cannot be read.
 
@@ -64,6 +69,7 @@ def start_run(
     _check(chosen)
     objective = chosen_recipe.build_objective(**objective_options)
     dataset = open_dataset(chosen.data, chosen.size, skip_broken=skip_broken)
+    chosen = _with_length(chosen, limits or Limits(), len(dataset.train))
     _, channels, height, width = dataset.train.shape
     options = {
         **objective.model_options(dataset, model_options),
@@ -167,10 +173,30 @@ def labels_for(
     return dataset.train_labels, dataset.test_labels
 
 
+def _with_length(settings: Settings, limits: Limits, images: int) -> Settings:
+    """The settings with the length of the schedule, where it has one."""
+    if settings.schedule == "constant" or settings.schedule_steps is not None:
+        return settings
+    steps = limits.steps
+    if steps is None and limits.epochs is not None:
+        steps = limits.epochs * math.ceil(images / settings.batch_size)
+    if steps is None:
+        raise TrainingError(f"schedule: {settings.schedule!r} needs a length in steps or epochs; got neither")
+    return replace(settings, schedule_steps=steps)
+
+
 def _check(settings: Settings) -> None:
-    if settings.optimizer not in OPTIMIZERS:
-        raise TrainingError(f"optimizer: unknown {settings.optimizer!r}; expected one of: {', '.join(OPTIMIZERS)}")
-    for name in ("batch_size", "learning_rate", "clip"):
+    for name, known in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("precision", PRECISIONS)):
+        value = getattr(settings, name)
+        if value not in known:
+            raise TrainingError(f"{name}: unknown {value!r}; expected one of: {', '.join(known)}")
+    for name in ("batch_size", "learning_rate", "clip", "micro_batches"):
         value = getattr(settings, name)
         if not value > 0:
             raise TrainingError(f"{name}: expected a number above 0; got {value}")
+    for name in ("weight_decay", "warmup"):
+        value = getattr(settings, name)
+        if not value >= 0:
+            raise TrainingError(f"{name}: expected a number of at least 0; got {value}")
+    if not 0 <= settings.ema < 1:
+        raise TrainingError(f"ema: expected a number of at least 0 and below 1; got {settings.ema}")

@@ -12,9 +12,18 @@ class Settings:
     Attributes:
         data: specification of the data set; ``size`` as :func:`genkernels.train.data.sources.open_dataset` takes it.
         batch_size: images per step; the last batch of an epoch may be smaller.
-        learning_rate, optimizer: "adam" or "rmsprop", their other constants as the family's objective has them.
+        learning_rate, optimizer: a name of ``OPTIMIZERS``, its other constants as the family's objective has them.
         clip: largest norm of the gradient of the loss (of nats per sub-pixel, for a likelihood); infinity for none.
         seed: of the initial weights, the order of the images and everything else that is random.
+        discriminator_learning_rate: of an adversarial run; None for that of the generator.
+        weight_decay: as the optimiser has it: of "adamw" decoupled, of the others added to the gradient.
+        schedule: a name of ``SCHEDULES``, how the learning rate falls over ``schedule_steps``.
+        schedule_steps: steps of the whole run, warm-up included; None for a constant rate.
+        warmup: steps over which the learning rate rises to its full size.
+        micro_batches: in how many parts a step computes its gradient, to hold the features of one part at a time.
+        ema: decay of the running average of the weights that is evaluated, drawn from and kept; 0 for none. Over the
+            first t steps it is at most (1 + t) / (10 + t).
+        precision: of a step's features, "float32" or "bfloat16" (autocast); weights and likelihoods stay float32.
     """
 
     data: str
@@ -24,6 +33,14 @@ class Settings:
     optimizer: str
     clip: float
     seed: int
+    discriminator_learning_rate: float | None = None
+    weight_decay: float = 0.0
+    schedule: str = "constant"
+    schedule_steps: int | None = None
+    warmup: int = 0
+    micro_batches: int = 1
+    ema: float = 0.0
+    precision: str = "float32"
 
 
 @dataclass(frozen=True)

@@ -213,7 +213,7 @@ def test_demo_trains_draws_and_times_both_sides(command):
     code, out, err = command("demo", "--seconds", "1", "--out", "shown")
     assert (code, err) == (0, "")
     assert sorted(file.name for file in Path("shown").iterdir()) == [
-        "curve.png", "history.jsonl", "model.pt", "samples.png",
+        "best.pt", "curve.png", "history.jsonl", "model.pt", "samples.png",
     ]  # fmt: skip
     assert "plain PyTorch" in out and "train step, 32 images" in out and "sampling, 16 images" in out
     assert out.count("x faster") + out.count("x slower") == 2
@@ -250,7 +250,7 @@ def test_demo_trains_draws_and_times_both_sides(command):
         ),
         ("train pixelcnn --data mnist:/no/such/place", 1, "mnist: there is no folder /no/such/place"),
         ("train pixelcnn --data cifar10", 1, "cifar10: expected a path, as in cifar10:PATH"),
-        ("train pixelcnn --optimizer sgd", 1, "optimizer: unknown 'sgd'"),
+        ("train pixelcnn --optimizer lion", 1, "optimizer: unknown 'lion'"),
         ("train pixelcnn --lr 0", 1, "learning_rate: expected a number above 0"),
         ("train pixelcnn --resume", 1, "there is no checkpoint runs/pixelcnn-digits/model.pt"),
         ("train pixelcnn --out /proc/nothing", 1, "/proc/nothing: "),

@@ -58,10 +58,11 @@ class Batches:
         source: on the CPU.
         batch_size: images per step.
         seed: of the order.
+        micro_batches: see :class:`Batch`.
     """
 
-    def __init__(self, source: LabelledImages, batch_size: int, seed: int) -> None:
-        self.source = source
+    def __init__(self, source: LabelledImages, batch_size: int, seed: int, micro_batches: int = 1) -> None:
+        self.source, self.micro_batches = source, micro_batches
         self.batch_size, self.seed = batch_size, seed
         self._order: tuple[int, Tensor] | None = None
 
@@ -79,4 +80,4 @@ class Batches:
     def batch(self, epoch: int, index: int, device: torch.device) -> Batch:
         chosen = self.indices(epoch, index)
         labels = None if self.source.labels is None else self.source.labels[chosen].to(device)
-        return Batch(self.source.images[chosen].to(device), labels, epoch * len(self) + index)
+        return Batch(self.source.images[chosen].to(device), labels, epoch * len(self) + index, self.micro_batches)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -83,10 +83,11 @@ class AdversarialObjective(Objective[DCGAN]):
     unmeasured = "a GAN gives images no likelihood, so test images give no figure; look at: genkernels sample"
 
     def descents(self, model: DCGAN, settings: Settings) -> dict[str, Descent]:
-        options = {"betas": BETAS} if settings.optimizer == "adam" else {}
+        options: dict[str, Any] = {"betas": BETAS} if settings.optimizer in ("adam", "adamw") else {}
+        rate = settings.discriminator_learning_rate or settings.learning_rate
         return {
             "generator": descent_of(model.generator.parameters(), settings, **options),
-            "discriminator": descent_of(model.discriminator.parameters(), settings, **options),
+            "discriminator": descent_of(model.discriminator.parameters(), settings, lr=rate, **options),
         }
 
     def step(self, model: DCGAN, batch: Batch, descents: Mapping[str, Descent]) -> dict[str, float]:

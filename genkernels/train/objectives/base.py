@@ -15,6 +15,7 @@ from ..data.sources import Dataset
 from ..errors import GenkernelsError
 from ..metrics import Measure
 from ..optimization import OPTIMIZERS, Descent
+from ..schedule import factor
 from ..settings import Settings
 
 Progress = Callable[[int, int], None]  # called as progress(done, total)
@@ -118,7 +119,12 @@ class Objective(Generic[Model]):
 
 def descent_of(parameters: Iterable[nn.Parameter], settings: Settings, **options: Any) -> Descent:
     """The descent of parameters by the run's settings; ``options`` are more arguments of the optimiser."""
-    return Descent(OPTIMIZERS[settings.optimizer](parameters, lr=settings.learning_rate, **options), settings.clip)
+    rate = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay} | options
+    return Descent(
+        OPTIMIZERS[settings.optimizer](parameters, **rate),
+        settings.clip,
+        factor(settings.schedule, settings.warmup, settings.schedule_steps),
+    )
 
 
 def refuse(name: str, value: object, family: str) -> None:
