@@ -26,10 +26,10 @@ from bench.core.report import Claim, Report, Row
 from bench.core.roofline import Work
 from bench.core.session import CPU, Budget, Session, command_line
 from genkernels.models import DCGAN
-from genkernels.models.dcgan import discriminator_loss, generator_loss
 from genkernels.nn import ConvBnAct2d, ConvTransposeBnAct2d
 from genkernels.train.objectives import adversarial_step
 from genkernels.train.objectives.adversarial import BETAS
+from genkernels.train.objectives.adversarial_losses import discriminator_loss, generator_loss
 from genkernels.train.optimization import OPTIMIZERS, Descent
 
 BATCH, SIZE, COLOURS = 16, 64, 3

@@ -144,11 +144,12 @@ def evaluate(
     where, console = device_of(device), make_console()
     trained = open_model(checkpoint)
     objective = trained.objective
-    if objective.unmeasured is not None:
-        raise GenkernelsError(objective.unmeasured)
     name, test = evaluation_images(console, trained, data, skip_broken)
     with counted(console, "evaluating") as step:
         measures = objective.evaluate(trained.model.to(where), test, Evaluating(batch_size, step, importance_samples))
+    if not measures:
+        assert objective.unmeasured is not None
+        raise GenkernelsError(objective.unmeasured)
     for measure in measures:
         if math.isnan(measure.mean):
             raise GenkernelsError(f"{checkpoint}: the model gives no number of {measure.label} for these images (nan)")

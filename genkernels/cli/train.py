@@ -30,7 +30,7 @@ def train(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in the folder.")] = False,
     **options: Any,
 ) -> None:
-    """Train a model. Writes model.pt, best.pt, history.jsonl, curve.png and pictures of its images to the run's folder."""
+    """Train a model. Writes model.pt, best.pt, history.jsonl, curve.png and pictures to the folder of the run."""
     if resume and overwrite:
         raise typer.BadParameter("--resume and --overwrite exclude each other")
     data, out, skip_broken = options["data"], options["out"], options["skip_broken"]

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from ..train.loop import DEFAULT_SAMPLES
+from ..train.objectives.adversarial_losses import LOSSES
 from ..train.optimization import OPTIMIZERS, PRECISIONS
 from ..train.schedule import SCHEDULES
 from .options import Data, Device, SkipBroken
@@ -68,6 +69,16 @@ OPTIONS = (
     Option(MODEL, "likelihood", str, "Of a VAE: bernoulli, categorical or gaussian."),
     Option(MODEL, "beta", float, "Of a VAE: weight of the divergence.", 0),
     Option(MODEL, "pixelcnn_channels", int, "Of a PixelVAE: features of its decoder's PixelCNN.", 1),
+    Option(MODEL, "discriminator_norm", str, "Of a DCGAN: batch or none."),
+    Option(MODEL, "minibatch_kernels", int, "Of a GAN: features of minibatch discrimination.", 0),
+    Option(MODEL, "spectral_norm", bool, "Of a GAN: normalise the discriminator's weights."),
+    Option(OBJECTIVE, "loss", str, f"Of a GAN, one of: {', '.join(LOSSES)}."),
+    Option(OBJECTIVE, "label_smoothing", float, "Of a GAN: real images count as so much less than 1.", 0),
+    Option(OBJECTIVE, "critic_steps", int, "Of a GAN: the discriminator's steps for one of the generator.", 1),
+    Option(OBJECTIVE, "gradient_penalty", float, "Of a GAN: weight of WGAN-GP's penalty, such as 10.", 0),
+    Option(OBJECTIVE, "r1", float, "Of a GAN: weight of the gradient penalty at real images.", 0),
+    Option(OBJECTIVE, "feature_matching", float, "Of a GAN: weight of the distance of mean features.", 0),
+    Option(OBJECTIVE, "historical_averaging", float, "Of a GAN: weight of the distance to past weights.", 0),
     Option(OBJECTIVE, "kl_warmup", int, "Of a VAE: steps over which the weight of the divergence rises.", 0),
     Option(OBJECTIVE, "free_bits", float, "Of a VAE: nats of divergence per latent that cost nothing.", 0),
     Option(OPTIMISATION, "batch_size", int, "Images per step.", 1),

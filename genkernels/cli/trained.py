@@ -36,7 +36,7 @@ def evaluation_images(
         for note in _unlike_training(trained.content, dataset, levels):
             console.print(f"note: {note}")
     _, labels = labels_for(trained.objective, model, dataset)
-    return data or settings["data"], LabelledImages(quantise(dataset.test, levels), labels)
+    return data or settings["data"], LabelledImages(quantise(dataset.test, levels), labels, dataset.mixture)
 
 
 def _unlike_training(content: dict[str, Any], dataset: Dataset, levels: int) -> list[str]:

@@ -12,10 +12,13 @@ vae.py               variational autoencoder
 pixel_vae.py         VAE with a PixelCNN as its decoder
 autoencoder.py       autoencoder, and a classifier that starts from its encoder
 adversarial_autoencoder.py  autoencoder whose codes are distributed as the prior
+adversarial.py       base class of GANs: classes, minibatch discrimination, spectral norm
+gan.py               GAN of multilayer perceptrons
 dcgan.py             DCGAN: generator and discriminator
 conv_stacks.py       an image down to a vector, and a vector up to an image
 """
 
+from .adversarial import AdversarialModel
 from .adversarial_autoencoder import AdversarialAutoencoder
 from .autoencoder import Autoencoder
 from .autoregressive import AutoregressiveModel, bits_per_dim
@@ -23,6 +26,7 @@ from .base import GenerativeModel
 from .causal_audio import CausalAudioNet, mu_law_decode, mu_law_encode
 from .dcgan import DCGAN
 from .fvbn import FVBN
+from .gan import GAN
 from .gated_pixelcnn import GatedPixelCNN
 from .pixel_vae import PixelVAE
 from .pixelcnn import PixelCNN
@@ -33,8 +37,10 @@ from .variational import VariationalModel
 __all__ = [
     "DCGAN",
     "FVBN",
+    "GAN",
     "VAE",
     "AdversarialAutoencoder",
+    "AdversarialModel",
     "Autoencoder",
     "AutoregressiveModel",
     "CausalAudioNet",

@@ -82,6 +82,7 @@ def down(
     activation: str = "relu",
     negative_slope: float = 0.2,
     first_batch_norm: bool = True,
+    batch_norm: bool = True,
     bias: bool | None = None,
 ) -> list[nn.Module]:
     """Layers from [N, in_channels, H, W] to [N, out_channels, 1, 1].
@@ -90,7 +91,7 @@ def down(
         in_channels, hidden_channels, out_channels: of the image, of the first layer's features, of the vector.
         image_size: see :func:`halvings`.
         activation, negative_slope: of all layers but the last, which has neither activation nor batch normalisation.
-        first_batch_norm: whether the first layer has batch normalisation, as the others have.
+        first_batch_norm, batch_norm: whether the first layer, and the others but the last, have batch normalisation.
         bias: None where there is no batch normalisation; False nowhere.
     """
     count, base = halvings(image_size)
@@ -100,7 +101,8 @@ def down(
         layers.append(
             ConvBnAct2d(
                 inputs, outputs, *STEP, bias=bias,
-                activation=activation, negative_slope=negative_slope, batch_norm=index > 0 or first_batch_norm,
+                activation=activation, negative_slope=negative_slope,
+                batch_norm=batch_norm and (index > 0 or first_batch_norm),
             )
         )  # fmt: skip
     layers.append(ConvBnAct2d(widths[-1], out_channels, base, bias=bias, activation=None, batch_norm=False))

@@ -2,44 +2,30 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
+from .adversarial import AdversarialModel, check_discriminator, with_head, with_spectral_norm
 from .autoregressive import check_whole
-from .base import evaluation_mode
-from .conv_stacks import ConvolutionalModel, down, up
+from .conv_stacks import ConvolutionalModel, down, halvings, up
 
 NEGATIVE_SLOPE = 0.2
 INITIAL_SPREAD = 0.02
 
 
-def discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """-E log D(real) - E log(1 - D(fake)) from logits of any shape, as a scalar.
-
-    Source: Goodfellow et al. 2014, "Generative Adversarial Nets", equation 1.
-    """
-    return F.softplus(-real_logits).mean() + F.softplus(fake_logits).mean()
-
-
-def generator_loss(fake_logits: Tensor) -> Tensor:
-    """The non-saturating loss -E log D(fake) from logits of any shape, as a scalar.
-
-    Its gradient stays large where the discriminator is sure, unlike that of E log(1 - D(fake)).
-
-    Source: Goodfellow et al. 2014, "Generative Adversarial Nets", section 3.
-    """
-    return F.softplus(-fake_logits).mean()
-
-
 @torch.no_grad()
 def init_dcgan(module: nn.Module) -> None:
-    """Weights of convolutions from N(0, 0.02), gains of batch normalisation from N(1, 0.02), biases 0."""
+    """Weights from N(0, 0.02), gains of batch normalisation from N(1, 0.02), biases 0."""
     for layer in module.modules():
-        if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
-            nn.init.normal_(layer.weight, 0.0, INITIAL_SPREAD)
+        if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
+            normalised = is_parametrized(layer, "weight")  # then the weight itself stands behind its norm
+            weight = cast(Any, layer).parametrizations.weight.original if normalised else layer.weight
+            nn.init.normal_(weight, 0.0, INITIAL_SPREAD)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
         elif isinstance(layer, nn.BatchNorm2d):
@@ -47,7 +33,7 @@ def init_dcgan(module: nn.Module) -> None:
             nn.init.zeros_(layer.bias)
 
 
-class DCGAN(ConvolutionalModel):
+class DCGAN(AdversarialModel, ConvolutionalModel):
     """A generator of images in [-1, 1] from latents, and a discriminator that gives the logit of an image being real.
 
     64 x 64 with the defaults: latents of 100 -> 512 -> 256 -> 128 -> 64 -> colours, 4x4 kernels, the first layer
@@ -60,11 +46,14 @@ class DCGAN(ConvolutionalModel):
         in_channels: colours of an image.
         hidden_channels: features of the layer next to the image; each layer further in has twice as many.
         latent_dim: numbers in a latent, each uniform in [-1, 1].
+        num_classes: classes of images; None for none.
+        discriminator_norm: "batch", or "none": a gradient penalty is of one image, whose gradient batch normalisation
+            makes depend on the others.
+        minibatch_kernels: of minibatch discrimination in front of the last layer; 0 for none.
+        spectral_norm: normalise the weights of the discriminator by their largest singular value.
         image_size: height and width, or one number for squares: sides that halving brings down to 4 .. 7.
 
-    Attributes:
-        generator: latents [N, latent_dim] -> images [N, in_channels, H, W] in [-1, 1].
-        discriminator: images [N, in_channels, H, W] -> logits [N].
+    Shape and attributes: see :class:`~genkernels.models.adversarial.AdversarialModel`.
 
     Raises:
         ValueError: an argument does not fit; the message names it.
@@ -79,20 +68,38 @@ class DCGAN(ConvolutionalModel):
         hidden_channels: int = 64,
         latent_dim: int = 100,
         *,
+        num_classes: int | None = None,
+        discriminator_norm: str = "batch",
+        minibatch_kernels: int = 0,
+        spectral_norm: bool = False,
         image_size: int | Sequence[int] = 64,
     ) -> None:
         super().__init__(in_channels, hidden_channels, latent_dim, image_size)
+        check_discriminator(discriminator_norm, minibatch_kernels, num_classes)
+        self.num_classes = num_classes
+        self.config |= {
+            "num_classes": num_classes,
+            "discriminator_norm": discriminator_norm,
+            "minibatch_kernels": minibatch_kernels,
+            "spectral_norm": spectral_norm,
+        }
+        classes = num_classes or 0
         self.generator = nn.Sequential(
-            nn.Unflatten(1, (latent_dim, 1, 1)),
-            *up(latent_dim, hidden_channels, in_channels, image_size, last_activation="tanh", bias=False),
+            nn.Unflatten(1, (latent_dim + classes, 1, 1)),
+            *up(latent_dim + classes, hidden_channels, in_channels, image_size, last_activation="tanh", bias=False),
         )
-        self.discriminator = nn.Sequential(
-            *down(
-                in_channels, hidden_channels, 1, image_size,
-                activation="leaky_relu", negative_slope=NEGATIVE_SLOPE, first_batch_norm=False, bias=False,
-            ),
-            nn.Flatten(0),
+        *body, last = down(
+            in_channels + classes, hidden_channels, 1, image_size,
+            activation="leaky_relu", negative_slope=NEGATIVE_SLOPE, first_batch_norm=False, bias=False,
+            batch_norm=discriminator_norm == "batch",
         )  # fmt: skip
+        if minibatch_kernels:
+            count, base = halvings(image_size)
+            features = (hidden_channels << (count - 1)) * math.prod(base)
+            self.discriminator = with_head([*body, nn.Flatten(1)], features, minibatch_kernels, spectral_norm)
+        else:
+            network = nn.Sequential(*body, last, nn.Flatten(0))
+            self.discriminator = with_spectral_norm(network) if spectral_norm else network
         self._initialise()
 
     def _initialise(self) -> None:
@@ -103,25 +110,3 @@ class DCGAN(ConvolutionalModel):
         check_whole("n", n, 1)
         uniforms = torch.rand(n, self.latent_dim, generator=generator)  # on the CPU: a seed means the same everywhere
         return (2 * uniforms - 1).to(next(self.parameters()))
-
-    @torch.no_grad()
-    def sample(self, n: int, *, latents: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
-        """Images from the generator in evaluation mode, so that they do not depend on each other.
-
-        Args:
-            n: how many.
-            latents: [n, latent_dim]; None draws them, see :meth:`draw_latents`.
-            generator: for the latents, when they are not given; None for torch's own.
-
-        Returns:
-            [n, in_channels, H, W] in [-1, 1].
-
-        Raises:
-            ValueError: an argument does not fit; the message names it.
-        """
-        if latents is None:
-            latents = self.draw_latents(n, generator)
-        if list(latents.shape) != [n, self.latent_dim]:
-            raise ValueError(f"latents: expected [{n}, {self.latent_dim}]; got shape {list(latents.shape)}")
-        with evaluation_mode(self):
-            return self.generator(latents.to(next(self.parameters())))

@@ -5,6 +5,7 @@
     gated_masked_conv.py   GatedMaskedConv2d, the two stacks of the gated PixelCNN
     conv_bn_act.py         ConvTransposeBnAct2d and ConvBnAct2d, the blocks of a DCGAN
     instance_norm_act.py   InstanceNormAct2d, behind the convolutions of pix2pix and CycleGAN
+    minibatch_discrimination.py  MinibatchDiscrimination, how alike the samples of a batch are
     wavefront_lstm.py      RowLSTM and DiagonalBiLSTM
     init.py                random weights that keep the size of features
 
@@ -15,6 +16,7 @@ from .conv_bn_act import ConvBnAct2d, ConvTransposeBnAct2d
 from .gated_masked_conv import GatedMaskedConv2d
 from .instance_norm_act import InstanceNormAct2d
 from .masked_conv import MaskedConv2d
+from .minibatch_discrimination import MinibatchDiscrimination
 from .wavefront_lstm import DiagonalBiLSTM, RowLSTM
 
 __all__ = [
@@ -24,5 +26,6 @@ __all__ = [
     "GatedMaskedConv2d",
     "InstanceNormAct2d",
     "MaskedConv2d",
+    "MinibatchDiscrimination",
     "RowLSTM",
 ]

@@ -10,6 +10,7 @@ loop.py             the training loop
 objectives/         one training objective per family
 data/               data sets by name, as uint8 tensors
 metrics.py          means over images, the likelihood first of all
+point_metrics.py    modes covered by generated points
 pictures.py         grids of images, and curves
 checkpoint.py       model and training state in one file
 atomic_write.py     files that are written whole or not at all

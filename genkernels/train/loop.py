@@ -101,7 +101,7 @@ class Trainer:
     @property
     def fingerprint(self) -> list[int]:
         """Fingerprint of the images, to tell them from others: how many there are, and the sum of their levels."""
-        return [len(self.train), len(self.test), int(self.train.images.sum(dtype=torch.int64))]
+        return [len(self.train), len(self.test), int(self.train.images.sum(dtype=torch.float64))]
 
     def latest(self, key: str) -> float | None:
         """The newest entry of that name in the history, such as "train_nats"; None before there is one."""
@@ -181,7 +181,10 @@ class Trainer:
         self._recent.append(values)
 
     def _record(self) -> None:
-        means = {key: sum(step[key] for step in self._recent) / len(self._recent) for key in self._recent[0]}
+        means = {}
+        for key in {key: None for step in self._recent for key in step}:  # a generator may rest at some steps
+            values = [step[key] for step in self._recent if key in step]
+            means[key] = sum(values) / len(values)
         self.history.append(self._now() | means)
         self._recent = []
 

@@ -40,6 +40,8 @@ class Descent:
         optimizer: holds the parameters that move; nothing else gets a gradient, whatever the loss is computed from.
         clip: the largest norm of the gradient; a larger one is scaled down to it.
         factor: of the learning rate, by step.
+        history: weight of |theta - mean of its past|² in the loss, theta being the parameters at each step so far
+            (Salimans et al. 2016, "Improved Techniques for Training GANs", section 3.3).
     """
 
     def __init__(
@@ -47,8 +49,10 @@ class Descent:
         optimizer: torch.optim.Optimizer,
         clip: float = math.inf,
         factor: Callable[[int], float] = lambda step: 1.0,
+        history: float = 0.0,
     ) -> None:
-        self.optimizer, self.clip = optimizer, clip
+        self.optimizer, self.clip, self.history = optimizer, clip, history
+        self.means = [p.detach().clone() for p in self.parameters] if history else []
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
     @property
@@ -73,6 +77,7 @@ class Descent:
             total += value
             with torch.autocast(loss.device.type, enabled=False):  # gradients have the dtypes that forward gave them
                 loss.backward(inputs=parameters)
+        total += self._add_history()
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if not math.isfinite(norm.item()):
             raise NotFiniteError("gradient's norm", norm.item())
@@ -82,9 +87,23 @@ class Descent:
         self.scheduler.step()
         return Descended(total, norm.item())
 
+    @torch.no_grad()
+    def _add_history(self) -> float:
+        """The history's part of the loss; its gradient is added to that of the rest."""
+        loss, steps = 0.0, self.scheduler.last_epoch
+        for parameter, mean in zip(self.parameters, self.means, strict=False):
+            mean.lerp_(parameter, 1 / (steps + 1))
+            away = parameter - mean
+            loss += self.history * away.square().sum().item()
+            if parameter.grad is not None:
+                parameter.grad.add_(away, alpha=2 * self.history)
+        return loss
+
     def state_dict(self) -> dict[str, Any]:
-        return {"optimizer": self.optimizer.state_dict(), "steps": self.scheduler.last_epoch}
+        return {"optimizer": self.optimizer.state_dict(), "steps": self.scheduler.last_epoch, "means": self.means}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.last_epoch = state["steps"]
+        for mean, kept in zip(self.means, state["means"], strict=True):
+            mean.copy_(kept)

@@ -15,7 +15,10 @@ from .data.sources import dequantise
 from .errors import GenkernelsError, MissingPackageError
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+POINTS_REACH = (3.0, 6.0)  # of the axes: the ring of points, and the grid or what is further out
 
 FORMATS = (".png", ".pdf", ".svg", ".jpg", ".webp")
 
@@ -52,14 +55,24 @@ def tile(images: Tensor, levels: int, columns: int | None = None) -> Tensor:
 
 
 def save_grids(path: Path, grids: Mapping[str, Tensor], levels: int, columns: int | None = None) -> None:
-    """One picture with a titled grid for each entry, side by side; levels, [N, 1 or 3, H, W]."""
+    """One picture with a titled grid for each entry, side by side: levels [N, 1 or 3, H, W], or points [N, 2, 1, 1]."""
     figure = _figure(4.2 * len(grids), 4.6)
     for axes, (title, images) in zip(figure.subplots(1, len(grids), squeeze=False)[0], grids.items(), strict=True):
+        axes.set_title(title)
+        if images.is_floating_point():
+            _scatter(axes, images)
+            continue
         sheet = tile(images, levels, columns)
         axes.imshow(sheet.squeeze(2).numpy(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-        axes.set_title(title)
         axes.set_axis_off()
     _save(figure, path)
+
+
+def _scatter(axes: Axes, points: Tensor) -> None:
+    x, y = points.flatten(1).T.numpy()
+    reach = POINTS_REACH[bool((points.abs() > POINTS_REACH[0]).any())]
+    axes.scatter(x, y, s=4, alpha=0.4, linewidths=0)
+    axes.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
 
 
 def save_curve(path: Path, history: Sequence[Mapping[str, float]], curves: Mapping[str, str], unit: str) -> None:

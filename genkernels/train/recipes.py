@@ -11,6 +11,7 @@ from typing import Any
 from ..models import (
     DCGAN,
     FVBN,
+    GAN,
     VAE,
     AdversarialAutoencoder,
     Autoencoder,
@@ -99,6 +100,15 @@ _ALL = (
         "an autoencoder whose codes are pushed to a normal distribution (Makhzani et al. 2016)",
         AdversarialAutoencoderObjective,
         batch_size=128,
+    ),
+    Recipe(
+        "gan",
+        GAN,
+        "multilayer perceptrons that play against each other (Goodfellow et al. 2014)",
+        AdversarialObjective,
+        batch_size=128,
+        learning_rate=2e-4,
+        clip=math.inf,
     ),
     Recipe(
         "dcgan",

@@ -143,13 +143,16 @@ def _trainer(
     folder: Path,
     device: torch.device | str,
 ) -> Trainer:
+    if dataset.mixture is not None and not objective.takes_points:
+        raise TrainingError(f"data: {dataset.name} holds points of the plane; this model takes images")
     levels = objective.levels(model)
     train, test = quantise(dataset.train, levels), quantise(dataset.test, levels)
     if train.shape[1] != model.in_channels:
         raise TrainingError(f"the model takes {model.in_channels} channels; {settings.data} has {train.shape[1]}")
     train_labels, test_labels = labels_for(objective, model, dataset)
     return Trainer(
-        recipe, objective, model, LabelledImages(train, train_labels), LabelledImages(test, test_labels),
+        recipe, objective, model, LabelledImages(train, train_labels, dataset.mixture),
+        LabelledImages(test, test_labels, dataset.mixture),
         settings, folder, device,
     )  # fmt: skip
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from genkernels.models import DCGAN
-from genkernels.models.dcgan import discriminator_loss, generator_loss
+from genkernels.train.objectives.adversarial_losses import discriminator_loss, generator_loss
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,7 @@ import signal
 import pytest
 import torch
 
-from genkernels.models import DCGAN, VAE, AdversarialAutoencoder, Autoencoder, PixelVAE
+from genkernels.models import DCGAN, GAN, VAE, AdversarialAutoencoder, Autoencoder, PixelVAE
 from genkernels.train import Limits, resume_run, start_run
 from genkernels.train.checkpoint import load_model, read_checkpoint
 from genkernels.train.errors import GenkernelsError, TrainingError
@@ -20,6 +20,7 @@ FAMILIES = {
     "pixelvae": PixelVAE,
     "autoencoder": Autoencoder,
     "adversarial-autoencoder": AdversarialAutoencoder,
+    "gan": GAN,
     "dcgan": DCGAN,
 }
 SMALL = {"hidden_channels": 4, "latent_dim": 2}
@@ -154,6 +155,8 @@ def test_a_vae_is_measured_by_its_bound_whatever_its_beta_and_the_same_every_tim
         ("autoencoder", "decoder"),
         ("adversarial-autoencoder", "encoder"),
         ("adversarial-autoencoder", "discriminator"),
+        ("gan", "generator"),
+        ("gan", "discriminator"),
         ("dcgan", "generator"),
         ("dcgan", "discriminator"),
     ],
@@ -178,6 +181,7 @@ PICTURES = {
                  "latent_grid": ["decoded over the plane of codes"]},
     "autoencoder": {"reconstructions": ["real", "reconstructed"]},
     "adversarial-autoencoder": {"samples": ["samples", "real"], "reconstructions": ["real", "reconstructed"]},
+    "gan": {"samples": ["samples", "real"]},
     "dcgan": {"samples": ["samples", "real"]},
 }  # fmt: skip
 
@@ -198,7 +202,15 @@ def test_a_run_shows_the_pictures_of_its_family(tmp_path, recipe):
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_curve_is_an_entry_of_the_history(tmp_path, recipe):
-    options = SMALL if recipe in FAMILIES else {} if recipe == "fvbn" else {"hidden_channels": 2, "num_layers": 1}
+    options = (
+        SMALL
+        if recipe in FAMILIES
+        else {}
+        if recipe == "fvbn"
+        else {"hidden_channels": 4}
+        if recipe == "gan"
+        else {"hidden_channels": 2, "num_layers": 1}
+    )
     trainer = start(recipe, tmp_path, options)
     trainer._one_step()
     trainer._record()
@@ -210,7 +222,7 @@ def test_every_curve_is_an_entry_of_the_history(tmp_path, recipe):
 @pytest.mark.parametrize(
     "recipe, options, message",
     [
-        ("dcgan", {"levels": 4}, "levels: this model has no such option; it has hidden_channels, image_size"),
+        ("dcgan", {"levels": 4}, "levels: this model has no such option; it has discriminator_norm, hidden_channels"),
         ("vae", {"levels": 4}, "levels: a Bernoulli likelihood takes 2; got 4"),
         ("vae", {"num_layers": 4}, "num_layers: this model has no such option"),
     ],

@@ -9,24 +9,28 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .points import Mixture
+
 
 @dataclass(frozen=True, eq=False)
 class LabelledImages:
     """Images, and their labels where the model takes them.
 
     Attributes:
-        images: uint8 [N, C, H, W], levels.
+        images: uint8 [N, C, H, W], levels; or points, float32 [N, 2, 1, 1].
         labels: int64 [N], or None.
+        mixture: what points were drawn from; None for images.
     """
 
     images: Tensor
     labels: Tensor | None = None
+    mixture: Mixture | None = None
 
     def __len__(self) -> int:
         return len(self.images)
 
     def first(self, n: int) -> LabelledImages:
-        return LabelledImages(self.images[:n], None if self.labels is None else self.labels[:n])
+        return LabelledImages(self.images[:n], None if self.labels is None else self.labels[:n], self.mixture)
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +50,7 @@ class Batch(LabelledImages):
         images = self.images.tensor_split(min(self.micro_batches, len(self)))
         labels = [None] * len(images) if self.labels is None else self.labels.tensor_split(len(images))
         for part, own in zip(images, labels, strict=True):
-            yield Batch(part, own, self.step), len(part) / len(self)
+            yield Batch(part, own, step=self.step), len(part) / len(self)
 
 
 class Batches:
@@ -80,4 +84,9 @@ class Batches:
     def batch(self, epoch: int, index: int, device: torch.device) -> Batch:
         chosen = self.indices(epoch, index)
         labels = None if self.source.labels is None else self.source.labels[chosen].to(device)
-        return Batch(self.source.images[chosen].to(device), labels, epoch * len(self) + index, self.micro_batches)
+        return Batch(
+            self.source.images[chosen].to(device),
+            labels,
+            step=epoch * len(self) + index,
+            micro_batches=self.micro_batches,
+        )

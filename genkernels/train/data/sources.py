@@ -6,6 +6,7 @@ A specification is one of these words, with a path where it takes one:
     mnist:PATH           the four IDX files, gzipped or not
     fashion-mnist[:PATH] the same format; without a path, where Debian's package dataset-fashion-mnist puts it
     cifar10:PATH         the binary version: data_batch_1.bin .. data_batch_5.bin and test_batch.bin
+    ring, grid           points of the plane, see points.py
     folder:PATH          any images, in PATH/train and PATH/test (or val) or all together
 """
 
@@ -21,8 +22,9 @@ from torch import Tensor
 from ..errors import DataError, MissingPackageError
 from .folder import read_folder
 from .idx import read_idx
+from .points import MIXTURES, TEST_POINTS, TRAIN_POINTS, Mixture
 
-SPECS = ("digits", "mnist:PATH", "fashion-mnist[:PATH]", "cifar10:PATH", "folder:PATH")
+SPECS = ("digits", "mnist:PATH", "fashion-mnist[:PATH]", "cifar10:PATH", "folder:PATH", "ring", "grid")
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 
@@ -33,9 +35,10 @@ class Dataset:
 
     Attributes:
         name: the first word of the specification.
-        train, test: uint8 [N, C, H, W], 0 .. 255.
+        train, test: uint8 [N, C, H, W], 0 .. 255; or points, float32 [N, 2, 1, 1].
         train_labels, test_labels: int64 [N], or None where the files hold none.
         levels: how many of the 256 values occur: what :func:`quantise` reduces to without loss.
+        mixture: what points were drawn from; None for images.
     """
 
     name: str
@@ -44,6 +47,7 @@ class Dataset:
     train_labels: Tensor | None = None
     test_labels: Tensor | None = None
     levels: int = 256
+    mixture: Mixture | None = None
 
 
 def open_dataset(spec: str, size: tuple[int, int] | None = None, *, skip_broken: bool = False) -> Dataset:
@@ -62,10 +66,10 @@ def open_dataset(spec: str, size: tuple[int, int] | None = None, *, skip_broken:
     place = Path(path).expanduser() if path else None
     if size is not None and name != "folder":
         raise DataError(f"size: only the images of folder:PATH are resized; got {spec!r}")
-    if name == "digits":
+    if name == "digits" or name in MIXTURES:
         if place is not None:
-            raise DataError(f"digits: takes no path; got {path!r}")
-        return _digits()
+            raise DataError(f"{name}: takes no path; got {path!r}")
+        return _digits() if name == "digits" else _points(name)
     if name == "fashion-mnist":
         return _mnist(name, place or DEBIAN_FASHION_MNIST)
     if name not in ("mnist", "cifar10", "folder"):
@@ -83,9 +87,9 @@ def open_dataset(spec: str, size: tuple[int, int] | None = None, *, skip_broken:
 def quantise(images: Tensor, levels: int) -> Tensor:
     """uint8 0 .. 255 to uint8 levels 0 .. levels - 1, in equal bins: ``floor(value * levels / 256)``.
 
-    2 levels are the usual binarisation: above 127 is 1. Any shape; ``levels`` 2 to 256.
+    2 levels are the usual binarisation: above 127 is 1. Any shape; ``levels`` 2 to 256. Points stay as they are.
     """
-    if levels == 256:
+    if levels == 256 or images.is_floating_point():
         return images
     table = torch.arange(256) * levels // 256
     return table.to(torch.uint8)[images.int()]
@@ -112,6 +116,12 @@ def _digits() -> Dataset:
     labels = torch.from_numpy(source.target).long()
     held_out = torch.arange(len(images)) % 6 == 5
     return Dataset("digits", images[~held_out], images[held_out], labels[~held_out], labels[held_out], levels=17)
+
+
+def _points(name: str) -> Dataset:
+    mixture, generator = MIXTURES[name], torch.Generator().manual_seed(0)
+    (train, train_modes), (test, test_modes) = (mixture.draw(n, generator) for n in (TRAIN_POINTS, TEST_POINTS))
+    return Dataset(name, train, test, train_modes, test_modes, mixture=mixture)
 
 
 def _mnist(name: str, folder: Path) -> Dataset:

@@ -5,6 +5,7 @@ likelihood.py     autoregressive models: the exact likelihood
 variational.py    VAEs: a bound of the likelihood
 autoencoder.py    autoencoders: the squared error of the reconstruction
 adversarial_autoencoder.py  adversarial autoencoders: the same, and codes that match the prior
+adversarial_losses.py  the losses of GANs
 adversarial.py    GANs: a generator and a discriminator
 """
 

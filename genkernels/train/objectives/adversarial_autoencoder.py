@@ -11,13 +11,13 @@ from torch import Tensor
 
 from ...models import AdversarialAutoencoder
 from ...models.adversarial_autoencoder import distance_to_standard_normal
-from ...models.dcgan import discriminator_loss, generator_loss
 from ..data.batches import Batch, LabelledImages
 from ..data.sources import as_picture
 from ..metrics import Measure, mean_over
 from ..optimization import Descent
 from ..settings import Settings
 from .adversarial import frozen
+from .adversarial_losses import discriminator_loss, generator_loss
 from .autoencoder import scaled
 from .base import Drawing, Evaluating, Objective, descent_of, refuse
 
@@ -57,7 +57,7 @@ class AdversarialAutoencoderObjective(Objective[AdversarialAutoencoder]):
 
         error, norm = descents["reconstruction"].step(errors())
         judged = descents["discriminator"].step(judgements(), "discriminator's loss")
-        with frozen(model.discriminator):
+        with frozen(model.discriminator.parameters()):
             deceived = descents["encoder"].step(deceptions(), "encoder's loss")
         return {
             "train_error": error,

@@ -64,11 +64,13 @@ class Objective(Generic[Model]):
         curves: the entries of the history that are drawn and told while training, and what they are called.
         unit: of those entries.
         unmeasured: why test images give no figure, for a family where they give none.
+        takes_points: whether the family takes points of the plane, too.
     """
 
     curves: ClassVar[Mapping[str, str]]
     unit: ClassVar[str]
     unmeasured: ClassVar[str | None] = None
+    takes_points: ClassVar[bool] = False
 
     def levels(self, model: Model) -> int:
         """The number of levels that images are reduced to for this model."""
@@ -117,13 +119,16 @@ class Objective(Generic[Model]):
         raise NotImplementedError
 
 
-def descent_of(parameters: Iterable[nn.Parameter], settings: Settings, **options: Any) -> Descent:
+def descent_of(
+    parameters: Iterable[nn.Parameter], settings: Settings, *, history: float = 0.0, **options: Any
+) -> Descent:
     """The descent of parameters by the run's settings; ``options`` are more arguments of the optimiser."""
     rate = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay} | options
     return Descent(
         OPTIMIZERS[settings.optimizer](parameters, **rate),
         settings.clip,
         factor(settings.schedule, settings.warmup, settings.schedule_steps),
+        history,
     )
 
 
