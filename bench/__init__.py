@@ -8,6 +8,7 @@
     pixelcnn.py, dcgan.py      a whole training step of a model
     accelerate.py              models of plain torch layers, before and after genkernels.accelerate
     sizes.py, overhead.py      single layers at every size, and the cost of a call
+    gan_modes.py               modes that GANs cover on a ring of Gaussians: not a matter of speed
     gpu.py                     everything that needs a GPU: build, tests, benchmarks
     core/                      what they have in common; core/report.py prints the tables of an earlier run
     results/<machine>/         <benchmark>.json, one file for each machine and benchmark

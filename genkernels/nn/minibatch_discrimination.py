@@ -46,9 +46,11 @@ class MinibatchDiscrimination(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         if features.dim() != 2 or features.shape[1] != self.in_features:
             raise ValueError(f"features: expected [N, {self.in_features}]; got shape {list(features.shape)}")
-        compared = (features @ self.weight).unflatten(1, (self.kernels, self.kernel_dim))
-        distances = (compared[:, None] - compared[None]).abs().sum(3)  # [N, N, kernels]
-        return torch.cat([features, (-distances).exp().sum(1) - 1], 1)  # less that to itself
+        compared = (features @ self.weight).T.unflatten(0, (self.kernels, self.kernel_dim))
+        distances = features.new_zeros(())
+        for numbers in compared.unbind(1):  # [kernels, N]: rows of samples are quick to take apart
+            distances = distances + (numbers[:, :, None] - numbers[:, None]).abs()
+        return torch.cat([features, (-distances).exp().sum(2).T - 1], 1)  # less that to itself
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, kernels={self.kernels}, kernel_dim={self.kernel_dim}"
