@@ -23,7 +23,7 @@ from .info import show_info
 from .options import Checkpoint, Data, Device, Seed, SkipBroken, device_of
 from .progress import counted, make_console
 from .train import train
-from .trained import complete_images, evaluation_images, given_images
+from .trained import binarised, complete_images, evaluation_images, given_images
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Fast kernels for generative image models.")
 
@@ -154,5 +154,7 @@ def evaluate(
         if math.isnan(measure.mean):
             raise GenkernelsError(f"{checkpoint}: the model gives no number of {measure.label} for these images (nan)")
     table = Table("data", "images", *(measure.label for measure in measures), box=None, pad_edge=False)
-    table.add_row(name, f"{measures[0].images:,}", *map(str, measures))
+    table.add_row(
+        name + binarised(trained.content["settings"].get("binarize")), f"{measures[0].images:,}", *map(str, measures)
+    )
     console.print(table)

@@ -21,6 +21,7 @@ from ..train.settings import Limits
 from .options import device_of, size_of
 from .progress import counted, make_console, progress
 from .train_options import DATA, DEFAULT_EPOCHS, MODEL, OBJECTIVE, OPTIMISATION, given, with_options
+from .trained import binarised
 
 
 @with_options
@@ -90,12 +91,13 @@ def _run(console: Console, trainer: Trainer, limits: Limits) -> bool:
 
 def _show_results(console: Console, trainer: Trainer, samples: int) -> None:
     folder, model, objective = trainer.folder, trainer.result, trainer.objective
-    save_curve(folder / "curve.png", trainer.history, objective.curves, objective.unit)
+    unit = objective.unit + binarised(trainer.settings.binarize)
+    save_curve(folder / "curve.png", trainer.history, objective.curves, unit)
     with counted(console, "evaluating") as step:
         measures = objective.evaluate(model, trainer.test, Evaluating(progress=step))
     if measures:
         figures = ", ".join(f"{measure} {measure.label}" for measure in measures)
-        console.print(f"test: {figures}, over {measures[0].images:,} images")
+        console.print(f"test: {figures}, over {measures[0].images:,} images{binarised(trainer.settings.binarize)}")
     if samples:
         generator = torch.Generator().manual_seed(trainer.settings.seed)
         with counted(console, "drawing") as step:

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..train.data.binarise import METHODS
 from ..train.loop import DEFAULT_SAMPLES
 from ..train.objectives.adversarial_losses import LOSSES
 from ..train.optimization import OPTIMIZERS, PRECISIONS
@@ -57,7 +58,11 @@ class Option:
 
 
 OPTIONS = (
-    Option(DATA, "size", str, "Resize a folder's images: 32 or 32x48."),
+    Option(DATA, "size", str, "Resize the images: 32 or 32x48."),
+    Option(DATA, "crop", int, "Side of the square that is cut from the middle of each image first.", 1),
+    Option(DATA, "grey", bool, "Make colours grey."),
+    Option(DATA, "flip", bool, "Turn training images left to right at random. Not for digits."),
+    Option(DATA, "binarize", str, f"How images get two levels, one of: {', '.join(METHODS)}."),
     Option(MODEL, "levels", int, "Grey levels, per colour.", 2, 256),
     Option(MODEL, "hidden_channels", int, "Features per layer.", 1),
     Option(MODEL, "num_layers", int, "Layers after the first.", 0),

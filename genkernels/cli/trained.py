@@ -10,9 +10,10 @@ from rich.console import Console
 from ..models import AutoregressiveModel
 from ..train.checkpoint import TrainedModel
 from ..train.data.batches import LabelledImages
-from ..train.data.sources import Dataset, dequantise, open_dataset, quantise
+from ..train.data.binarise import METHODS
+from ..train.data.sources import Dataset, dequantise, open_dataset
 from ..train.errors import GenkernelsError
-from ..train.run import absolute_spec, labels_for
+from ..train.run import absolute_spec, labels_for, levels_of_test
 
 
 def evaluation_images(
@@ -24,7 +25,11 @@ def evaluation_images(
     latter.
     """
     model, settings = trained.model, trained.content["settings"]
-    dataset = open_dataset(data or settings["data"], None if data else settings["size"], skip_broken=skip_broken)
+    binarize, crop = settings.get("binarize"), settings.get("crop")
+    dataset = open_dataset(
+        data or settings["data"], settings["size"] if not data or crop else None,
+        crop=crop, grey=settings.get("grey", False), fixed=binarize == "fixed", skip_broken=skip_broken,
+    )  # fmt: skip
     channels, *size = dataset.test.shape[1:]
     if channels != model.in_channels:
         raise GenkernelsError(f"the model takes {model.in_channels} channels; {dataset.name} has {channels}")
@@ -36,7 +41,7 @@ def evaluation_images(
         for note in _unlike_training(trained.content, dataset, levels):
             console.print(f"note: {note}")
     _, labels = labels_for(trained.objective, model, dataset)
-    return data or settings["data"], LabelledImages(quantise(dataset.test, levels), labels, dataset.mixture)
+    return data or settings["data"], LabelledImages(levels_of_test(dataset, levels, binarize), labels, dataset.mixture)
 
 
 def _unlike_training(content: dict[str, Any], dataset: Dataset, levels: int) -> list[str]:
@@ -49,6 +54,11 @@ def _unlike_training(content: dict[str, Any], dataset: Dataset, levels: int) -> 
     if levels < dataset.levels:
         notes.append(f"the model knows {levels} grey levels; these images have {dataset.levels}, and are rounded down")
     return notes
+
+
+def binarised(method: str | None) -> str:
+    """What belongs behind a figure: which images of two levels it is for; "" for other images."""
+    return "" if method is None else f" ({METHODS[method]})"
 
 
 def given_images(console: Console, trained: TrainedModel, data: str | None, n: int) -> LabelledImages:

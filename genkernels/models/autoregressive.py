@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import sampling
 from ..ops.core.torch_internals import vmap_is_active
@@ -189,6 +189,17 @@ class AutoregressiveModel(GenerativeModel, Predictor):
         return sampling.sample(
             self, self.predict, table, request, condition=condition, progress=progress, backend=backend
         )
+
+
+def run_with_classes(
+    layers: nn.Sequential, x: Tensor, classes: nn.Embedding | None, condition: Tensor | None
+) -> Tensor:
+    """The layers' result; the embedding of each image's class, where there are any, is added to the first one's."""
+    for index, layer in enumerate(layers):
+        x = layer(x)
+        if index == 0 and classes is not None:
+            x = x + classes(condition)[:, :, None, None]
+    return x
 
 
 def check_labels(name: str, labels: Tensor | None, batch: int, classes: int) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..nn import MaskedConv2d
 from ..nn.init import init_live_taps
-from .autoregressive import AutoregressiveModel, as_size, channels_last, check_whole
+from .autoregressive import AutoregressiveModel, as_size, channels_last, check_whole, run_with_classes
 
 
 class ResidualBlock(nn.Module):
@@ -58,6 +59,8 @@ class PixelCNN(AutoregressiveModel):
         first_kernel_size: of the mask-A layer, odd.
         residual: whether to use residual blocks.
         head_channels: width of two more 1x1 layers before the logits; None for none.
+        num_classes: classes of images that the model is conditioned on; None for none. With classes, ``condition`` is
+            the int64 label [N] of each image: its embedding is added to the features of the first layer.
         image_size: height and width of sampled images, one number for squares.
 
     Shape: [N, in_channels, H, W] levels, any real dtype -> logits [N, levels, in_channels, H, W].
@@ -80,9 +83,10 @@ class PixelCNN(AutoregressiveModel):
         first_kernel_size: int = 7,
         residual: bool = False,
         head_channels: int | None = None,
+        num_classes: int | None = None,
         image_size: int | Sequence[int] = (28, 28),
     ) -> None:
-        super().__init__(in_channels, levels, image_size)
+        super().__init__(in_channels, levels, image_size, num_classes)
         check_whole("hidden_channels", hidden_channels, in_channels)
         check_whole("num_layers", num_layers, 0)
         if head_channels is not None:
@@ -100,6 +104,7 @@ class PixelCNN(AutoregressiveModel):
             "first_kernel_size": first_kernel_size,
             "residual": residual,
             "head_channels": head_channels,
+            "num_classes": num_classes,
             "image_size": list(as_size("image_size", image_size)),
         }
 
@@ -110,7 +115,7 @@ class PixelCNN(AutoregressiveModel):
             )  # fmt: skip
 
         width = 2 * hidden_channels if residual else hidden_channels
-        layers: list[nn.Module] = [conv(in_channels, width, first_kernel_size, "A", relu=not residual)]
+        layers: list[Any] = [conv(in_channels, width, first_kernel_size, "A", relu=not residual)]
         if residual:
             layers += [ResidualBlock(hidden_channels, kernel_size, in_channels) for _ in range(num_layers)]
             layers.append(nn.ReLU())  # of the sum, which no convolution ends
@@ -121,6 +126,7 @@ class PixelCNN(AutoregressiveModel):
             width = head_channels
         layers.append(conv(width, in_channels * levels, 1, relu=False))
         self.layers = nn.Sequential(*layers)
+        self.classes = None if num_classes is None else nn.Embedding(num_classes, layers[0].out_channels)
         # Features are kept channels_last (see `predict`). An image of one channel has no layout of its own: there
         # the first layer's weight says which is meant.
         self.layers[0].to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -138,5 +144,7 @@ class PixelCNN(AutoregressiveModel):
     def predict(self, scaled: Tensor, condition: Tensor | None) -> Tensor:
         # channels_last: results leave the kernels without a transposition, and the softmax reads its levels in a row.
         scaled = channels_last(scaled)
-        logits = self.layers(scaled)  # [N, C * levels, H, W], a block of levels for each colour
+        logits = run_with_classes(
+            self.layers, scaled, self.classes, condition
+        )  # [N, C * levels, H, W], a block of levels for each colour
         return logits.unflatten(1, (self.in_channels, self.levels)).transpose(1, 2)

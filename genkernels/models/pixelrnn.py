@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..nn import DiagonalBiLSTM, MaskedConv2d, RowLSTM
 from ..nn.init import init_live_taps
-from .autoregressive import AutoregressiveModel, as_size, channels_last, check_whole
+from .autoregressive import AutoregressiveModel, as_size, channels_last, check_whole, run_with_classes
 
 RECURRENCES = {"row": RowLSTM, "diagonal": DiagonalBiLSTM}
 
@@ -61,6 +61,8 @@ class PixelRNN(AutoregressiveModel):
         head_channels: width of the two 1x1 layers before the logits.
         learned_state: learn the LSTMs' states outside the image.
         checkpoint: train in less memory and more time; see :func:`genkernels.ops.row_lstm_layer`.
+        num_classes: classes of images that the model is conditioned on; None for none. With classes, ``condition`` is
+            the int64 label [N] of each image: its embedding is added to the features of the first layer.
         image_size: height and width of sampled images, one number for squares.
 
     Shape: [N, in_channels, H, W] levels, any real dtype -> logits [N, levels, in_channels, H, W].
@@ -84,9 +86,10 @@ class PixelRNN(AutoregressiveModel):
         head_channels: int = 32,
         learned_state: bool = True,
         checkpoint: bool = False,
+        num_classes: int | None = None,
         image_size: int | Sequence[int] = (28, 28),
     ) -> None:
-        super().__init__(in_channels, levels, image_size)
+        super().__init__(in_channels, levels, image_size, num_classes)
         check_whole("hidden_channels", hidden_channels, in_channels)
         check_whole("num_layers", num_layers, 0)
         check_whole("head_channels", head_channels, in_channels)
@@ -105,6 +108,7 @@ class PixelRNN(AutoregressiveModel):
             "head_channels": head_channels,
             "learned_state": learned_state,
             "checkpoint": checkpoint,
+            "num_classes": num_classes,
             "image_size": list(as_size("image_size", image_size)),
         }
 
@@ -127,6 +131,7 @@ class PixelRNN(AutoregressiveModel):
             conv(head_channels, head_channels),
             conv(head_channels, in_channels * levels, relu=False),
         )
+        self.classes = None if num_classes is None else nn.Embedding(num_classes, wide)
         # Features are kept channels_last, as in PixelCNN.
         self.layers[0].to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._initialise()
@@ -143,5 +148,7 @@ class PixelRNN(AutoregressiveModel):
         width = scaled.shape[3]
         wider = F.pad(scaled, (0, 1)) if self.config["recurrence"] == "diagonal" else scaled
         wider = channels_last(wider)
-        logits = self.layers(wider)[..., :width]  # [N, C * levels, H, W], a block of levels for each colour
+        logits = run_with_classes(self.layers, wider, self.classes, condition)[
+            ..., :width
+        ]  # [N, C * levels, H, W], a block of levels for each colour
         return logits.unflatten(1, (self.in_channels, self.levels)).transpose(1, 2)

@@ -77,7 +77,10 @@ class Trainer:
         self.device = torch.device(device)
         self.model = model.to(self.device)
         self.train, self.test = train, test
-        self.batches = Batches(train, settings.batch_size, settings.seed, settings.micro_batches)
+        self.batches = Batches(
+            train, settings.batch_size, settings.seed, settings.micro_batches,
+            resample=settings.binarize == "stochastic", flip=settings.flip,
+        )  # fmt: skip
         self.objective = objective
         self.descents = objective.descents(model, settings)
         self._average = AveragedModel(self.model, avg_fn=_averaging(settings.ema)) if settings.ema else None
@@ -86,7 +89,7 @@ class Trainer:
         self.step = 0
         self.limits = Limits()  # those of the last call of run()
         self.seconds = 0.0  # of training so far, over all resumed parts
-        self.history: list[dict[str, float]] = []
+        self.history: list[dict[str, Any]] = []
         self.samples = DEFAULT_SAMPLES  # images to draw at the end
         self.stopped_by: int | None = None  # the number of the signal that ended the last part early
         self._recent: list[dict[str, float]] = []  # results of the steps since the last record
@@ -201,11 +204,12 @@ class Trainer:
                 progress={"step": self.step, measures[0].key: measures[0].mean},
             )  # fmt: skip
 
-    def _now(self) -> dict[str, float]:
+    def _now(self) -> dict[str, Any]:
         return {
             "step": self.step,
             "epoch": round(self.step / len(self.batches), 4),
             "seconds": round(self.seconds, 3),
+            **({} if self.settings.binarize is None else {"binarize": self.settings.binarize}),
         }
 
     def save(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -15,6 +15,7 @@ from torch import Tensor
 from ..models import GenerativeModel
 from .checkpoint import CHECKPOINT, read_checkpoint, trained_model
 from .data.batches import LabelledImages
+from .data.binarise import METHODS, TEST_SEED, stochastic
 from .data.sources import Dataset, open_dataset, quantise
 from .errors import TrainingError
 from .loop import Trainer
@@ -68,7 +69,7 @@ def start_run(
     chosen = Settings(**{**defaults, **settings, "data": absolute_spec(settings["data"])})
     _check(chosen)
     objective = chosen_recipe.build_objective(**objective_options)
-    dataset = open_dataset(chosen.data, chosen.size, skip_broken=skip_broken)
+    dataset = _dataset(chosen, skip_broken)
     chosen = _with_length(chosen, limits or Limits(), len(dataset.train))
     _, channels, height, width = dataset.train.shape
     options = {
@@ -120,7 +121,7 @@ def resume_run(
     except TypeError as error:
         raise TrainingError(f"{path}: not a run that can be resumed: {error}") from error
     trained = trained_model(content, path)
-    dataset = open_dataset(chosen.data, chosen.size, skip_broken=skip_broken)
+    dataset = _dataset(chosen, skip_broken)
     trainer = _trainer(trained.recipe, trained.objective, trained.model, dataset, chosen, folder, device)
     if trainer.fingerprint != content.get("images", trainer.fingerprint):
         raise TrainingError(f"data: the run in {folder} has other images than those of {chosen.data}")
@@ -146,7 +147,10 @@ def _trainer(
     if dataset.mixture is not None and not objective.takes_points:
         raise TrainingError(f"data: {dataset.name} holds points of the plane; this model takes images")
     levels = objective.levels(model)
-    train, test = quantise(dataset.train, levels), quantise(dataset.test, levels)
+    settings = _with_binarisation(settings, levels, dataset)
+    train, test = quantise(dataset.train, levels), levels_of_test(dataset, levels, settings.binarize)
+    if settings.binarize == "stochastic":
+        train = dataset.train  # drawn anew for each batch
     if train.shape[1] != model.in_channels:
         raise TrainingError(f"the model takes {model.in_channels} channels; {settings.data} has {train.shape[1]}")
     train_labels, test_labels = labels_for(objective, model, dataset)
@@ -155,6 +159,31 @@ def _trainer(
         LabelledImages(test, test_labels, dataset.mixture),
         settings, folder, device,
     )  # fmt: skip
+
+
+def _dataset(settings: Settings, skip_broken: bool) -> Dataset:
+    return open_dataset(
+        settings.data, settings.size, crop=settings.crop, grey=settings.grey, fixed=settings.binarize == "fixed",
+        skip_broken=skip_broken,
+    )  # fmt: skip
+
+
+def _with_binarisation(settings: Settings, levels: int, dataset: Dataset) -> Settings:
+    """The settings with the way in which grey images get two levels."""
+    if levels != 2 or dataset.mixture is not None:
+        if settings.binarize is not None:
+            raise TrainingError(
+                f"binarize: expected a model of 2 levels; got {settings.binarize!r} and {levels} levels"
+            )
+        return settings
+    return settings if settings.binarize is not None else replace(settings, binarize="threshold")
+
+
+def levels_of_test(dataset: Dataset, levels: int, binarize: str | None) -> Tensor:
+    """The test images in levels; stochastically binarised ones are always the same."""
+    if binarize == "stochastic":
+        return stochastic(dataset.test, torch.Generator().manual_seed(TEST_SEED))
+    return quantise(dataset.test, levels)
 
 
 def labels_for(
@@ -189,9 +218,12 @@ def _with_length(settings: Settings, limits: Limits, images: int) -> Settings:
 
 
 def _check(settings: Settings) -> None:
-    for name, known in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("precision", PRECISIONS)):
+    names: dict[str, Collection[str]] = {
+        "optimizer": OPTIMIZERS, "schedule": SCHEDULES, "precision": PRECISIONS, "binarize": METHODS,
+    }  # fmt: skip
+    for name, known in names.items():
         value = getattr(settings, name)
-        if value not in known:
+        if value not in known and not (name == "binarize" and value is None):
             raise TrainingError(f"{name}: unknown {value!r}; expected one of: {', '.join(known)}")
     for name in ("batch_size", "learning_rate", "clip", "micro_batches"):
         value = getattr(settings, name)

@@ -10,11 +10,14 @@ class Settings:
     """Everything that decides the course of a run, and so must stay as it was when it is resumed.
 
     Attributes:
-        data: specification of the data set; ``size`` as :func:`genkernels.train.data.sources.open_dataset` takes it.
+        data: specification of the data set; ``size``, ``crop`` and ``grey`` as
+            :func:`genkernels.train.data.sources.open_dataset` takes them.
         batch_size: images per step; the last batch of an epoch may be smaller.
         learning_rate, optimizer: a name of ``OPTIMIZERS``, its other constants as the family's objective has them.
         clip: largest norm of the gradient of the loss (of nats per sub-pixel, for a likelihood); infinity for none.
         seed: of the initial weights, the order of the images and everything else that is random.
+        flip: turn training images left to right at random.
+        binarize: of a model of two levels, how images get them: a name of ``METHODS``; None otherwise.
         discriminator_learning_rate: of an adversarial run; None for that of the generator.
         weight_decay: as the optimiser has it: of "adamw" decoupled, of the others added to the gradient.
         schedule: a name of ``SCHEDULES``, how the learning rate falls over ``schedule_steps``.
@@ -33,6 +36,10 @@ class Settings:
     optimizer: str
     clip: float
     seed: int
+    crop: int | None = None
+    grey: bool = False
+    flip: bool = False
+    binarize: str | None = None
     discriminator_learning_rate: float | None = None
     weight_decay: float = 0.0
     schedule: str = "constant"

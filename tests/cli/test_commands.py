@@ -212,8 +212,9 @@ def test_samples_of_a_gan_follow_from_the_seed(command, families):
 def test_demo_trains_draws_and_times_both_sides(command):
     code, out, err = command("demo", "--seconds", "1", "--out", "shown")
     assert (code, err) == (0, "")
-    assert sorted(file.name for file in Path("shown").iterdir()) == [
-        "best.pt", "curve.png", "history.jsonl", "model.pt", "samples.png",
+    # best.pt is there if the second was enough for an evaluation
+    assert sorted({file.name for file in Path("shown").iterdir()} - {"best.pt"}) == [
+        "curve.png", "history.jsonl", "model.pt", "samples.png",
     ]  # fmt: skip
     assert "plain PyTorch" in out and "train step, 32 images" in out and "sampling, 16 images" in out
     assert out.count("x faster") + out.count("x slower") == 2

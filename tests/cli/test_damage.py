@@ -187,11 +187,11 @@ def test_small_mistakes_are_one_short_sentence(command, run, arguments, said):
     assert code != 0 and is_one_sentence(err) and said in err and len(err) < 250
 
 
-def test_the_python_version_of_cifar_is_known_in_its_folder_too(command, run, tmp_path):
+def test_an_empty_batch_of_cifars_python_version_is_named(command, run, tmp_path):
     (tmp_path / "cifar-10-batches-py").mkdir()
     (tmp_path / "cifar-10-batches-py/data_batch_1").write_bytes(b"")
-    _, _, err = command("evaluate", run, "--data", f"cifar10:{tmp_path}")
-    assert "this is the Python version of CIFAR-10; the binary version is needed" in err
+    code, _, err = command("evaluate", run, "--data", f"cifar10:{tmp_path}")
+    assert code == 1 and "data_batch_1: not a batch of CIFAR-10's Python version" in err and is_one_sentence(err)
 
 
 def test_version_is_printed_alone(command):

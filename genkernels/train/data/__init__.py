@@ -3,6 +3,8 @@
 sources.py       data sets by name, their splits and labels; levels and pictures of pixels
 batches.py       batches of training images
 points.py        points from mixtures of Gaussians
+binarise.py      images of two levels, in the ways that are reported
+cifar.py         CIFAR-10, either version
 idx.py           the IDX format of MNIST and its relatives
 folder.py        a folder of image files, split and labelled by its sub-folders
 image_file.py    one image file as 8-bit pixels

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .binarise import stochastic
 from .points import Mixture
 
 
@@ -63,10 +64,21 @@ class Batches:
         batch_size: images per step.
         seed: of the order.
         micro_batches: see :class:`Batch`.
+        resample: the source holds grey images, 0 .. 255, that are stochastically binarised for each batch.
+        flip: turn each image left to right with probability 1/2.
     """
 
-    def __init__(self, source: LabelledImages, batch_size: int, seed: int, micro_batches: int = 1) -> None:
-        self.source, self.micro_batches = source, micro_batches
+    def __init__(
+        self,
+        source: LabelledImages,
+        batch_size: int,
+        seed: int,
+        micro_batches: int = 1,
+        *,
+        resample: bool = False,
+        flip: bool = False,
+    ) -> None:
+        self.source, self.micro_batches, self.resample, self.flip = source, micro_batches, resample, flip
         self.batch_size, self.seed = batch_size, seed
         self._order: tuple[int, Tensor] | None = None
 
@@ -82,11 +94,15 @@ class Batches:
         return self._order[1][index * self.batch_size : (index + 1) * self.batch_size]
 
     def batch(self, epoch: int, index: int, device: torch.device) -> Batch:
+        """Batch ``index`` of an epoch; what is random in it follows from the seed and its place alone."""
         chosen = self.indices(epoch, index)
+        images = self.source.images[chosen]
+        generator = torch.Generator().manual_seed(((self.seed * 1_000_003 + epoch) * 1_000_003 + index) % 2**63)
+        if self.flip:
+            turned = torch.rand(len(images), generator=generator) < 0.5
+            images = torch.where(turned[:, None, None, None], images.flip(3), images)
+        if self.resample:
+            images = stochastic(images, generator)
         labels = None if self.source.labels is None else self.source.labels[chosen].to(device)
-        return Batch(
-            self.source.images[chosen].to(device),
-            labels,
-            step=epoch * len(self) + index,
-            micro_batches=self.micro_batches,
-        )
+        step = epoch * len(self) + index
+        return Batch(images.to(device), labels, step=step, micro_batches=self.micro_batches)

@@ -5,7 +5,7 @@ A specification is one of these words, with a path where it takes one:
     digits               the 1,797 handwritten 8 x 8 digits that scikit-learn carries (17 grey levels)
     mnist:PATH           the four IDX files, gzipped or not
     fashion-mnist[:PATH] the same format; without a path, where Debian's package dataset-fashion-mnist puts it
-    cifar10:PATH         the binary version: data_batch_1.bin .. data_batch_5.bin and test_batch.bin
+    cifar10:PATH         the binary version (data_batch_1.bin ...) or the Python version (data_batch_1 ...)
     ring, grid           points of the plane, see points.py
     folder:PATH          any images, in PATH/train and PATH/test (or val) or all together
 """
@@ -13,13 +13,16 @@ A specification is one of these words, with a path where it takes one:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import DataError, MissingPackageError
+from .binarise import read_fixed
+from .cifar import read_cifar10
 from .folder import read_folder
 from .idx import read_idx
 from .points import MIXTURES, TEST_POINTS, TRAIN_POINTS, Mixture
@@ -50,25 +53,49 @@ class Dataset:
     mixture: Mixture | None = None
 
 
-def open_dataset(spec: str, size: tuple[int, int] | None = None, *, skip_broken: bool = False) -> Dataset:
+def open_dataset(
+    spec: str,
+    size: tuple[int, int] | None = None,
+    *,
+    crop: int | None = None,
+    grey: bool = False,
+    fixed: bool = False,
+    skip_broken: bool = False,
+) -> Dataset:
     """Open a data set, "NAME" or "NAME:PATH" (see the top of this module).
 
     Args:
         spec: which.
-        size: height and width to which the images of a folder are resized; None where they have one size.
+        size: height and width to which images are resized, after the crop; None where they have one size.
+        crop: side of the square that is cut from the middle of each image.
+        grey: make colours one grey channel (ITU-R BT.601).
+        fixed: take the fixed binarised files of MNIST, see binarise.py.
         skip_broken: leave out files of a folder that cannot be read.
 
     Raises:
-        DataError: an unknown name, or a missing or damaged file; the message is one sentence.
+        DataError: an unknown name, a missing or damaged file, or an option that does not fit; the message is one
+            sentence.
         MissingPackageError: scikit-learn (digits) or pillow (folder) is not installed.
     """
     name, _, path = spec.partition(":")
+    if fixed and name != "mnist":
+        raise DataError(f"binarize: 'fixed' is a version of mnist:PATH; got {spec!r}")
     place = Path(path).expanduser() if path else None
-    if size is not None and name != "folder":
-        raise DataError(f"size: only the images of folder:PATH are resized; got {spec!r}")
+    if name in MIXTURES:
+        for option, value in (("size", size), ("crop", crop), ("grey", grey or None)):
+            if value is not None:
+                raise DataError(f"{option}: {name} holds points, not images; got {value}")
+    dataset = _open(name, spec, place, size if crop is None else None, fixed, skip_broken)
+    prepared = [_prepared(images, size, crop, grey) for images in (dataset.train, dataset.test)]
+    return replace(dataset, train=prepared[0], test=prepared[1])
+
+
+def _open(
+    name: str, spec: str, place: Path | None, size: tuple[int, int] | None, fixed: bool, skip_broken: bool
+) -> Dataset:
     if name == "digits" or name in MIXTURES:
         if place is not None:
-            raise DataError(f"{name}: takes no path; got {path!r}")
+            raise DataError(f"{name}: takes no path; got {str(place)!r}")
         return _digits() if name == "digits" else _points(name)
     if name == "fashion-mnist":
         return _mnist(name, place or DEBIAN_FASHION_MNIST)
@@ -80,8 +107,33 @@ def open_dataset(spec: str, size: tuple[int, int] | None = None, *, skip_broken:
     if not place.is_dir():
         raise DataError(f"{name}: there is no folder {place}")
     if name == "mnist":
-        return _mnist(name, place)
-    return _cifar10(place) if name == "cifar10" else Dataset(name, *read_folder(place, size, skip_broken=skip_broken))
+        return Dataset("mnist", *read_fixed(place), levels=2) if fixed else _mnist(name, place)
+    return Dataset(
+        name, *(read_cifar10(place) if name == "cifar10" else read_folder(place, size, skip_broken=skip_broken))
+    )
+
+
+def _prepared(images: Tensor, size: tuple[int, int] | None, crop: int | None, grey: bool) -> Tensor:
+    """Images cut, resized and made grey, as far as they are not so already."""
+    height, width = images.shape[2:]
+    if crop is not None:
+        if not 1 <= crop <= min(height, width):
+            raise DataError(f"crop: expected a side of 1 .. {min(height, width)}, of {height} x {width}; got {crop}")
+        top, left = (height - crop) // 2, (width - crop) // 2
+        images = images[:, :, top : top + crop, left : left + crop]
+    if grey and images.shape[1] == 3:
+        weights = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
+        images = torch.cat(
+            [(part.float() * weights).sum(1, keepdim=True).round().byte() for part in images.split(4096)]
+        )
+    if size is not None and tuple(images.shape[2:]) != size:
+        images = torch.cat([_resized(part, size) for part in images.split(4096)])
+    return images.contiguous()
+
+
+def _resized(images: Tensor, size: tuple[int, int]) -> Tensor:
+    resized = F.interpolate(images.float(), size, mode="bicubic", antialias=True)
+    return resized.round().clamp(0, 255).to(torch.uint8)
 
 
 def quantise(images: Tensor, levels: int) -> Tensor:
@@ -150,40 +202,6 @@ def _find(name: str, folder: Path, stem: str, kind: str) -> Path:
                     return place / (file + suffix)
     hint = f"; install the package dataset-fashion-mnist or give {name}:PATH" if folder == DEBIAN_FASHION_MNIST else ""
     raise DataError(f"{name}: there is no {stem}-{kind} (nor {stem}-{kind}.gz) in {folder}{hint}")
-
-
-_CIFAR_RECORD = 1 + 3 * 32 * 32
-
-
-def _cifar10(folder: Path) -> Dataset:
-    for inner in ("cifar-10-batches-bin", "cifar-10-batches-py"):
-        if (folder / inner).is_dir():
-            folder = folder / inner
-            break
-    train = [_cifar_file(folder / f"data_batch_{i}.bin") for i in range(1, 6)]
-    test, test_labels = _cifar_file(folder / "test_batch.bin")
-    return Dataset(
-        "cifar10",
-        torch.cat([images for images, _ in train]),
-        test,
-        torch.cat([labels for _, labels in train]),
-        test_labels,
-    )
-
-
-def _cifar_file(path: Path) -> tuple[Tensor, Tensor]:
-    if not path.is_file():
-        pickled = path.with_suffix("").exists()
-        hint = " (this is the Python version of CIFAR-10; the binary version is needed)" if pickled else ""
-        raise DataError(f"cifar10: there is no {path.name} in {path.parent}{hint}")
-    content = path.read_bytes()
-    if not content or len(content) % _CIFAR_RECORD:
-        raise DataError(f"{path}: expected whole records of {_CIFAR_RECORD} bytes; got {len(content)} bytes")
-    records = torch.frombuffer(bytearray(content), dtype=torch.uint8).view(-1, _CIFAR_RECORD)
-    labels = records[:, 0].long()
-    if labels.max() > 9:
-        raise DataError(f"{path}: expected labels 0 .. 9; got {int(labels.max())}")
-    return records[:, 1:].reshape(-1, 3, 32, 32), labels
 
 
 def _size(images: Tensor | Sequence[int]) -> str:
