@@ -4,6 +4,8 @@ app.py         its commands: info, demo, train, sample, evaluate
 train.py       genkernels train
 train_options.py  its options
 options.py     options that several commands take
+drawn.py       drawn images as files: a grid, a folder, an array
+figures.py     figures of an evaluation as a JSON file
 trained.py     a trained model with the images of a data set
 demo.py        genkernels demo
 info.py        genkernels info

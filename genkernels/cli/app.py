@@ -13,12 +13,14 @@ import typer
 from rich.table import Table
 
 from ..models import AutoregressiveModel
-from ..train.checkpoint import open_model
+from ..train.checkpoint import checkpoint_in, open_model
 from ..train.errors import GenkernelsError
 from ..train.objectives import Drawing, Evaluating
-from ..train.pictures import check_picture_path, save_grids
+from ..train.run import absolute_spec
 from ..version import __version__
 from .demo import run_demo
+from .drawn import Destination, check_file, refuse_single_points
+from .figures import write_figures
 from .info import show_info
 from .options import Checkpoint, Data, Device, Seed, SkipBroken, device_of
 from .progress import counted, make_console
@@ -92,7 +94,9 @@ app.command()(train)
 @app.command()
 def sample(
     checkpoint: Checkpoint,
-    out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("samples.png"),
+    out: Annotated[
+        str, typer.Option(help="A picture of all; FOLDER/ for one each; NAME.npy for uint8 [n, H, W, C].")
+    ] = "samples.png",
     n: Annotated[int, typer.Option("-n", min=1, help="How many images.")] = 16,
     seed: Seed = 0,
     temperature: Annotated[float | None, typer.Option(help="Below 1 plays safe; 1 by default.")] = None,
@@ -110,10 +114,10 @@ def sample(
         raise typer.BadParameter("--label: images to complete have classes of their own")
     if data is not None and not complete:
         raise typer.BadParameter("--data: only --complete takes images from a data set")
-    check_picture_path(out)
-    where, console = device_of(device), make_console()
+    where, console, destination = device_of(device), make_console(), Destination(out)
     trained = open_model(checkpoint)
     model = trained.model.to(where)
+    refuse_single_points(destination, model)
     generator = torch.Generator().manual_seed(seed)
     with counted(console, "sampling") as step:
         if complete:
@@ -125,7 +129,7 @@ def sample(
             grids = complete_images(model, real, generator, step, 1.0 if temperature is None else temperature)
         else:
             grids = {"samples": trained.objective.sample(model, n, Drawing(generator, step, temperature, label))}
-    save_grids(out, grids, 256)
+    destination.write(grids, "completed" if complete else "samples")
     console.print(f"written to {out}")
 
 
@@ -138,10 +142,15 @@ def evaluate(
     importance_samples: Annotated[
         int | None, typer.Option(min=1, help="Of a VAE: codes per image for a tighter bound.")
     ] = None,
+    json: Annotated[
+        Path | None, typer.Option(help="Write the figures to this file, too, with what they are of.")
+    ] = None,
     device: Device = None,
 ) -> None:
     """Figures of the test images of a data set: for a likelihood, nats per image and bits per sub-pixel."""
     where, console = device_of(device), make_console()
+    if json is not None:
+        check_file(json)
     trained = open_model(checkpoint)
     objective = trained.objective
     name, test = evaluation_images(console, trained, data, skip_broken)
@@ -158,3 +167,6 @@ def evaluate(
         name + binarised(trained.content["settings"].get("binarize")), f"{measures[0].images:,}", *map(str, measures)
     )
     console.print(table)
+    if json is not None:
+        write_figures(json, checkpoint_in(checkpoint), trained, absolute_spec(name), measures)
+        console.print(f"written to {json}")
