@@ -237,6 +237,7 @@ def softmax_nll_backward(
     target: int,
     log_sum_exp: int,
     grad: int,
+    nll: int,
     grad_x: int,
     grad_weight: int,
     grad_bias: int,

@@ -41,18 +41,19 @@ void bind_softmax_nll(py::module_& m) {
   m.def(
       "softmax_nll_backward",
       [](int threads, const SoftmaxNllSizes& sizes, const std::vector<int64_t>& live, Address x, Address weight,
-         Address bias, Address target, Address log_sum_exp, Address grad, Address grad_x, Address grad_weight,
-         Address grad_bias) {
+         Address bias, Address target, Address log_sum_exp, Address grad, Address nll, Address grad_x,
+         Address grad_weight, Address grad_bias) {
         check_threads(threads);
+        check((nll == 0) == (log_sum_exp != 0), "nll", "an address where log_sum_exp is 0, and there alone", nll);
         const SoftmaxNllBackward args{softmax_nll_shape(sizes, live), pointer<const float>(x),
                                       pointer<const float>(weight), pointer<const float>(bias),
                                       pointer<const uint16_t>(target), pointer<const float>(log_sum_exp),
-                                      pointer<const float>(grad), pointer<float>(grad_x),
+                                      pointer<const float>(grad), pointer<float>(nll), pointer<float>(grad_x),
                                       pointer<float>(grad_weight), pointer<float>(grad_bias), threads};
         return GK_DISPATCH(softmax_nll_backward, args);
       },
       py::arg("threads"), py::arg("sizes"), py::arg("live"), py::arg("x"), py::arg("weight"), py::arg("bias"),
-      py::arg("target"), py::arg("log_sum_exp"), py::arg("grad"), py::arg("grad_x"), py::arg("grad_weight"),
+      py::arg("target"), py::arg("log_sum_exp"), py::arg("grad"), py::arg("nll"), py::arg("grad_x"), py::arg("grad_weight"),
       py::arg("grad_bias"), NoGil());
 }
 

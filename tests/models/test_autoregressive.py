@@ -243,6 +243,14 @@ def test_many_levels_have_the_likelihood_and_gradients_of_the_logits(name, monke
     plain = model.log_prob(x, condition)
     assert calls == [1]
     torch.testing.assert_close(fused, plain)
+    monkeypatch.setattr(autoregressive, "FUSED_LEVELS", 32)
+    mean = model.nats(x, condition)
+    assert calls == [1, 1]
+    torch.testing.assert_close(mean, -plain.mean())
+    for a, b in zip(
+        *(torch.autograd.grad(y, parameters, retain_graph=True) for y in (mean, -plain.mean())), strict=True
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
     for a, b in zip(*(torch.autograd.grad(y.sum(), parameters) for y in (fused, plain)), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
 

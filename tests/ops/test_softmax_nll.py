@@ -99,6 +99,32 @@ def test_every_instruction_set_is_within_the_bound(isa):
     check_cases_under(isa, "ops.test_softmax_nll")
 
 
+def check_total(case: dict) -> None:
+    """The sum over everything, whose gradients the forward pass finds."""
+    inputs, target, grad, groups = tensors(case)
+    scale = float(grad.flatten()[0])
+    with nan_in_fresh_memory():
+        got = with_gradients(
+            lambda x, w, b=None: softmax_nll(x, w, b, target, channel_groups=groups, reduction="sum"),
+            inputs, torch.tensor(scale),
+        )  # fmt: skip
+    exact, units = with_rounding(
+        lambda x, w, b: with_gradients(
+            lambda x, w, b=None: plain(x, w, b, target, groups).sum(), [x, w, b], torch.tensor(scale).double()
+        ),
+        [None if t is None else widened(t) for t in inputs],
+        torch.finfo(torch.float32).eps,
+    )
+    names = [name for name, t in zip(("x", "weight", "bias"), inputs, strict=True) if t is not None]
+    for name, *results in zip(("total", *names), got, exact, units, strict=True):
+        assert_accurate(name, *results)
+
+
+@pytest.mark.parametrize("case", CASES[1::2], ids=name_of)
+def test_a_sum_and_its_gradients_are_within_the_bound(case):
+    check_total(case)
+
+
 # --- derivatives ---
 
 
@@ -107,6 +133,18 @@ def small(dtype=torch.float64) -> tuple[list[Tensor], Tensor]:
     shapes = [(2, 3, 2, 3), (8, 3, 1, 1), (8,)]
     inputs = [torch.randn(s, generator=generator, dtype=torch.float64).to(dtype).requires_grad_() for s in shapes]
     return inputs, torch.randint(0, 4, (2, 2, 2, 3), generator=generator)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_gradcheck_of_a_sum(weighted):
+    inputs, target = small()
+    level_weight = torch.tensor([1.0, 0.0, 2.5, 0.3], dtype=torch.float64) if weighted else None
+
+    def function(*tensors):
+        return softmax_nll(*tensors, target, level_weight=level_weight, reduction="mean")
+
+    assert torch.autograd.gradcheck(function, inputs, check_forward_ad=True, check_batched_grad=True, fast_mode=True)
+    assert torch.autograd.gradgradcheck(function, inputs, fast_mode=True)
 
 
 @pytest.mark.parametrize("groups", [1, 2])
@@ -127,17 +165,21 @@ def test_second_derivatives_of_the_kernel_are_those_of_pytorch():
         grads = torch.autograd.grad(function(*inputs).sum(), inputs, create_graph=True)
         return torch.autograd.grad(sum(g.square().sum() for g in grads), inputs)
 
-    for got, expected in zip(
-        penalty(lambda *t: softmax_nll(*t, target)), penalty(lambda *t: plain(*t, target)), strict=True
-    ):
-        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+    for reduction in ("none", "sum"):
+        for got, expected in zip(
+            penalty(lambda *t, r=reduction: softmax_nll(*t, target, reduction=r)),
+            penalty(lambda *t: plain(*t, target)),
+            strict=True,
+        ):
+            torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_per_sample_gradients_are_those_of_each_sample():
+@pytest.mark.parametrize("reduction", ["none", "sum"])
+def test_per_sample_gradients_are_those_of_each_sample(reduction):
     inputs, target = small(torch.float32)
 
     def loss(x, t, weight, bias):
-        return softmax_nll(x[None], weight, bias, t[None]).sum()
+        return softmax_nll(x[None], weight, bias, t[None], reduction=reduction).sum()
 
     got = func.vmap(func.grad(loss, argnums=2), in_dims=(0, 0, None, None))(inputs[0], target, *inputs[1:])
     for i in range(2):
@@ -152,6 +194,9 @@ def test_opcheck(dtype):
     tensors = (rows.requires_grad_(), weight.flatten(1).detach().requires_grad_(), bias, named)
     torch.library.opcheck(ops.softmax_nll.default, (*tensors, [3, 3]))
     nll, log_sum_exp = ops.softmax_nll(*tensors, [2, 3])
+    torch.library.opcheck(ops.softmax_nll_total.default, (*tensors, None, [2, 3], [True] * 3))
+    counts = torch.rand(nll.shape, dtype=nll.dtype)
+    torch.library.opcheck(ops.softmax_nll_total.default, (*tensors, counts, [3, 3], [True, False, True]))
     backward = (torch.randn_like(nll), *(t.detach() for t in tensors), log_sum_exp.detach(), [2, 3], [True] * 3)
     torch.library.opcheck(ops.softmax_nll_backward.default, backward)
 

@@ -26,12 +26,14 @@ struct SoftmaxNllForward {
 };
 
 // With g the gradient of nll and d[l] = g * (softmax(z)[l] - (l == target)): grad_x = d @ weight, grad_weight = d^T @ x,
-// grad_bias = sum d. Logits are computed once more. nullptr: not needed.
+// grad_bias = sum d. Logits are computed once more; or for the first time, where nll is asked for and log_sum_exp is
+// not known: then g, which is known beforehand when nll is going to be summed, saves a product. nullptr: not needed.
 struct SoftmaxNllBackward {
   SoftmaxNllShape shape;
   const float *x, *weight, *bias;
   const uint16_t* target;
   const float *log_sum_exp, *grad;  // [rows][colours]
+  float* nll;
   float *grad_x, *grad_weight, *grad_bias;
   int threads;
 };

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..core.differentiable_op import DifferentiableOp, WithNeeds, with_needs
 from ..core.second_derivatives import sum_of_tangents, through_gradient
 from . import reference
-from .schema import library, softmax_nll_backward_op, softmax_nll_op
+from .schema import library, softmax_nll_backward_op, softmax_nll_op, softmax_nll_total_op
 
 _Tensors = tuple[Tensor | None, ...]
 
@@ -54,6 +54,41 @@ def _jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor, None]:
     return zeros if tangent is None else tangent, None
 
 
+# --- softmax_nll_total: x, weight, bias, target, counts; live, needs -------------------------------------------------
+
+
+def _save_total(ctx: Any, tensors: _Tensors, options: Any, output: tuple[Tensor, ...]) -> _Tensors:
+    _, *grads = output
+    ctx.mark_non_differentiable(*grads)
+    return (*tensors, *grads)
+
+
+def _total_backward(ctx: Any, needs: tuple[bool, ...], grad: Tensor | None, *_: None) -> _Tensors:
+    if grad is None:
+        return ()
+    *inputs, target, counts = ctx.saved_tensors[:5]
+    found = ctx.saved_tensors[5:]
+    live, computed = ctx.options
+    if torch.is_grad_enabled() or any(need and not done for need, done in zip(needs, computed, strict=False)):
+        # Derivatives of what is returned may be asked for, and those that were found are of the inputs alone.
+        _, log_sum_exp = softmax_nll(*inputs, target, live)
+        scale = grad.expand(target.shape) if counts is None else grad * counts
+        found = softmax_nll_backward(scale.to(log_sum_exp.dtype), *inputs, target, log_sum_exp, live, list(needs[:3]))
+        return (*(g if need else None for g, need in zip(found, needs[:3], strict=True)), None, None)
+    scaled = [(g * grad).to(t.dtype) if need else None for g, t, need in zip(found, inputs, needs[:3], strict=True)]
+    return (*scaled, None, None)
+
+
+def _total_jvp(ctx: Any, *tangents: Tensor | None) -> _Tensors:
+    *inputs, target, counts = ctx.saved_tensors[:5]
+    live, _ = ctx.options
+    _, log_sum_exp = softmax_nll(*inputs, target, live)
+    tangent = _second(torch.zeros_like(log_sum_exp), inputs, target, tangents[:3], live)[0]
+    if tangent is None:
+        return log_sum_exp.new_zeros(()), None, None, None
+    return (tangent if counts is None else tangent * counts).sum(), None, None, None
+
+
 # --- softmax_nll_backward: grad, x, weight, bias, target, log_sum_exp; live, needs -----------------------------------
 
 
@@ -84,6 +119,14 @@ def _backward_jvp(ctx: Any, *tangents: Tensor | None) -> _Tensors:
 
 softmax_nll = DifferentiableOp(
     library, softmax_nll_op, setup_context=_save, backward=_backward_formula, jvp=_jvp, foldable=False
+)
+softmax_nll_total = DifferentiableOp(
+    library,
+    softmax_nll_total_op,
+    setup_context=_save_total,
+    backward=_total_backward,
+    jvp=_total_jvp,
+    foldable=False,
 )
 softmax_nll_backward = DifferentiableOp(
     library,

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..core.device_choice import why_no_kernel
 from ..core.dtypes import accumulator
 from . import cpu, reference, schema
-from .derivatives import softmax_nll, softmax_nll_backward
+from .derivatives import softmax_nll, softmax_nll_backward, softmax_nll_total
 
 
 def why_not(x: Tensor, weight: Tensor, live: Sequence[int]) -> str | None:
@@ -54,6 +54,28 @@ def _backward(
     return a, b, c
 
 
+def _total(
+    x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, counts: Tensor | None, live: Sequence[int],
+    needs: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    empty = x.new_empty(0)
+    with torch.autocast(x.device.type, enabled=False):
+        backend = reference if target.numel() == 0 else _backend(x, weight, live)
+        total, found = backend.total(x, weight, bias, target, counts, live, needs)
+    a, b, c = (empty if g is None else g.contiguous() for g in found)
+    return total, a, b, c
+
+
+def _total_fake(
+    x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, counts: Tensor | None, live: Any,
+    needs: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    wide = accumulator(x.dtype)
+    grads = _backward_fake(x, x, weight, bias, target, x, live, needs)
+    total, (a, b, c) = x.new_empty((), dtype=wide), (g.to(wide) if g.numel() else g for g in grads)
+    return total, a, b, c
+
+
 def _forward_fake(x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, live: Any) -> tuple[Tensor, Tensor]:
     dtype = accumulator(x.dtype)
     return x.new_empty(target.shape, dtype=dtype), x.new_empty(target.shape, dtype=dtype)
@@ -72,9 +94,11 @@ def _backward_fake(
 
 softmax_nll.use_kernel(_forward)
 softmax_nll.use_formula(reference.forward)
+softmax_nll_total.use_kernel(_total)
 softmax_nll_backward.use_kernel(_backward)
 for _name, _kernel, _fake in (
     ("softmax_nll", _forward, _forward_fake),
+    ("softmax_nll_total", _total, _total_fake),
     ("softmax_nll_backward", _backward, _backward_fake),
 ):
     schema.library.impl(_name, _kernel, "CompositeExplicitAutograd")

@@ -7,9 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.differentiable_op import may_need_derivative
+from ..core.dtypes import accumulator
 from ..core.torch_internals import unwrapped
 from . import dispatch as _dispatch  # noqa: F401 - gives the operators their kernels
 from .derivatives import softmax_nll as _softmax_nll
+from .derivatives import softmax_nll_total as _softmax_nll_total
 
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 REDUCTIONS = ("none", "sum", "mean")
@@ -39,7 +42,8 @@ def softmax_nll(
         level_weight: [L], what a target of each level counts, as ``weight`` of ``F.cross_entropy``; None for 1.
         channel_groups: 1, or C: then the features are in C blocks, too, and colour c reads those of the colours up to
             c alone, as a masked 1x1 convolution of type B does (feature k belongs to colour ``k * C // K``).
-        reduction: "none"; "sum"; "mean", over the targets' weights as in ``F.cross_entropy``.
+        reduction: "none"; "sum"; "mean", over the targets' weights as in ``F.cross_entropy``. A sum is quicker to train
+            with: its gradients are found in the forward pass, since what they are multiplied by is one number.
 
     Returns:
         Nats, [N, C, H, W] or a scalar; float64 for float64, else float32. Differentiable any number of times by x,
@@ -59,18 +63,28 @@ def softmax_nll(
         live = [min(features, -(-(c + 1) * features // colours)) for c in range(colours)]
     rows = x.permute(0, 2, 3, 1).reshape(-1, features)
     named = target.permute(0, 2, 3, 1).reshape(-1, colours).to(torch.int64)
-    nll, _ = _softmax_nll(rows, weight.flatten(1), bias, named, live)
+    tensors = (rows, weight.flatten(1), bias, named)
+    counts = None
     if level_weight is not None:
         if level_weight.shape != (levels,):
             raise ValueError(f"level_weight: expected [{levels}]; got shape {list(level_weight.shape)}")
-        counts = level_weight.to(nll.dtype)[named]
-        nll = nll * counts
+        counts = level_weight.to(accumulator(x.dtype))[named]
+    if reduction != "none" and may_need_derivative(*tensors) and not (counts is not None and counts.requires_grad):
+        transformed = not any(
+            t is not None and t.requires_grad for t in tensors
+        )  # torch.func keeps its flags elsewhere
+        needs = [t is not None and (t.requires_grad or transformed) for t in tensors[:3]]
+        total = _softmax_nll_total(*tensors, counts, live, needs)[0]
+    else:
+        nll, _ = _softmax_nll(*tensors, live)
+        nll = nll if counts is None else nll * counts
+        if reduction == "none":
+            batch, _, height, width = target.shape
+            return nll.view(batch, height, width, colours).permute(0, 3, 1, 2)
+        total = nll.sum()
     if reduction == "sum":
-        return nll.sum()
-    if reduction == "mean":
-        return nll.mean() if level_weight is None else nll.sum() / counts.sum()
-    batch, _, height, width = target.shape
-    return nll.view(batch, height, width, colours).permute(0, 3, 1, 2)
+        return total
+    return total / (target.numel() if counts is None else counts.sum())
 
 
 def _check(x: Any, weight: Any, bias: Any, target: Any, channel_groups: int) -> tuple[int, int]:

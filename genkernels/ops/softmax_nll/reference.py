@@ -1,6 +1,6 @@
 """The operation in plain PyTorch: every dtype, every device, and the oracle.
 
-This file and cpu.py hold the same two functions, which dispatch.py calls. With d = grad * (softmax(z) - one-hot), the
+This file and cpu.py hold the same three functions, which dispatch.py calls. With d = grad * (softmax(z) - one-hot), the
 gradients are d @ weight, dᵀ @ x and the sum of d.
 """
 
@@ -56,3 +56,15 @@ def backward(
         grad_weight,
         d.sum(0).flatten().to(bias.dtype) if needs[2] and bias is not None else None,
     )
+
+
+def total(
+    x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, counts: Tensor | None, live: Sequence[int],
+    needs: Sequence[bool],
+) -> tuple[Tensor, tuple[Tensor | None, Tensor | None, Tensor | None]]:  # fmt: skip
+    """The sum of counts * nll, and its gradients in the accumulator's dtype."""
+    wide = accumulator(x.dtype)
+    x, weight, bias = x.to(wide), weight.to(wide), None if bias is None else bias.to(wide)
+    nll, log_sum_exp = forward(x, weight, bias, target, live)
+    scale = torch.ones_like(nll) if counts is None else counts.to(nll.dtype)
+    return (nll * scale).sum(), backward(scale, x, weight, bias, target, log_sum_exp, live, needs)
