@@ -70,6 +70,8 @@ def start_run(
     _check(chosen)
     objective = chosen_recipe.build_objective(**objective_options)
     dataset = _dataset(chosen, skip_broken)
+    if dataset.mixture is not None and not chosen_recipe.takes_points:
+        raise TrainingError(f"data: {dataset.name} holds points of the plane; {recipe} takes images")
     chosen = _with_length(chosen, limits or Limits(), len(dataset.train))
     _, channels, height, width = dataset.train.shape
     options = {
@@ -144,8 +146,6 @@ def _trainer(
     folder: Path,
     device: torch.device | str,
 ) -> Trainer:
-    if dataset.mixture is not None and not objective.takes_points:
-        raise TrainingError(f"data: {dataset.name} holds points of the plane; this model takes images")
     levels = objective.levels(model)
     settings = _with_binarisation(settings, levels, dataset)
     train, test = quantise(dataset.train, levels), levels_of_test(dataset, levels, settings.binarize)

@@ -39,6 +39,23 @@ class Sizes(NamedTuple):
     L: Any
 
 
+class Inputs(NamedTuple):
+    """x [P, K], weight [C * L, K], bias [C * L] or None, target [P, C], live features [C]."""
+
+    x: Any
+    weight: Any
+    bias: Any
+    target: Any
+    live: Any
+
+
+class Known(NamedTuple):
+    """What backward is given: the logarithm of the sum of exponentials, and the gradient, [P, C] each."""
+
+    log_sum_exp: Any
+    grad: Any
+
+
 class Form(NamedTuple):
     """What the kernels are compiled for."""
 
@@ -50,7 +67,7 @@ class Form(NamedTuple):
 
 
 @triton.jit
-def _logits(x, weight, bias, rows, levels, colour, live, sizes: Sizes, FORM: tl.constexpr):
+def _logits(inputs: Inputs, rows, levels, colour, live, sizes: Sizes, FORM: tl.constexpr):
     """[PIXELS, LEVELS] of a colour, float32; -inf behind the last level."""
     feature = tl.arange(0, FORM.features)
     acc = tl.zeros((FORM.pixels, FORM.levels), tl.float32)
@@ -60,43 +77,45 @@ def _logits(x, weight, bias, rows, levels, colour, live, sizes: Sizes, FORM: tl.
     level_is_there = (levels < sizes.L)[None, :]
     for first in range(0, live, FORM.features):
         k = first + feature
-        a = tl.load(x + at_row + k[None, :], mask=row_is_there & (k < live)[None, :], other=0.0)
-        b = tl.load(weight + at_level + k[:, None], mask=level_is_there & (k < live)[:, None], other=0.0)
+        a = tl.load(inputs.x + at_row + k[None, :], mask=row_is_there & (k < live)[None, :], other=0.0)
+        b = tl.load(inputs.weight + at_level + k[:, None], mask=level_is_there & (k < live)[:, None], other=0.0)
         if FORM.interpreted:
             a = a.to(tl.float32)
         acc = tl.dot(a, b.to(a.dtype), acc, input_precision="ieee")
     if FORM.has_bias:
-        acc += tl.load(bias + colour * sizes.L + levels, mask=levels < sizes.L, other=0.0).to(tl.float32)[None, :]
+        acc += tl.load(inputs.bias + colour * sizes.L + levels, mask=levels < sizes.L, other=0.0).to(tl.float32)[
+            None, :
+        ]
     return tl.where(level_is_there, acc, -float("inf"))
 
 
 @triton.jit
-def _gradient(x, weight, bias, target, log_sum_exp, grad, rows, levels, colour, live, sizes: Sizes, FORM: tl.constexpr):
+def _gradient(inputs: Inputs, known: Known, rows, levels, colour, live, sizes: Sizes, FORM: tl.constexpr):
     """d of [PIXELS, LEVELS]; zero behind the last row and level."""
     there = rows < sizes.P
     at = rows.to(tl.int64) * sizes.C + colour
-    named = tl.load(target + at, mask=there, other=0)
-    lse = tl.load(log_sum_exp + at, mask=there, other=0.0)
-    scale = tl.load(grad + at, mask=there, other=0.0)
-    z = _logits(x, weight, bias, rows, levels, colour, live, sizes, FORM)
+    named = tl.load(inputs.target + at, mask=there, other=0)
+    lse = tl.load(known.log_sum_exp + at, mask=there, other=0.0)
+    scale = tl.load(known.grad + at, mask=there, other=0.0)
+    z = _logits(inputs, rows, levels, colour, live, sizes, FORM)
     d = tl.exp(z - lse[:, None]) - (levels[None, :] == named[:, None]).to(tl.float32)
     return tl.where(there[:, None] & (levels < sizes.L)[None, :], d * scale[:, None], 0.0)
 
 
 @triton.jit
-def forward_kernel(x, weight, bias, target, live_of, nll, log_sum_exp, sizes: Sizes, FORM: tl.constexpr):
+def forward_kernel(inputs: Inputs, nll, log_sum_exp, sizes: Sizes, FORM: tl.constexpr):
     rows = tl.program_id(0) * FORM.pixels + tl.arange(0, FORM.pixels)
     colour = tl.program_id(1)
     there = rows < sizes.P
     at = rows.to(tl.int64) * sizes.C + colour
-    named = tl.load(target + at, mask=there, other=0)
-    live = tl.load(live_of + colour)
+    named = tl.load(inputs.target + at, mask=there, other=0)
+    live = tl.load(inputs.live + colour)
     highest = tl.full((FORM.pixels,), -float("inf"), tl.float32)
     total = tl.zeros((FORM.pixels,), tl.float32)
     chosen = tl.zeros((FORM.pixels,), tl.float32)
     for first in range(0, sizes.L, FORM.levels):
         levels = first + tl.arange(0, FORM.levels)
-        z = _logits(x, weight, bias, rows, levels, colour, live, sizes, FORM)
+        z = _logits(inputs, rows, levels, colour, live, sizes, FORM)
         higher = tl.maximum(highest, tl.max(z, 1))
         # Until a logit is finite there is nothing to scale; -inf less -inf would be NaN.
         total = tl.where(highest == -float("inf"), 0.0, total * tl.exp(highest - higher))
@@ -109,19 +128,17 @@ def forward_kernel(x, weight, bias, target, live_of, nll, log_sum_exp, sizes: Si
 
 
 @triton.jit
-def grad_x_kernel(
-    x, weight, bias, target, live_of, log_sum_exp, grad, grad_x, sizes: Sizes, FORM: tl.constexpr
-):  # fmt: skip
+def grad_x_kernel(inputs: Inputs, known: Known, grad_x, sizes: Sizes, FORM: tl.constexpr):
     rows = tl.program_id(0) * FORM.pixels + tl.arange(0, FORM.pixels)
     own = tl.program_id(1) * FORM.features + tl.arange(0, FORM.features)
     acc = tl.zeros((FORM.pixels, FORM.features), tl.float32)
     for colour in range(sizes.C):
-        live = tl.load(live_of + colour)
+        live = tl.load(inputs.live + colour)
         for first in range(0, sizes.L, FORM.levels):
             levels = first + tl.arange(0, FORM.levels)
-            d = _gradient(x, weight, bias, target, log_sum_exp, grad, rows, levels, colour, live, sizes, FORM)
+            d = _gradient(inputs, known, rows, levels, colour, live, sizes, FORM)
             at = (colour * sizes.L + levels).to(tl.int64)[:, None] * sizes.K + own[None, :]
-            w = tl.load(weight + at, mask=(levels < sizes.L)[:, None] & (own < live)[None, :], other=0.0)
+            w = tl.load(inputs.weight + at, mask=(levels < sizes.L)[:, None] & (own < live)[None, :], other=0.0)
             acc = tl.dot(d, w.to(tl.float32), acc, input_precision="ieee")
     mask = (rows < sizes.P)[:, None] & (own < sizes.K)[None, :]
     tl.store(grad_x + rows.to(tl.int64)[:, None] * sizes.K + own[None, :], acc, mask=mask)
@@ -129,22 +146,21 @@ def grad_x_kernel(
 
 @triton.jit
 def grad_weight_kernel(
-    x, weight, bias, target, live_of, log_sum_exp, grad, grad_weight, grad_bias, share, tiles, sizes: Sizes,
-    FORM: tl.constexpr,
+    inputs: Inputs, known: Known, grad_weight, grad_bias, share, tiles, sizes: Sizes, FORM: tl.constexpr
 ):  # fmt: skip
     """``share`` rows a program, a multiple of PIXELS; partial sums [shares][C * L][K], and [shares][C * L]."""
     colour = tl.program_id(0) // tiles
     levels = tl.program_id(0) % tiles * FORM.levels + tl.arange(0, FORM.levels)
     own = tl.program_id(1) * FORM.features + tl.arange(0, FORM.features)
     part = tl.program_id(2)
-    live = tl.load(live_of + colour)
+    live = tl.load(inputs.live + colour)
     acc = tl.zeros((FORM.levels, FORM.features), tl.float32)
     of_bias = tl.zeros((FORM.levels,), tl.float32)
     for first in range(part * share, tl.minimum((part + 1) * share, sizes.P), FORM.pixels):
         rows = first + tl.arange(0, FORM.pixels)
-        d = _gradient(x, weight, bias, target, log_sum_exp, grad, rows, levels, colour, live, sizes, FORM)
+        d = _gradient(inputs, known, rows, levels, colour, live, sizes, FORM)
         at = rows.to(tl.int64)[:, None] * sizes.K + own[None, :]
-        values = tl.load(x + at, mask=(rows < sizes.P)[:, None] & (own < live)[None, :], other=0.0)
+        values = tl.load(inputs.x + at, mask=(rows < sizes.P)[:, None] & (own < live)[None, :], other=0.0)
         acc = tl.dot(tl.trans(d), values.to(tl.float32), acc, input_precision="ieee")
         of_bias += tl.sum(d, 0)
     there = levels < sizes.L
@@ -165,6 +181,13 @@ def _sizes(x: Tensor, weight: Tensor, live: Sequence[int]) -> Sizes:
     return Sizes(x.shape[0], x.shape[1], len(live), weight.shape[0] // len(live))
 
 
+def _inputs(x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, live: Sequence[int]) -> Inputs:
+    bias = None if bias is None else bias.contiguous()
+    return Inputs(
+        x.contiguous(), weight.contiguous(), bias, target.contiguous(), torch.tensor(live, device=x.device)
+    )  # fmt: skip
+
+
 def forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, live: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
@@ -173,9 +196,8 @@ def forward(
     nll, log_sum_exp = (torch.empty(target.shape, device=x.device) for _ in range(2))
     with on_device(x):
         forward_kernel[(cdiv(sizes.P, form.pixels), sizes.C)](
-            x=x.contiguous(), weight=weight.contiguous(), bias=bias, target=target.contiguous(),
-            live_of=torch.tensor(live, device=x.device), nll=nll, log_sum_exp=log_sum_exp, sizes=sizes, FORM=form,
-        )  # fmt: skip
+            inputs=_inputs(x, weight, bias, target, live), nll=nll, log_sum_exp=log_sum_exp, sizes=sizes, FORM=form
+        )
     return nll, log_sum_exp
 
 
@@ -207,24 +229,23 @@ def _gradients(
     """In float32."""
     sizes = _sizes(x, weight, live)
     form = _form(sizes, bias)
-    inputs: dict[str, Any] = {
-        "x": x.contiguous(), "weight": weight.contiguous(), "bias": bias, "target": target.contiguous(),
-        "live_of": torch.tensor(live, device=x.device), "log_sum_exp": log_sum_exp.contiguous(),
-        "grad": grad.float().contiguous(), "sizes": sizes, "FORM": form,
+    arguments: dict[str, Any] = {
+        "inputs": _inputs(x, weight, bias, target, live), "sizes": sizes, "FORM": form,
+        "known": Known(log_sum_exp.contiguous(), grad.float().contiguous()),
     }  # fmt: skip
     grad_x = grad_weight = grad_bias = None
     feature_tiles = cdiv(sizes.K, form.features)
     with on_device(x):
         if needs[0]:
             grad_x = torch.empty(x.shape, device=x.device)
-            grad_x_kernel[(cdiv(sizes.P, form.pixels), feature_tiles)](**inputs, grad_x=grad_x)
+            grad_x_kernel[(cdiv(sizes.P, form.pixels), feature_tiles)](**arguments, grad_x=grad_x)
         if needs[1] or needs[2]:
             share = cdiv(cdiv(sizes.P, form.pixels), _SHARES) * form.pixels
             parts, tiles = cdiv(sizes.P, share), cdiv(sizes.L, form.levels)
             weights = torch.empty((parts, *weight.shape), device=x.device)
             biases = torch.empty((parts, weight.shape[0]), device=x.device)
             grad_weight_kernel[(sizes.C * tiles, feature_tiles, parts)](
-                **inputs, grad_weight=weights, grad_bias=biases, share=share, tiles=tiles
+                **arguments, grad_weight=weights, grad_bias=biases, share=share, tiles=tiles
             )
             grad_weight, grad_bias = weights.sum(0), biases.sum(0)
     return grad_x, grad_weight if needs[1] else None, grad_bias if needs[2] else None

@@ -115,7 +115,6 @@ class AdversarialObjective(Objective[AdversarialModel]):
 
     curves: ClassVar = {"discriminator_loss": "discriminator", "generator_loss": "generator"}
     unit = "loss"
-    takes_points = True
     unmeasured = "a GAN gives images no likelihood, so test images give no figure; look at: genkernels sample"
 
     def __post_init__(self) -> None:

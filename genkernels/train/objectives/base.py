@@ -64,13 +64,11 @@ class Objective(Generic[Model]):
         curves: the entries of the history that are drawn and told while training, and what they are called.
         unit: of those entries.
         unmeasured: why test images give no figure, for a family where they give none.
-        takes_points: whether the family takes points of the plane, too.
     """
 
     curves: ClassVar[Mapping[str, str]]
     unit: ClassVar[str]
     unmeasured: ClassVar[str | None] = None
-    takes_points: ClassVar[bool] = False
 
     def levels(self, model: Model) -> int:
         """The number of levels that images are reduced to for this model."""
