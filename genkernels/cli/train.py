@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from ..train.checkpoint import CHECKPOINT
+from ..train.data.file_images import FileImages
 from ..train.errors import GenkernelsError
 from ..train.loop import Trainer
 from ..train.objectives import Drawing, Evaluating
@@ -56,6 +57,10 @@ def train(
         )  # fmt: skip
     if options["samples"] is not None:
         trainer.samples = options["samples"]
+    if options["workers"] is not None:
+        if not isinstance(trainer.train.images, FileImages):
+            raise GenkernelsError(f"workers: the images of {dataset.name} are in memory; nothing is left to decode")
+        trainer.batches.workers = options["workers"]
     if limits == Limits():
         limits = trainer.limits
     if trainer.done(limits) >= 1:

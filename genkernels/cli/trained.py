@@ -76,7 +76,7 @@ def complete_images(
     temperature: float,
 ) -> dict[str, torch.Tensor]:
     """Grids of images in 0 .. 255: their upper halves, those completed, and the real ones."""
-    given, labels = real.images, real.labels
+    given, labels = real.images[:], real.labels
     known = torch.zeros(1, 1, *given.shape[2:], dtype=torch.bool)
     known[:, :, : given.shape[2] // 2] = True
     condition = None if labels is None else labels.to(next(model.parameters()).device)

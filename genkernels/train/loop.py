@@ -6,6 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -19,6 +20,7 @@ from .atomic_write import write_atomically
 from .checkpoint import BEST_CHECKPOINT, CHECKPOINT, save_checkpoint
 from .ctrl_c import InterruptRequest
 from .data.batches import Batches, LabelledImages
+from .data.file_images import fingerprint
 from .diagnosis import first_layer_not_finite
 from .errors import TrainingError
 from .lock import FolderLock
@@ -103,8 +105,8 @@ class Trainer:
 
     @property
     def fingerprint(self) -> list[int]:
-        """Fingerprint of the images, to tell them from others: how many there are, and the sum of their levels."""
-        return [len(self.train), len(self.test), int(self.train.images.sum(dtype=torch.float64))]
+        """Fingerprint of the images, to tell them from others: how many there are, and what is in them."""
+        return [len(self.train), len(self.test), fingerprint(self.train.images)]
 
     def latest(self, key: str) -> float | None:
         """The newest entry of that name in the history, such as "train_nats"; None before there is one."""
@@ -130,11 +132,12 @@ class Trainer:
 
         Raises:
             TrainingError: the loss or its gradient is no longer finite. The last checkpoint stays as it is.
+            DataError: the file of an image that is not in memory is damaged; the same holds.
             OSError: the folder cannot be written.
         """
         self.limits = limits
         self.model.train()
-        with FolderLock(self.folder), InterruptRequest() as interrupt:
+        with FolderLock(self.folder), closing(self.batches), InterruptRequest() as interrupt:
             if self._saved_step != self.step:
                 self.save()  # a folder that cannot be written shows now, not after the first hour
             began, before = time.monotonic(), self.seconds

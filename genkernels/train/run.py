@@ -16,7 +16,8 @@ from ..models import GenerativeModel
 from .checkpoint import CHECKPOINT, read_checkpoint, trained_model
 from .data.batches import LabelledImages
 from .data.binarise import METHODS, TEST_SEED, stochastic
-from .data.sources import Dataset, open_dataset, quantise
+from .data.file_images import FileImages, Images
+from .data.sources import Dataset, in_levels, open_dataset
 from .errors import TrainingError
 from .loop import Trainer
 from .objectives import Objective
@@ -148,7 +149,7 @@ def _trainer(
         raise TrainingError(f"data: {dataset.name} holds points of the plane; this model takes images")
     levels = objective.levels(model)
     settings = _with_binarisation(settings, levels, dataset)
-    train, test = quantise(dataset.train, levels), levels_of_test(dataset, levels, settings.binarize)
+    train, test = in_levels(dataset.train, levels), levels_of_test(dataset, levels, settings.binarize)
     if settings.binarize == "stochastic":
         train = dataset.train  # drawn anew for each batch
     if train.shape[1] != model.in_channels:
@@ -179,11 +180,15 @@ def _with_binarisation(settings: Settings, levels: int, dataset: Dataset) -> Set
     return settings if settings.binarize is not None else replace(settings, binarize="threshold")
 
 
-def levels_of_test(dataset: Dataset, levels: int, binarize: str | None) -> Tensor:
+def levels_of_test(dataset: Dataset, levels: int, binarize: str | None) -> Images:
     """The test images in levels; stochastically binarised ones are always the same."""
-    if binarize == "stochastic":
-        return stochastic(dataset.test, torch.Generator().manual_seed(TEST_SEED))
-    return quantise(dataset.test, levels)
+    if binarize != "stochastic":
+        return in_levels(dataset.test, levels)
+    if isinstance(dataset.test, FileImages):
+        raise TrainingError(
+            f"binarize: 'stochastic' draws all test images at once; those of {dataset.name} are too large for memory"
+        )
+    return stochastic(dataset.test, torch.Generator().manual_seed(TEST_SEED))
 
 
 def labels_for(

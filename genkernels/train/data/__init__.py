@@ -7,5 +7,6 @@ binarise.py      images of two levels, in the ways that are reported
 cifar.py         CIFAR-10, either version
 idx.py           the IDX format of MNIST and its relatives
 folder.py        a folder of image files, split and labelled by its sub-folders
+file_images.py   images too large for memory, decoded when they are asked for
 image_file.py    one image file as 8-bit pixels
 """

@@ -1,4 +1,4 @@
-"""Data sets by name: real images from standard files, as uint8 tensors.
+"""Data sets by name: real images from standard files, as uint8 tensors where they are not too large for memory.
 
 A specification is one of these words, with a path where it takes one:
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,6 +24,7 @@ from torch import Tensor
 from ..errors import DataError, MissingPackageError
 from .binarise import read_fixed
 from .cifar import read_cifar10
+from .file_images import Images, mapped
 from .folder import read_folder
 from .idx import read_idx
 from .points import MIXTURES, TEST_POINTS, TRAIN_POINTS, Mixture
@@ -38,15 +40,15 @@ class Dataset:
 
     Attributes:
         name: the first word of the specification.
-        train, test: uint8 [N, C, H, W], 0 .. 255; or points, float32 [N, 2, 1, 1].
+        train, test: uint8 [N, C, H, W], 0 .. 255, in memory or in their files; or points, float32 [N, 2, 1, 1].
         train_labels, test_labels: int64 [N], or None where the files hold none.
         levels: how many of the 256 values occur: what :func:`quantise` reduces to without loss.
         mixture: what points were drawn from; None for images.
     """
 
     name: str
-    train: Tensor
-    test: Tensor
+    train: Images
+    test: Images
     train_labels: Tensor | None = None
     test_labels: Tensor | None = None
     levels: int = 256
@@ -86,8 +88,8 @@ def open_dataset(
             if value is not None:
                 raise DataError(f"{option}: {name} holds points, not images; got {value}")
     dataset = _open(name, spec, place, size if crop is None else None, fixed, skip_broken)
-    prepared = [_prepared(images, size, crop, grey) for images in (dataset.train, dataset.test)]
-    return replace(dataset, train=prepared[0], test=prepared[1])
+    prepare = partial(_prepared, size=size, crop=crop, grey=grey)
+    return replace(dataset, train=mapped(dataset.train, prepare), test=mapped(dataset.test, prepare))
 
 
 def _open(
@@ -134,6 +136,11 @@ def _prepared(images: Tensor, size: tuple[int, int] | None, crop: int | None, gr
 def _resized(images: Tensor, size: tuple[int, int]) -> Tensor:
     resized = F.interpolate(images.float(), size, mode="bicubic", antialias=True)
     return resized.round().clamp(0, 255).to(torch.uint8)
+
+
+def in_levels(images: Images, levels: int) -> Images:
+    """:func:`quantise` of images in memory or in their files."""
+    return mapped(images, partial(quantise, levels=levels))
 
 
 def quantise(images: Tensor, levels: int) -> Tensor:
