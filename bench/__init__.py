@@ -3,6 +3,7 @@
     masked_conv.py             one operation on the CPU or a GPU (--device cpu|cuda), timed in turn with its
     conv_bn_act.py             alternatives; where these are long they stand in <operation>_baselines.py
     instance_norm.py
+    softmax_nll.py
     wavefront_lstm.py
     sampler.py
     pixelcnn.py, dcgan.py      a whole training step of a model

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.core.machine import machine
+from bench.core.machine import machine, software
 from genkernels.train import Limits, start_run
 from genkernels.train.objectives import Evaluating
 
@@ -99,7 +99,12 @@ def main() -> None:
             print(outcomes[-1], flush=True)
     print(table(outcomes))
     if arguments.json is not None:
-        found = {"machine": machine(), "data": arguments.data, "outcomes": [asdict(o) for o in outcomes]}
+        found = {
+            "machine": machine(),
+            "software": software(),
+            "data": arguments.data,
+            "outcomes": [asdict(o) for o in outcomes],
+        }
         arguments.json.write_text(json.dumps(found, indent=1) + "\n")
 
 

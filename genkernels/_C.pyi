@@ -216,6 +216,32 @@ def instance_norm_backward(
     grad_x: int,
     sums: int,
 ) -> None: ...
+def softmax_nll_forward(
+    threads: int,
+    sizes: tuple[int, int, int, int],
+    live: list[int],
+    x: int,
+    weight: int,
+    bias: int,
+    target: int,
+    nll: int,
+    log_sum_exp: int,
+) -> bool: ...
+def softmax_nll_backward(
+    threads: int,
+    sizes: tuple[int, int, int, int],
+    live: list[int],
+    x: int,
+    weight: int,
+    bias: int,
+    target: int,
+    log_sum_exp: int,
+    grad: int,
+    nll: int,
+    grad_x: int,
+    grad_weight: int,
+    grad_bias: int,
+) -> bool: ...
 
 # Sampling programs. `records` are those of csrc/sampler_records.h by name, each a dict of its fields by name. Of a run,
 # `levels`, `free` (bytes) and `uniforms` (float64) are [images, C, H, W], `logits` float32 [images, levels, C, H, W] or

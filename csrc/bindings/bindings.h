@@ -75,6 +75,7 @@ void bind_masked_conv(py::module_& m);
 void bind_wavefront_lstm(py::module_& m);
 void bind_conv_bn_act(py::module_& m);
 void bind_instance_norm(py::module_& m);
+void bind_softmax_nll(py::module_& m);
 void bind_sampler(py::module_& m);
 
 }  // namespace gk::bindings

@@ -149,6 +149,7 @@ PYBIND11_MODULE(_C, m, pybind11::multiple_interpreters::not_supported()) {
   bind_wavefront_lstm(m);
   bind_conv_bn_act(m);
   bind_instance_norm(m);
+  bind_softmax_nll(m);
   bind_sampler(m);
 #if GK_WITH_CUDA
   gk::cuda::bind_kernels(m);

@@ -8,16 +8,18 @@ image in one forward pass; sampling needs them one after the other.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import sampling
-from ..ops.core.torch_internals import vmap_is_active
+from ..nn import MaskedConv2d
+from ..ops import softmax_nll
+from ..ops.core.torch_internals import unwrapped, vmap_is_active
 from ..sampling.predictor import Predictor
-from ..sampling.request import Request, as_size, check_levels, check_request, check_whole, unwrapped
+from ..sampling.request import Request, as_size, check_levels, check_request, check_whole
 from .base import GenerativeModel
 
 
@@ -45,6 +47,9 @@ def log_likelihood(logits: Tensor, images: Tensor) -> Tensor:
     return -nats.view(batch, colours * height * width).sum(1)
 
 
+FUSED_LEVELS = 32  # from so many on the softmax is quicker without the logits in memory (bench/softmax_nll.py)
+
+
 def channels_last(x: Tensor) -> Tensor:
     """x in channels_last; as it is under ``torch.func.vmap``, which has no such layout."""
     if not torch.compiler.is_compiling() and vmap_is_active():
@@ -53,8 +58,8 @@ def channels_last(x: Tensor) -> Tensor:
 
 
 class AutoregressiveModel(GenerativeModel, Predictor):
-    """Base class: a subclass defines :meth:`predict` and sets ``self.config``, its own constructor's
-    arguments.
+    """Base class: a subclass sets ``self.config``, its own constructor's arguments, and defines :meth:`predict`; or,
+    where a 1x1 convolution to the logits comes last, :meth:`features` and :meth:`last_layer`.
 
     Images are ``[N, in_channels, H, W]`` of whole levels 0 .. levels - 1, in uint8, an integer or a
     floating-point dtype; they are scaled to [0, 1] inside. Any H x W is accepted; ``image_size`` is what
@@ -101,10 +106,28 @@ class AutoregressiveModel(GenerativeModel, Predictor):
         Raises:
             ValueError: the shape or the condition does not fit.
         """
+        self._check_input(x, condition)
+        return self.predict(self._scaled(x), condition)
+
+    def _check_input(self, x: Tensor, condition: Tensor | None) -> None:
         if x.dim() != 4 or x.shape[1] != self.in_channels:
             raise ValueError(f"x: expected [N, {self.in_channels}, H, W]; got shape {list(x.shape)}")
         self.check_condition(condition, x.shape[0])
-        return self.predict(self._scaled(x), condition)
+
+    def features(self, scaled: Tensor, condition: Tensor | None) -> Tensor:
+        """What the last layer sees, [N, K, H, W], from images scaled to [0, 1]. For subclasses."""
+        raise NotImplementedError
+
+    def last_layer(self) -> MaskedConv2d | None:
+        """The 1x1 convolution of mask type B, its groups the colours, that makes the logits of the features:
+        [N, C * levels, H, W], a block of levels for each colour; None for a model without one. For subclasses."""
+        return None
+
+    def predict(self, scaled: Tensor, condition: Tensor | None) -> Tensor:
+        layer = self.last_layer()
+        assert layer is not None
+        logits = layer(self.features(scaled, condition))
+        return logits.unflatten(1, (self.in_channels, self.levels)).transpose(1, 2)
 
     def _scaled(self, levels: Tensor) -> Tensor:
         """Levels as the model sees them: in [0, 1], in the dtype of the parameters."""
@@ -118,7 +141,38 @@ class AutoregressiveModel(GenerativeModel, Predictor):
                 looked for inside ``torch.compile``).
         """
         check_levels("x", x, self.levels)
-        return log_likelihood(self(x, condition), x)
+        nats = self._fused_nats(x, condition, "none")
+        return log_likelihood(self(x, condition), x) if nats is None else -nats.flatten(1).sum(1)
+
+    def nats(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Mean negative log-likelihood of the images, in nats per image, a scalar: what training minimises.
+
+        As ``-log_prob(x).mean()``, and with many levels quicker, since each image is known to count the same.
+        """
+        check_levels("x", x, self.levels)
+        total = self._fused_nats(x, condition, "sum")
+        return -log_likelihood(self(x, condition), x).mean() if total is None else total / len(x)
+
+    def _fused_nats(self, x: Tensor, condition: Tensor | None, reduction: str) -> Tensor | None:
+        """The nats of each sub-pixel, or their sum, without logits in memory; None where that is not to be."""
+        layer = self.last_layer()
+        if self.levels < FUSED_LEVELS or layer is None or not self._is_fusible(layer):
+            return None
+        self._check_input(x, condition)
+        return softmax_nll(
+            self.features(self._scaled(x), condition), layer.weight, layer.bias, x.long(),
+            channel_groups=self.in_channels, reduction=reduction,
+        )  # fmt: skip
+
+    def _is_fusible(self, layer: nn.Module) -> bool:
+        """Whether the last layer and the softmax may be one operation: it is as this package makes it, on the CPU."""
+        return (
+            type(self).predict is AutoregressiveModel.predict
+            and isinstance(layer, MaskedConv2d)
+            and (layer.kernel_size, layer.activation) == ((1, 1), None)
+            and layer.weight.is_cpu
+            and layer.weight.dtype != torch.float64
+        )
 
     @torch.no_grad()
     def sample(
@@ -192,7 +246,7 @@ class AutoregressiveModel(GenerativeModel, Predictor):
 
 
 def run_with_classes(
-    layers: nn.Sequential, x: Tensor, classes: nn.Embedding | None, condition: Tensor | None
+    layers: Iterable[nn.Module], x: Tensor, classes: nn.Embedding | None, condition: Tensor | None
 ) -> Tensor:
     """The layers' result; the embedding of each image's class, where there are any, is added to the first one's."""
     for index, layer in enumerate(layers):

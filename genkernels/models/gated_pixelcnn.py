@@ -135,11 +135,15 @@ class GatedPixelCNN(AutoregressiveModel):
         ):
             raise ValueError(f"condition: expected {wanted}; got {condition.dtype} {list(condition.shape)}")
 
-    def predict(self, scaled: Tensor, condition: Tensor | None) -> Tensor:
+    def last_layer(self) -> MaskedConv2d:
+        return cast(MaskedConv2d, self.head[-1])
+
+    def features(self, scaled: Tensor, condition: Tensor | None) -> Tensor:
         vertical = horizontal = channels_last(scaled)
         if self.classes is not None:
             condition = self.classes(condition)  # [N, h]
         for layer in self.layers:
             vertical, horizontal = layer(vertical, horizontal, condition)
-        logits = self.head(horizontal)  # [N, C * levels, H, W], a block of levels for each colour
-        return logits.unflatten(1, (self.in_channels, self.levels)).transpose(1, 2)
+        for layer in list(self.head)[:-1]:
+            horizontal = layer(horizontal)
+        return horizontal

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -141,10 +141,9 @@ class PixelCNN(AutoregressiveModel):
                 # the sum over all blocks keeps its size
                 init_live_taps(layer.up, variance=1 / self.config["num_layers"])
 
-    def predict(self, scaled: Tensor, condition: Tensor | None) -> Tensor:
+    def last_layer(self) -> MaskedConv2d:
+        return cast(MaskedConv2d, self.layers[-1])
+
+    def features(self, scaled: Tensor, condition: Tensor | None) -> Tensor:
         # channels_last: results leave the kernels without a transposition, and the softmax reads its levels in a row.
-        scaled = channels_last(scaled)
-        logits = run_with_classes(
-            self.layers, scaled, self.classes, condition
-        )  # [N, C * levels, H, W], a block of levels for each colour
-        return logits.unflatten(1, (self.in_channels, self.levels)).transpose(1, 2)
+        return run_with_classes(list(self.layers)[:-1], channels_last(scaled), self.classes, condition)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -144,11 +145,10 @@ class PixelRNN(AutoregressiveModel):
                 # the sum over all blocks keeps its size
                 init_live_taps(layer.up, variance=1 / self.config["num_layers"])
 
-    def predict(self, scaled: Tensor, condition: Tensor | None) -> Tensor:
+    def last_layer(self) -> MaskedConv2d:
+        return cast(MaskedConv2d, self.layers[-1])
+
+    def features(self, scaled: Tensor, condition: Tensor | None) -> Tensor:
         width = scaled.shape[3]
         wider = F.pad(scaled, (0, 1)) if self.config["recurrence"] == "diagonal" else scaled
-        wider = channels_last(wider)
-        logits = run_with_classes(self.layers, wider, self.classes, condition)[
-            ..., :width
-        ]  # [N, C * levels, H, W], a block of levels for each colour
-        return logits.unflatten(1, (self.in_channels, self.levels)).transpose(1, 2)
+        return run_with_classes(list(self.layers)[:-1], channels_last(wider), self.classes, condition)[..., :width]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..ops.core.torch_internals import is_wrapped, unwrapped_once
+from ..ops.core.torch_internals import unwrapped
 
 Progress = Callable[[int, int], None]
 
@@ -91,13 +91,6 @@ def _uniforms(shape: tuple[int, ...], uniforms: Tensor | None, generator: torch.
             f"uniforms: expected numbers in [0, 1); got {uniforms.min().item():g} .. {uniforms.max().item():g}"
         )
     return uniforms
-
-
-def unwrapped(x: Tensor) -> Tensor:
-    """x with all its values, for a look at them: under ``torch.func.vmap`` those of all samples."""
-    while is_wrapped(x):
-        x = unwrapped_once(x)
-    return x
 
 
 def check_levels(name: str, x: Tensor, levels: int) -> None:

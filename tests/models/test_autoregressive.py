@@ -5,7 +5,9 @@ import math
 import pytest
 import torch
 
-from genkernels.models import PixelCNN
+from genkernels.models import GatedPixelCNN, PixelCNN, PixelRNN, autoregressive
+from genkernels.models.autoregressive import log_likelihood
+from genkernels.ops import softmax_nll
 from genkernels.sampling.executors.draw import draw
 
 
@@ -212,3 +214,55 @@ def test_forward_neither_rounds_nor_checks_so_that_it_can_be_differentiated(mode
 
 def test_an_empty_batch_gives_no_likelihoods(model):
     assert model.log_prob(torch.zeros(0, 3, 3, 4)).shape == (0,)
+
+
+# --- the fused likelihood -------------------------------------------------------------------------------
+
+
+FUSED = {
+    "pixelcnn": lambda: PixelCNN(3, 8, 1, 64),
+    "pixelcnn with a head": lambda: PixelCNN(1, 8, 1, 256, residual=True, head_channels=9, num_classes=3),
+    "gated": lambda: GatedPixelCNN(3, 7, 1, 64, head_channels=8),
+    "diagonal": lambda: PixelRNN(1, 4, 1, 64, head_channels=6),
+    "row": lambda: PixelRNN(3, 4, 1, 40, recurrence="row", head_channels=7),
+}
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_many_levels_have_the_likelihood_and_gradients_of_the_logits(name, monkeypatch):
+    torch.manual_seed(0)
+    model = FUSED[name]()
+    x = torch.randint(0, model.levels, (2, model.in_channels, 5, 4))
+    condition = torch.tensor([0, 2]) if model.num_classes else None
+    parameters = list(model.parameters())
+    calls = []
+    monkeypatch.setattr(autoregressive, "softmax_nll", lambda *a, **k: calls.append(1) or softmax_nll(*a, **k))
+    fused = model.log_prob(x, condition)
+    assert calls == [1]
+    monkeypatch.setattr(autoregressive, "FUSED_LEVELS", 1000)
+    plain = model.log_prob(x, condition)
+    assert calls == [1]
+    torch.testing.assert_close(fused, plain)
+    monkeypatch.setattr(autoregressive, "FUSED_LEVELS", 32)
+    mean = model.nats(x, condition)
+    assert calls == [1, 1]
+    torch.testing.assert_close(mean, -plain.mean())
+    for a, b in zip(
+        *(torch.autograd.grad(y, parameters, retain_graph=True) for y in (mean, -plain.mean())), strict=True
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+    for a, b in zip(*(torch.autograd.grad(y.sum(), parameters) for y in (fused, plain)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_a_model_with_a_forward_or_a_last_layer_of_its_own_is_taken_at_its_word():
+    class Shifted(PixelCNN):
+        def predict(self, scaled, condition):
+            return 2 * super().predict(scaled, condition)
+
+    torch.manual_seed(0)
+    model, x = Shifted(1, 8, 1, 64), torch.randint(0, 64, (2, 1, 4, 4))
+    torch.testing.assert_close(model.log_prob(x), log_likelihood(model(x), x))
+    model = PixelCNN(1, 8, 1, 64)
+    model.layers[-1] = torch.nn.Sequential(model.layers[-1], torch.nn.Softplus())
+    torch.testing.assert_close(model.log_prob(x), log_likelihood(model(x), x))

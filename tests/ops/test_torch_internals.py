@@ -99,7 +99,7 @@ def test_wrapped_tensors():
 
     def look(y: Tensor) -> Tensor:
         assert internals.is_wrapped(y)
-        assert internals.unwrapped_once(y) is x
+        assert internals.unwrapped_once(y) is x and internals.unwrapped(y) is x
         return y.sum()
 
     torch.func.grad(look)(x)

@@ -23,21 +23,21 @@ def start(folder, **options):
 def test_every_image_is_trained_with_its_own_label(tmp_path, monkeypatch):
     trainer = start(tmp_path, num_classes=10)
     seen = []
-    log_prob = trainer.model.log_prob
+    check = trainer.model.check_condition
 
-    def watched(images, condition=None):
-        seen.append((images, condition))
-        return log_prob(images, condition)
+    def watched(condition, batch):
+        seen.append(condition)
+        check(condition, batch)
 
-    monkeypatch.setattr(trainer.model, "log_prob", watched)
+    monkeypatch.setattr(trainer.model, "check_condition", watched)
     indices = trainer.batches.indices(0, 0)
     trainer._one_step()
-    ((images, labels),) = seen
-    assert torch.equal(images, trainer.train.images[indices]) and torch.equal(labels, trainer.train.labels[indices])
+    (labels,) = seen
+    assert torch.equal(labels, trainer.train.labels[indices])
+    assert torch.equal(trainer.batches.batch(0, 0, torch.device("cpu")).images, trainer.train.images[indices])
     seen.clear()
     trainer._evaluate()
-    assert torch.equal(torch.cat([labels for _, labels in seen]), trainer.test.labels)
-    assert torch.equal(torch.cat([images for images, _ in seen]), trainer.test.images)
+    assert torch.equal(torch.cat(seen), trainer.test.labels)
 
 
 def test_a_resumed_run_goes_on_with_the_labels(tmp_path):
@@ -91,7 +91,7 @@ def test_labels_that_the_data_lack_or_the_model_has_no_class_for_are_named(tmp_p
     with pytest.raises(TrainingError, match="num_classes: folder has no labels to condition on"):
         start_run("gated-pixelcnn", tmp_path / "run", {"data": f"folder:{tmp_path}"}, SMALL | {"num_classes": 2})
     with pytest.raises(GenkernelsError, match="num_classes: this model has no such option"):
-        start_run("pixelcnn", tmp_path / "run", {"data": "digits"}, {"num_classes": 10})
+        start_run("autoencoder", tmp_path / "run", {"data": "digits"}, {"num_classes": 10})
 
 
 def test_the_command_line_trains_measures_draws_and_completes_with_classes(tmp_path, capsys, monkeypatch):

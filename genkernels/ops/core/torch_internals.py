@@ -130,3 +130,10 @@ add_each = torch._foreach_add_
 def process_group(name: str) -> torch.distributed.ProcessGroup:
     """The process group of this name; for operators, whose arguments cannot be process groups."""
     return _C._distributed_c10d._resolve_process_group(name)
+
+
+def unwrapped(x: Tensor) -> Tensor:
+    """x with all its values, for a look at them: under ``torch.func.vmap`` those of all samples."""
+    while is_wrapped(x):
+        x = unwrapped_once(x)
+    return x

@@ -35,7 +35,7 @@ class LikelihoodObjective(Objective[AutoregressiveModel]):
 
     def step(self, model: AutoregressiveModel, batch: Batch, descents: Mapping[str, Descent]) -> dict[str, float]:
         size = batch.images[0].numel()
-        losses = (-model.log_prob(part.images, part.labels).mean() * (share / size) for part, share in batch.parts())
+        losses = (model.nats(part.images, part.labels) * (share / size) for part, share in batch.parts())
         loss, norm = descents["model"].step(losses)
         return {"train_nats": loss * size, "grad_norm": norm}
 
