@@ -60,7 +60,7 @@ class Option:
 
 OPTIONS = (
     Option(DATA, "size", str, "Resize the images: 32 or 32x48."),
-    Option(DATA, "crop", int, "Side of the square that is cut from the middle of each image first.", 1),
+    Option(DATA, "crop", int, "Side of a square that is cut out first: at random in training, else in the middle.", 1),
     Option(DATA, "grey", bool, "Make colours grey."),
     Option(DATA, "flip", bool, "Turn training images left to right at random. Not for digits."),
     Option(DATA, "binarize", str, f"How images get two levels, one of: {', '.join(METHODS)}."),

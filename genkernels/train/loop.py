@@ -19,6 +19,7 @@ from ..models import GenerativeModel
 from .atomic_write import write_atomically
 from .checkpoint import BEST_CHECKPOINT, CHECKPOINT, save_checkpoint
 from .ctrl_c import InterruptRequest
+from .data.augmentation import Augmentation
 from .data.batches import Batches, LabelledImages
 from .data.file_images import fingerprint
 from .diagnosis import first_layer_not_finite
@@ -48,6 +49,11 @@ def _averaging(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]
     return average
 
 
+def augmentation_of(settings: Settings, levels: int) -> Augmentation:
+    """What the settings say is random in training images, of a model of so many levels."""
+    return Augmentation(settings.crop, settings.size, settings.flip, settings.binarize == "stochastic", levels)
+
+
 class Trainer:
     """Trains a model and keeps three files in a folder: ``model.pt``, ``best.pt`` (of the best test figure), and
     ``history.jsonl``.
@@ -58,7 +64,8 @@ class Trainer:
         recipe: that of the model.
         objective: takes the steps, measures, and makes pictures.
         model: moved to ``device``.
-        train, test: images in levels, on the CPU, with labels where the model takes them.
+        train, test: images in levels, on the CPU, with labels where the model takes them; training images are greys
+            where :func:`augmentation_of` the settings says so.
         settings: see :class:`Settings`.
         folder: exists already.
         device: where to train.
@@ -79,10 +86,8 @@ class Trainer:
         self.device = torch.device(device)
         self.model = model.to(self.device)
         self.train, self.test = train, test
-        self.batches = Batches(
-            train, settings.batch_size, settings.seed, settings.micro_batches,
-            resample=settings.binarize == "stochastic", flip=settings.flip,
-        )  # fmt: skip
+        augmentation = augmentation_of(settings, objective.levels(model))
+        self.batches = Batches(train, settings.batch_size, settings.seed, settings.micro_batches, augmentation)
         self.objective = objective
         self.descents = objective.descents(model, settings)
         self._average = AveragedModel(self.model, avg_fn=_averaging(settings.ema)) if settings.ema else None

@@ -19,7 +19,7 @@ from .data.binarise import METHODS, TEST_SEED, stochastic
 from .data.file_images import FileImages, Images
 from .data.sources import Dataset, in_levels, open_dataset
 from .errors import TrainingError
-from .loop import Trainer
+from .loop import Trainer, augmentation_of
 from .objectives import Objective
 from .optimization import OPTIMIZERS, PRECISIONS
 from .recipes import Recipe, find_recipe
@@ -72,7 +72,7 @@ def start_run(
     objective = chosen_recipe.build_objective(**objective_options)
     dataset = _dataset(chosen, skip_broken)
     chosen = _with_length(chosen, limits or Limits(), len(dataset.train))
-    _, channels, height, width = dataset.train.shape
+    _, channels, height, width = dataset.test.shape
     options = {
         **objective.model_options(dataset, model_options),
         **model_options,
@@ -149,9 +149,9 @@ def _trainer(
         raise TrainingError(f"data: {dataset.name} holds points of the plane; this model takes images")
     levels = objective.levels(model)
     settings = _with_binarisation(settings, levels, dataset)
-    train, test = in_levels(dataset.train, levels), levels_of_test(dataset, levels, settings.binarize)
-    if settings.binarize == "stochastic":
-        train = dataset.train  # drawn anew for each batch
+    greys = augmentation_of(settings, levels).takes_greys
+    train = dataset.train if greys else in_levels(dataset.train, levels)
+    test = levels_of_test(dataset, levels, settings.binarize)
     if train.shape[1] != model.in_channels:
         raise TrainingError(f"the model takes {model.in_channels} channels; {settings.data} has {train.shape[1]}")
     train_labels, test_labels = labels_for(objective, model, dataset)

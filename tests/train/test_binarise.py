@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from genkernels.train import Limits, resume_run, start_run
+from genkernels.train.data.augmentation import Augmentation
 from genkernels.train.data.batches import Batches, LabelledImages
 from genkernels.train.data.binarise import stochastic
 from genkernels.train.data.sources import open_dataset, quantise
@@ -39,7 +40,7 @@ def test_stochastic_images_are_new_in_each_epoch_and_the_same_in_each_run(tmp_pa
     sure = (grey[order] == 0) | (grey[order] == 255)
     assert torch.equal(first.images[sure], (grey[order][sure] // 255))
     assert not torch.equal(first.images[~sure], quantise(grey[order], 2)[~sure])
-    again_drawn = Batches(LabelledImages(grey), 1498, 0, resample=True)
+    again_drawn = Batches(LabelledImages(grey), 1498, 0, augmentation=Augmentation(binarise=True))
     epochs = [again_drawn.batch(epoch, 0, CPU).images[again_drawn.indices(epoch, 0).argsort()] for epoch in (0, 1)]
     assert (epochs[0] != epochs[1]).float().mean() > 0.05
     assert len(next_epoch) == 200
@@ -58,14 +59,6 @@ def test_a_resumed_run_sees_the_same_draws(tmp_path):
     resumed, _ = resume_run("pixelcnn", tmp_path / "parts", {}, {})
     resumed.run(Limits(steps=10))
     assert all(torch.equal(resumed.model.state_dict()[k], v) for k, v in whole.model.state_dict().items())
-
-
-def test_flips_turn_half_of_the_images():
-    images = torch.arange(6, dtype=torch.uint8).expand(1000, 1, 2, 6)
-    got = Batches(LabelledImages(images), 1000, 0, flip=True).batch(0, 0, CPU).images
-    turned = (got[:, 0, 0, 0] == 5).float().mean()
-    assert 0.4 < turned < 0.6
-    assert ((got == images) | (got == images.flip(3))).flatten(1).all()
 
 
 def write_fixed(folder, broken=""):

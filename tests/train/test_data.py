@@ -305,12 +305,13 @@ def test_a_specification_that_means_nothing_is_refused(spec, message):
 def test_images_of_every_data_set_are_cut_resized_and_made_grey(tmp_path):
     write_cifar(tmp_path)
     spec = f"cifar10:{tmp_path}"
-    assert open_dataset(spec, crop=20).train.shape == (10, 3, 20, 20)
+    assert open_dataset(spec, crop=20).test.shape == (2, 3, 20, 20)
     assert open_dataset(spec, (16, 24)).test.shape == (2, 3, 16, 24)
-    assert open_dataset(spec, (8, 8), crop=20, grey=True).train.shape == (10, 1, 8, 8)
+    assert open_dataset(spec, (8, 8), crop=20, grey=True).test.shape == (2, 1, 8, 8)
+    assert open_dataset(spec, (8, 8), crop=20, grey=True).train.shape == (10, 1, 32, 32)  # cut in training
     assert (open_dataset(spec, grey=True).train == round(0.299 * 10 + 0.587 * 20 + 0.114 * 30)).all()
     digits = open_dataset("digits")
-    assert torch.equal(open_dataset("digits", crop=4).train, digits.train[:, :, 2:6, 2:6])
+    assert torch.equal(open_dataset("digits", crop=4).test, digits.test[:, :, 2:6, 2:6])
     assert torch.equal(open_dataset("digits", (8, 8), grey=True).train, digits.train)
 
 

@@ -42,7 +42,7 @@ def too_large(monkeypatch):
 
 def weights_after(run: Path, images: Path, steps: int, workers: int = 0) -> tuple[dict[str, torch.Tensor], list[int]]:
     """Of a run, begun or gone on with; and PyTorch's random numbers after it."""
-    settings = {"data": f"folder:{images}", "batch_size": 8, "flip": True}
+    settings = {"data": f"folder:{images}", "batch_size": 8, "flip": True, "crop": 7}
     trainer, _ = (resume_run if run.exists() else start_run)("vae", run, settings, CODES)
     trainer.batches.workers = workers
     trainer.run(Limits(steps=steps))

@@ -2,6 +2,7 @@
 
 sources.py       data sets by name, their splits and labels; levels and pictures of pixels
 batches.py       batches of training images
+augmentation.py  what is random in training images: crops, flips, pixels of two levels
 points.py        points from mixtures of Gaussians
 binarise.py      images of two levels, in the ways that are reported
 cifar.py         CIFAR-10, either version

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .binarise import stochastic
+from .augmentation import Augmentation
 from .file_images import DEFAULT_WORKERS, FileImages, Images, decoded_ahead
 from .points import Mixture
+
+UNCHANGED = Augmentation()
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,8 +69,7 @@ class Batches:
         batch_size: images per step.
         seed: of the order.
         micro_batches: see :class:`Batch`.
-        resample: the source holds grey images, 0 .. 255, that are stochastically binarised for each batch.
-        flip: turn each image left to right with probability 1/2.
+        augmentation: what is done to the images of each batch.
 
     Attributes:
         workers: processes that decode images which are not in memory; 0 for none beside this one. Set before the first
@@ -81,11 +82,9 @@ class Batches:
         batch_size: int,
         seed: int,
         micro_batches: int = 1,
-        *,
-        resample: bool = False,
-        flip: bool = False,
+        augmentation: Augmentation = UNCHANGED,
     ) -> None:
-        self.source, self.micro_batches, self.resample, self.flip = source, micro_batches, resample, flip
+        self.source, self.micro_batches, self.augmentation = source, micro_batches, augmentation
         self.batch_size, self.seed = batch_size, seed
         self.workers = DEFAULT_WORKERS
         self._orders: dict[int, Tensor] = {}  # of the last epochs: workers are ahead, in the next one at times
@@ -113,11 +112,7 @@ class Batches:
         chosen = self.indices(epoch, index)
         images = self._images(epoch, index)
         generator = torch.Generator().manual_seed(((self.seed * 1_000_003 + epoch) * 1_000_003 + index) % 2**63)
-        if self.flip:
-            turned = torch.rand(len(images), generator=generator) < 0.5
-            images = torch.where(turned[:, None, None, None], images.flip(3), images)
-        if self.resample:
-            images = stochastic(images, generator)
+        images = self.augmentation(images, generator)
         labels = None if self.source.labels is None else self.source.labels[chosen].to(device)
         step = epoch * len(self) + index
         return Batch(images.to(device), labels, step=step, micro_batches=self.micro_batches)

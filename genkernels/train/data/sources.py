@@ -36,7 +36,7 @@ DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images of one size, split in two.
+    """Images of one size, split in two; training images that are to be cut, in :class:`Augmentation`, may be larger.
 
     Attributes:
         name: the first word of the specification.
@@ -69,7 +69,8 @@ def open_dataset(
     Args:
         spec: which.
         size: height and width to which images are resized, after the crop; None where they have one size.
-        crop: side of the square that is cut from the middle of each image.
+        crop: side of the square that is cut from each image: from the middle of test images; training images stay
+            whole, and of their former size, since :class:`Augmentation` cuts them anew in each epoch.
         grey: make colours one grey channel (ITU-R BT.601).
         fixed: take the fixed binarised files of MNIST, see binarise.py.
         skip_broken: leave out files of a folder that cannot be read.
@@ -88,8 +89,13 @@ def open_dataset(
             if value is not None:
                 raise DataError(f"{option}: {name} holds points, not images; got {value}")
     dataset = _open(name, spec, place, size if crop is None else None, fixed, skip_broken)
-    prepare = partial(_prepared, size=size, crop=crop, grey=grey)
-    return replace(dataset, train=mapped(dataset.train, prepare), test=mapped(dataset.test, prepare))
+    for images in (dataset.train, dataset.test):
+        height, width = images.shape[2:]
+        if crop is not None and not 1 <= crop <= min(height, width):
+            raise DataError(f"crop: expected a side of 1 .. {min(height, width)}, of {height} x {width}; got {crop}")
+    whole = partial(_prepared, size=size if crop is None else None, crop=None, grey=grey)
+    test = mapped(dataset.test, partial(_prepared, size=size, crop=crop, grey=grey))
+    return replace(dataset, train=mapped(dataset.train, whole), test=test)
 
 
 def _open(
@@ -119,8 +125,6 @@ def _prepared(images: Tensor, size: tuple[int, int] | None, crop: int | None, gr
     """Images cut, resized and made grey, as far as they are not so already."""
     height, width = images.shape[2:]
     if crop is not None:
-        if not 1 <= crop <= min(height, width):
-            raise DataError(f"crop: expected a side of 1 .. {min(height, width)}, of {height} x {width}; got {crop}")
         top, left = (height - crop) // 2, (width - crop) // 2
         images = images[:, :, top : top + crop, left : left + crop]
     if grey and images.shape[1] == 3:
@@ -128,14 +132,17 @@ def _prepared(images: Tensor, size: tuple[int, int] | None, crop: int | None, gr
         images = torch.cat(
             [(part.float() * weights).sum(1, keepdim=True).round().byte() for part in images.split(4096)]
         )
-    if size is not None and tuple(images.shape[2:]) != size:
-        images = torch.cat([_resized(part, size) for part in images.split(4096)])
+    if size is not None:
+        images = torch.cat([resized(part, size) for part in images.split(4096)])
     return images.contiguous()
 
 
-def _resized(images: Tensor, size: tuple[int, int]) -> Tensor:
-    resized = F.interpolate(images.float(), size, mode="bicubic", antialias=True)
-    return resized.round().clamp(0, 255).to(torch.uint8)
+def resized(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """uint8 [N, C, H, W] to height and width ``size`` (bicubic, smoothed where it shrinks them)."""
+    if tuple(images.shape[2:]) == size:
+        return images
+    smooth = F.interpolate(images.float(), size, mode="bicubic", antialias=True)
+    return smooth.round().clamp(0, 255).to(torch.uint8)
 
 
 def in_levels(images: Images, levels: int) -> Images:
