@@ -70,7 +70,8 @@ def train(
         )
     console.print(
         f"{model}: {sum(p.numel() for p in trainer.model.parameters()):,} parameters, "
-        f"{len(dataset.train):,} images of {dataset.name}, {trainer.objective.levels(trainer.model)} levels, on {where}"
+        f"{len(dataset.train):,} images of {dataset.name}, {trainer.objective.levels(trainer.model)} levels"
+        f"{binarised(trainer.settings.binarize)}, on {where}"
     )
     if not _run(console, trainer, limits):
         skipping = ["--skip-broken"] if skip_broken else []
@@ -82,7 +83,7 @@ def train(
 
 
 def _run(console: Console, trainer: Trainer, limits: Limits) -> bool:
-    with progress(console, "training") as report:
+    with progress(console, f"training{binarised(trainer.settings.binarize)}") as report:
 
         def on_step(done: float) -> None:
             parts = [f"step {trainer.step}"]

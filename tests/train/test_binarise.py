@@ -111,5 +111,26 @@ def test_every_figure_says_which_images_it_is_for(tmp_path, command, method, wor
     assert code == 0 and f"over 299 images ({words})" in out
     records = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
     assert {record["binarize"] for record in records} == {method or "threshold"}
+    assert f"2 levels ({words})" in out and f"training ({words}): 100%" in out
     _, out, _ = command("evaluate", folder)
-    assert f"digits ({words})" in out
+    assert f"digits ({words})" in out and "note" not in out
+
+
+def test_another_kind_of_test_images_is_measured_when_asked_for_and_noted(tmp_path, command):
+    for levels in (2, 4):
+        words = ["--levels", levels, "--hidden-channels", 4, "--num-layers", 0, "--steps", 1, "--samples", 0]
+        assert command("train", "pixelcnn", "--out", tmp_path / str(levels), *words)[0] == 0
+    _, own, _ = command("evaluate", tmp_path / "2")
+    code, out, _ = command("evaluate", tmp_path / "2", "--binarize", "stochastic", "--json", "figures.json")
+    assert code == 0 and own not in out
+    assert (
+        "note: the model was trained on images binarised at half grey; these are stochastically binarised" in out
+    ) and "digits (stochastically binarised)" in out
+    assert json.loads((tmp_path / "figures.json").read_text())["binarisation"]["name"] == "stochastic"
+    for folder, method, message in (
+        ("2", "dither", "binarize: unknown 'dither'; expected one of: threshold"),
+        ("2", "fixed", "binarize: 'fixed' is a version of mnist:PATH"),
+        ("4", "stochastic", "binarize: expected a model of 2 levels; got 'stochastic' and 4 levels"),
+    ):
+        code, _, err = command("evaluate", tmp_path / folder, "--binarize", method)
+        assert code == 1 and message in err
