@@ -167,7 +167,8 @@ def evaluate(
     for measure in measures:
         if math.isnan(measure.mean):
             raise GenkernelsError(f"{checkpoint}: the model gives no number of {measure.label} for these images (nan)")
-    table = Table("data", "images", *(measure.label for measure in measures), box=None, pad_edge=False)
+    what = "images" if found.test.mixture is None else "points"
+    table = Table("data", what, *(measure.label for measure in measures), box=None, pad_edge=False)
     table.add_row(found.name + binarised(found.binarize), f"{measures[0].images:,}", *map(str, measures))
     console.print(table)
     if json is not None:

@@ -68,10 +68,11 @@ def train(
             f"the run in {place} has reached its limit (step {trainer.step}, epoch {trainer.epoch}); "
             "give more --epochs or --steps"
         )
+    levels = f"{trainer.objective.levels(trainer.model)} levels{binarised(trainer.settings.binarize)}, "
     console.print(
-        f"{model}: {sum(p.numel() for p in trainer.model.parameters()):,} parameters, "
-        f"{len(dataset.train):,} images of {dataset.name}, {trainer.objective.levels(trainer.model)} levels"
-        f"{binarised(trainer.settings.binarize)}, on {where}"
+        f"{model}: {sum(p.numel() for p in trainer.model.parameters()):,} parameters, {len(dataset.train):,} "
+        + (f"images of {dataset.name}, {levels}" if dataset.mixture is None else f"points of {dataset.name}, ")
+        + f"on {where}"
     )
     if not _run(console, trainer, limits):
         skipping = ["--skip-broken"] if skip_broken else []
@@ -103,7 +104,8 @@ def _show_results(console: Console, trainer: Trainer, samples: int) -> None:
         measures = objective.evaluate(model, trainer.test, Evaluating(progress=step))
     if measures:
         figures = ", ".join(f"{measure} {measure.label}" for measure in measures)
-        console.print(f"test: {figures}, over {measures[0].images:,} images{binarised(trainer.settings.binarize)}")
+        what = "images" if trainer.test.mixture is None else "points"
+        console.print(f"test: {figures}, over {measures[0].images:,} {what}{binarised(trainer.settings.binarize)}")
     if samples:
         generator = torch.Generator().manual_seed(trainer.settings.seed)
         with counted(console, "drawing") as step:
