@@ -57,6 +57,7 @@ def main() -> None:
     from genkernels.ops.instance_norm import gpu as instance_norm
     from genkernels.ops.masked_conv import gpu as masked_conv
     from genkernels.ops.masked_conv.mask import MaskSpec
+    from genkernels.ops.softmax_nll import gpu as softmax_nll
     from genkernels.triton_conv import launch, tuning
 
     launch._limits = lambda t: (PROCESSORS, SHARED_BYTES)
@@ -90,6 +91,11 @@ def main() -> None:
     for x in (images(16, 64, 64, 64), torch.empty(16, 64, 64, 64, dtype=dtype)):
         _, statistics = instance_norm.forward(x, *torch.empty(2, 64), "relu", 0.0, 1e-5)
         instance_norm.backward(x, x, *torch.empty(2, 64), statistics, "tanh", 0.0, True)
+
+    rows, levels = torch.empty(4096, 70, dtype=dtype), torch.zeros(4096, 3, dtype=torch.int64)
+    of_levels = (torch.empty(3 * 256, 70, dtype=dtype), torch.empty(3 * 256, dtype=dtype), levels)
+    nll, log_sum_exp = softmax_nll.forward(rows, *of_levels, [24, 47, 70])
+    softmax_nll.backward(nll, rows, *of_levels, log_sum_exp, [24, 47, 70], (True, True, True))
 
     narrow, launch._INDICES = launch._INDICES, 0
     launch._tilings = lambda *_args, **_options: [tuning.Tile(32, 32, 32, 4, 2)]
