@@ -13,6 +13,7 @@ import typer
 from rich.table import Table
 
 from ..models import AutoregressiveModel
+from ..train import processes
 from ..train.checkpoint import checkpoint_in, open_model
 from ..train.data.binarise import METHODS
 from ..train.errors import GenkernelsError
@@ -29,12 +30,19 @@ from .trained import binarised, complete_images, evaluation_images, given_images
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Fast kernels for generative image models.")
 
+SHARED = ("train", "evaluate")  # the commands that several processes do together
+
 # The base of what typer raises about a command line; its recent versions carry a click of their own.
 _CommandLineError: type[Any] = next(t for t in typer.BadParameter.__mro__ if t.__name__ == "ClickException")
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run a command line and return the exit code. Errors that a user can mend are one sentence on stderr."""
+    with processes.launched():
+        return _run(arguments)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     try:
         code = app(args=arguments, prog_name="genkernels", standalone_mode=False)
     except _CommandLineError as error:
@@ -52,7 +60,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"genkernels: {' '.join(message.splitlines())}", file=sys.stderr)
+    if processes.rank() == 0:
+        print(f"genkernels: {' '.join(message.splitlines())}", file=sys.stderr)
     return code
 
 
@@ -64,11 +73,14 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def main(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
     """Fast kernels for generative image models."""
+    if processes.count() > 1 and context.invoked_subcommand not in SHARED:
+        raise typer.BadParameter(f"torchrun is for {' and '.join(SHARED)}; run {context.invoked_subcommand} without it")
 
 
 @app.command()
@@ -154,9 +166,9 @@ def evaluate(
     where, console = device_of(device), make_console()
     if json is not None:
         check_file(json)
-    trained = open_model(checkpoint)
+    trained = processes.together(lambda: open_model(checkpoint))
     objective = trained.objective
-    found = evaluation_images(console, trained, data, skip_broken, binarize)
+    found = processes.together(lambda: evaluation_images(console, trained, data, skip_broken, binarize))
     with counted(console, "evaluating") as step:
         measures = objective.evaluate(
             trained.model.to(where), found.test, Evaluating(batch_size, step, importance_samples)
@@ -172,5 +184,6 @@ def evaluate(
     table.add_row(found.name + binarised(found.binarize), f"{measures[0].images:,}", *map(str, measures))
     console.print(table)
     if json is not None:
-        write_figures(json, checkpoint_in(checkpoint), trained, found, measures)
+        file = checkpoint_in(checkpoint)
+        processes.first_does(lambda: write_figures(json, file, trained, found, measures))
         console.print(f"written to {json}")

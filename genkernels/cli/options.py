@@ -8,6 +8,7 @@ from typing import Annotated
 import torch
 import typer
 
+from ..train import processes
 from ..train.data.sources import SPECS
 
 Data = Annotated[str | None, typer.Option(help=f"One of: {', '.join(SPECS)}.")]
@@ -18,8 +19,13 @@ SkipBroken = Annotated[bool, typer.Option("--skip-broken", help="Leave out files
 
 
 def device_of(name: str | None) -> torch.device:
+    """The device of that name; of the processes of a run on GPUs each has its own."""
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if device.type == "cuda" and processes.count() > 1:
+            if ":" in (name or ""):
+                raise typer.BadParameter(f"--device {name}: each process takes its own GPU; give cuda")
+            device = torch.device("cuda", processes.local_rank())
         if device.type in ("cpu", "cuda"):
             torch.empty(0, device=device)
             return device

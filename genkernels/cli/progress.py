@@ -10,17 +10,19 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from ..train import processes
+
 LINE_SECONDS = 10.0
 
 Report = Callable[[float, str], None]
 
 
 def make_console() -> Console:
-    """Standard output."""
+    """Standard output, of the first process."""
     # Without markup: what is printed holds paths and reasons, whose [brackets] and :names: are their own.
     # A file or a log is not 80 columns wide: a command broken in two would be another command.
     width = None if sys.stdout.isatty() else 1000
-    return Console(highlight=False, markup=False, emoji=False, width=width)
+    return Console(highlight=False, markup=False, emoji=False, width=width, quiet=processes.rank() > 0)
 
 
 @contextmanager

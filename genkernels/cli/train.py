@@ -10,6 +10,7 @@ import torch
 import typer
 from rich.console import Console
 
+from ..train import processes
 from ..train.checkpoint import CHECKPOINT
 from ..train.data.file_images import FileImages
 from ..train.errors import GenkernelsError
@@ -73,6 +74,7 @@ def train(
         f"{model}: {sum(p.numel() for p in trainer.model.parameters()):,} parameters, {len(dataset.train):,} "
         + (f"images of {dataset.name}, {levels}" if dataset.mixture is None else f"points of {dataset.name}, ")
         + f"on {where}"
+        + (f" and {processes.count() - 1} more" if processes.count() > 1 else "")
     )
     if not _run(console, trainer, limits):
         skipping = ["--skip-broken"] if skip_broken else []
@@ -97,19 +99,24 @@ def _run(console: Console, trainer: Trainer, limits: Limits) -> bool:
 
 
 def _show_results(console: Console, trainer: Trainer, samples: int) -> None:
-    folder, model, objective = trainer.folder, trainer.result, trainer.objective
-    unit = objective.unit + binarised(trainer.settings.binarize)
-    save_curve(folder / "curve.png", trainer.history, objective.curves, unit)
+    objective = trainer.objective
     with counted(console, "evaluating") as step:
-        measures = objective.evaluate(model, trainer.test, Evaluating(progress=step))
+        measures = objective.evaluate(trainer.result, trainer.test, Evaluating(progress=step))
     if measures:
         figures = ", ".join(f"{measure} {measure.label}" for measure in measures)
         what = "images" if trainer.test.mixture is None else "points"
         console.print(f"test: {figures}, over {measures[0].images:,} {what}{binarised(trainer.settings.binarize)}")
+    processes.first_does(lambda: _draw(console, trainer, samples))
+    console.print(f"written to {trainer.folder}")
+
+
+def _draw(console: Console, trainer: Trainer, samples: int) -> None:
+    folder, objective = trainer.folder, trainer.objective
+    unit = objective.unit + binarised(trainer.settings.binarize)
+    save_curve(folder / "curve.png", trainer.history, objective.curves, unit)
     if samples:
         generator = torch.Generator().manual_seed(trainer.settings.seed)
         with counted(console, "drawing") as step:
-            pictures = objective.pictures(model, trainer.test, samples, Drawing(generator, step))
+            pictures = objective.pictures(trainer.result, trainer.test, samples, Drawing(generator, step))
         for name, grids in pictures.items():
             save_grids(folder / f"{name}.png", grids, 256)
-    console.print(f"written to {folder}")

@@ -17,6 +17,7 @@ atomic_write.py     files that are written whole or not at all
 lock.py             one process at a time in a run's folder
 ctrl_c.py           Ctrl-C and SIGTERM between two steps
 errors.py           errors that a user can mend
+processes.py        the processes of a run that torchrun started
 compare.py          our PixelCNN timed against its twin in plain PyTorch
 plain_pixelcnn.py   that twin
 """

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from . import processes
 from .optimization import NotFiniteError
 
 
 def first_layer_not_finite(model: nn.Module, step: Callable[[], Any]) -> str | None:
-    """The name of the first layer whose output is not finite when the step is taken again; None where all are.
+    """The name of the first layer whose output, in any process, is not finite when the step is taken again; or None.
 
     The gradients are then at fault: the name of the first parameter whose gradient is not finite, if there is one.
     """
@@ -38,8 +39,9 @@ def first_layer_not_finite(model: nn.Module, step: Callable[[], Any]) -> str | N
     finally:
         for hook in hooks:
             hook.remove()
-    if found:
-        return found[0]
+    for first in processes.gather(found[0] if found else None):
+        if first is not None:
+            return first
     return next(
         (name for name, p in model.named_parameters() if p.grad is not None and not torch.isfinite(p.grad).all()), None
     )

@@ -23,4 +23,8 @@ class MissingPackageError(GenkernelsError):
     """An optional package is not installed."""
 
     def __init__(self, package: str, purpose: str) -> None:
+        self._arguments = (package, purpose)
         super().__init__(f"{purpose} needs {package}, which is not installed: pip install 'genkernels[cli]'")
+
+    def __reduce__(self) -> tuple[type[MissingPackageError], tuple[str, str]]:
+        return type(self), self._arguments  # it travels between processes

@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from ..models import GenerativeModel
+from . import processes
 from .atomic_write import write_atomically
 from .checkpoint import BEST_CHECKPOINT, CHECKPOINT, save_checkpoint
 from .ctrl_c import InterruptRequest
@@ -55,8 +56,8 @@ def augmentation_of(settings: Settings, levels: int) -> Augmentation:
 
 
 class Trainer:
-    """Trains a model and keeps three files in a folder: ``model.pt``, ``best.pt`` (of the best test figure), and
-    ``history.jsonl``.
+    """Trains a model, in one process or in all of torchrun's, and keeps three files in a folder: ``model.pt``,
+    ``best.pt`` (of the best test figure), and ``history.jsonl``.
 
     The objective takes the steps and measures; everything else is the same for all families.
 
@@ -85,6 +86,8 @@ class Trainer:
         self.recipe, self.settings, self.folder = recipe, settings, folder
         self.device = torch.device(device)
         self.model = model.to(self.device)
+        if processes.count() > 1:
+            torch.nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
         self.train, self.test = train, test
         augmentation = augmentation_of(settings, objective.levels(model))
         self.batches = Batches(train, settings.batch_size, settings.seed, settings.micro_batches, augmentation)
@@ -142,13 +145,14 @@ class Trainer:
         """
         self.limits = limits
         self.model.train()
-        with FolderLock(self.folder), closing(self.batches), InterruptRequest() as interrupt:
+        with ExitStack() as stack, closing(self.batches), InterruptRequest() as interrupt:
+            processes.first_does(lambda: stack.enter_context(FolderLock(self.folder)) and None)
             if self._saved_step != self.step:
                 self.save()  # a folder that cannot be written shows now, not after the first hour
             began, before = time.monotonic(), self.seconds
             saved = began
-            elapsed = 0.0
-            while not interrupt.requested and self.done(limits, elapsed) < 1:
+            signal, elapsed = *processes.largest(interrupt.signal or 0), 0.0
+            while not signal and self.done(limits, elapsed) < 1:
                 self._one_step()
                 elapsed = time.monotonic() - began
                 self.seconds = before + elapsed
@@ -156,15 +160,17 @@ class Trainer:
                     self._record()
                 if self.step % max(len(self.batches), EVALUATION_STEPS) == 0:
                     self._evaluate()
-                if time.monotonic() - saved > SAVE_SECONDS:
-                    self.save()
-                    saved = time.monotonic()
                 if on_step is not None:
                     on_step(self.done(limits, elapsed))
+                # The clocks and the signals of processes differ; what follows from them may not.
+                signal, elapsed, unsaved = processes.largest(interrupt.signal or 0, elapsed, time.monotonic() - saved)
+                if unsaved > SAVE_SECONDS:
+                    self.save()
+                    saved = time.monotonic()
             if self._saved_step != self.step:
                 self.save()
-        self.stopped_by = interrupt.signal
-        return not interrupt.requested
+        self.stopped_by = int(signal) or None
+        return not signal
 
     def _one_step(self) -> None:
         batch = self.batches.batch(self.epoch, self.batch, self.device)
@@ -207,9 +213,12 @@ class Trainer:
         self.history.append(self._now() | {f"test_{measure.key}": measure.mean for measure in measures})
         if measures[0].mean < self._best:
             self._best = measures[0].mean
-            save_checkpoint(
-                self.folder / BEST_CHECKPOINT, self.recipe, self.objective, self.result, asdict(self.settings),
-                progress={"step": self.step, measures[0].key: measures[0].mean},
+            progress = {"step": self.step, measures[0].key: measures[0].mean}
+            processes.first_does(
+                lambda: save_checkpoint(
+                    self.folder / BEST_CHECKPOINT, self.recipe, self.objective, self.result, asdict(self.settings),
+                    progress=progress,
+                )
             )  # fmt: skip
 
     def _now(self) -> dict[str, Any]:
@@ -221,7 +230,11 @@ class Trainer:
         }
 
     def save(self) -> None:
-        """Write the checkpoint and the history, each atomically."""
+        """Write the checkpoint and the history, each atomically; the first process does."""
+        processes.first_does(self._write)
+        self._saved_step = self.step
+
+    def _write(self) -> None:
         save_checkpoint(
             self.folder / CHECKPOINT,
             self.recipe,
@@ -242,7 +255,6 @@ class Trainer:
         )
         lines = "".join(json.dumps(record) + "\n" for record in self.history)
         write_atomically(self.folder / HISTORY, lambda file: file.write(lines.encode()))
-        self._saved_step = self.step
 
     def _cuda_rng_state(self) -> Tensor | None:
         return torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..models import AutoregressiveModel, GenerativeModel, bits_per_dim
+from . import processes
 from .data.batches import LabelledImages
 from .data.file_images import Images
 
@@ -54,20 +55,26 @@ class Measure:
         return mean if math.isnan(self.standard_error) else f"{mean} ± {self.standard_error:.{digits}f}"
 
 
+Score = Callable[[Tensor, Tensor | None, torch.Generator], Sequence[Tensor]]
+
+
 @torch.no_grad()
-def mean_over(
+def figures_over(
     model: GenerativeModel,
     test: LabelledImages,
-    score: Callable[[Tensor, Tensor | None], Sequence[Tensor]],
+    score: Score,
     batch_size: int = 64,
     progress: Callable[[int, int], None] | None = None,
-) -> list[tuple[float, float, int]]:
-    """Mean, its standard error and the number of images, for each of the figures that ``score`` returns.
+) -> list[Tensor]:
+    """Each of the figures that ``score`` returns, of all images: float64 [N, ...] on the CPU.
+
+    The processes of a run take the batches in turn; all of them get all figures.
 
     Args:
         model: on any device; put back into the mode that it was in.
         test: at least one image.
-        score: of a batch and its labels on the model's device: figures [batch] with the model in evaluation mode.
+        score: of a batch, its labels and a random generator of its own: figures [batch, ...] with the model in
+            evaluation mode. Images and labels are on the model's device.
         batch_size: images at a time.
         progress: called as ``progress(done, total)`` after each batch.
     """
@@ -75,18 +82,37 @@ def mean_over(
     was_training = model.training
     model.eval()
     parts = []
+    own = range(processes.rank() * batch_size, len(test), processes.count() * batch_size)
     try:
-        for first in range(0, len(test), batch_size):
+        for first in own:
             here = slice(first, first + batch_size)
             labels = None if test.labels is None else test.labels[here].to(device)
-            parts.append([figure.double().cpu() for figure in score(test.images[here].to(device), labels)])
+            generator = torch.Generator().manual_seed(first)
+            found = score(test.images[here].to(device), labels, generator)
+            parts.append((first, [figure.double().cpu() for figure in found]))
             if progress is not None:
                 progress(min(here.stop, len(test)), len(test))
     finally:
         model.train(was_training)
-    each = [torch.cat(figures) for figures in zip(*parts, strict=True)]
-    errors = [x.std().item() / math.sqrt(len(x)) if len(x) > 1 else math.nan for x in each]
-    return [(x.mean().item(), error, len(x)) for x, error in zip(each, errors, strict=True)]
+    in_order = sorted((part for one in processes.gather(parts) for part in one), key=lambda part: part[0])
+    return [torch.cat(figures) for figures in zip(*(found for _, found in in_order), strict=True)]
+
+
+def mean_of(figures: Tensor) -> tuple[float, float, int]:
+    """The mean of figures [N], its standard error (NaN for one), and N."""
+    error = figures.std().item() / math.sqrt(len(figures)) if len(figures) > 1 else math.nan
+    return figures.mean().item(), error, len(figures)
+
+
+def mean_over(
+    model: GenerativeModel,
+    test: LabelledImages,
+    score: Score,
+    batch_size: int = 64,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[tuple[float, float, int]]:
+    """:func:`mean_of` each of the figures that ``score`` returns; arguments as in :func:`figures_over`."""
+    return [mean_of(figures) for figures in figures_over(model, test, score, batch_size, progress)]
 
 
 def evaluate(
@@ -101,7 +127,7 @@ def evaluate(
     ``labels``, int64 [N], are for a model with classes.
     """
 
-    def score(x: Tensor, condition: Tensor | None) -> tuple[Tensor]:
+    def score(x: Tensor, condition: Tensor | None, _: torch.Generator) -> tuple[Tensor]:
         return (-model.log_prob(x, condition),)
 
     ((nats, error, count),) = mean_over(model, LabelledImages(images, labels), score, batch_size, progress)

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from . import processes
+
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": partial(torch.optim.Adam, fused=True),  # one pass over memory where the default makes ten
     "adamw": partial(torch.optim.AdamW, fused=True),
@@ -60,7 +62,7 @@ class Descent:
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
     def step(self, losses: Iterable[Tensor], what: str = "loss") -> Descended:
-        """One step down the sum of scalar losses.
+        """One step down the sum of scalar losses, which is over all processes.
 
         Each is asked for after the gradient of the one before it was computed, and its graph freed: the parts of a
         large batch are in memory one at a time.
@@ -71,14 +73,16 @@ class Descent:
         parameters, total = self.parameters, 0.0
         self.optimizer.zero_grad()
         for loss in losses:
-            value = loss.item()
-            if not math.isfinite(value):
-                raise NotFiniteError(what, value)
-            total += value
+            total += loss.item()
             with torch.autocast(loss.device.type, enabled=False):  # gradients have the dtypes that forward gave them
                 loss.backward(inputs=parameters)
+        (total,) = processes.total(total)  # a number that is not finite is seen by all processes
+        if not math.isfinite(total):
+            raise NotFiniteError(what, total)
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        processes.add_gradients(gradients)
         total += self._add_history()
-        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        norm = nn.utils.get_total_norm(gradients)
         if not math.isfinite(norm.item()):
             raise NotFiniteError("gradient's norm", norm.item())
         if norm.item() > self.clip:

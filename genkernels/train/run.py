@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..models import GenerativeModel
+from . import processes
 from .checkpoint import CHECKPOINT, read_checkpoint, trained_model
 from .data.batches import LabelledImages
 from .data.binarise import METHODS, TEST_SEED, stochastic
@@ -57,7 +58,7 @@ def start_run(
         OSError: the folder cannot be made.
     """
     chosen_recipe = find_recipe(recipe)
-    if (folder / CHECKPOINT).exists() and not overwrite:
+    if processes.first_does((folder / CHECKPOINT).exists) and not overwrite:
         raise TrainingError(f"{folder} holds a run already: go on with --resume, or replace it with --overwrite")
     defaults = {
         "size": None,
@@ -70,7 +71,7 @@ def start_run(
     chosen = Settings(**{**defaults, **settings, "data": absolute_spec(settings["data"])})
     _check(chosen)
     objective = chosen_recipe.build_objective(**objective_options)
-    dataset = _dataset(chosen, skip_broken)
+    dataset = processes.together(lambda: _dataset(chosen, skip_broken))
     if dataset.mixture is not None and not chosen_recipe.takes_points:
         raise TrainingError(f"data: {dataset.name} holds points of the plane; {recipe} takes images")
     chosen = _with_length(chosen, limits or Limits(), len(dataset.train))
@@ -83,7 +84,7 @@ def start_run(
     }
     torch.manual_seed(chosen.seed)
     model = chosen_recipe.build(**options)
-    folder.mkdir(parents=True, exist_ok=True)
+    processes.first_does(lambda: folder.mkdir(parents=True, exist_ok=True))
     return _trainer(chosen_recipe, objective, model, dataset, chosen, folder, device), dataset
 
 
@@ -108,7 +109,7 @@ def resume_run(
         GenkernelsError: there is no run, it cannot be read, or it was started with other options.
     """
     path = folder / CHECKPOINT
-    content = read_checkpoint(path)
+    content = processes.first_does(lambda: read_checkpoint(path))
     asked = {"model": recipe, **settings, **model_options, **objective_options}
     moved_to = absolute_spec(asked.pop("data", content["settings"].get("data", "")))
     if moved_to.partition(":")[0] == str(content["settings"].get("data")).partition(":")[0]:
@@ -124,7 +125,7 @@ def resume_run(
     except TypeError as error:
         raise TrainingError(f"{path}: not a run that can be resumed: {error}") from error
     trained = trained_model(content, path)
-    dataset = _dataset(chosen, skip_broken)
+    dataset = processes.together(lambda: _dataset(chosen, skip_broken))
     trainer = _trainer(trained.recipe, trained.objective, trained.model, dataset, chosen, folder, device)
     if trainer.fingerprint != content.get("images", trainer.fingerprint):
         raise TrainingError(f"data: the run in {folder} has other images than those of {chosen.data}")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from .. import processes
 from .augmentation import Augmentation
 from .file_images import DEFAULT_WORKERS, FileImages, Images, decoded_ahead
 from .points import Mixture
@@ -39,8 +40,34 @@ class LabelledImages:
 
 
 @dataclass(frozen=True, eq=False)
+class Part(LabelledImages):
+    """The images of a part of a batch that are this process'.
+
+    Attributes:
+        whole: images of the part in all processes.
+        start: the place in the part of this process' first.
+    """
+
+    images: Tensor
+    whole: int = 0
+    start: int = 0
+
+    def own(self, rows: Tensor) -> Tensor:
+        """Of rows for the whole part those for this process' images."""
+        return rows[self.start : self.start + len(self)]
+
+    def drawn(self, draw: Callable[[int], Tensor]) -> Tensor:
+        """Random numbers ``draw(n)``, [n, ...]: drawn for the whole part, so that processes share one run of them."""
+        return self.own(draw(self.whole))
+
+    def mean(self, rows: Tensor) -> Tensor:
+        """The mean of rows [N, ...] for this process' images over the whole part, [...]."""
+        return processes.mean_over_rows(rows, self.whole)
+
+
+@dataclass(frozen=True, eq=False)
 class Batch(LabelledImages):
-    """Those of one step, on the device of the model.
+    """Those of one step, in all processes, on the device of the model.
 
     Attributes:
         step: steps of the run before this one.
@@ -51,12 +78,21 @@ class Batch(LabelledImages):
     step: int = 0
     micro_batches: int = 1
 
-    def parts(self) -> Iterator[tuple[Batch, float]]:
-        """Each part, and its share of the images."""
+    def parts(self) -> Iterator[tuple[Part, float]]:
+        """This process' images of each part, and what a mean over them weighs in the sum over parts and processes.
+
+        A part of fewer images than processes is done whole by each.
+        """
+        count, rank = processes.count(), processes.rank()
         images = self.images.tensor_split(min(self.micro_batches, len(self)))
         labels = [None] * len(images) if self.labels is None else self.labels.tensor_split(len(images))
-        for part, own in zip(images, labels, strict=True):
-            yield Batch(part, own, step=self.step), len(part) / len(self)
+        for part, classes in zip(images, labels, strict=True):
+            whole = len(part)
+            split = whole >= count
+            start, end = (whole * rank // count, whole * (rank + 1) // count) if split else (0, whole)
+            weight = (end - start if split else whole / count) / len(self)
+            own = None if classes is None else classes[start:end]
+            yield Part(part[start:end], own, whole=whole, start=start), weight
 
 
 class Batches:

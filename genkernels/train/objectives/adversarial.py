@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ...models import AdversarialModel
 from ...models.adversarial import without_batch_norm
+from .. import processes
 from ..data.batches import Batch, LabelledImages
 from ..data.sources import Dataset, as_picture
 from ..errors import GenkernelsError
@@ -157,7 +158,8 @@ class AdversarialObjective(Objective[AdversarialModel]):
     def step(self, model: AdversarialModel, batch: Batch, descents: Mapping[str, Descent]) -> dict[str, float]:
         game = _Game(self, model, batch)
         judged = descents["discriminator"].step(game.judgements(), "discriminator's loss")
-        values = {"discriminator_loss": judged.loss, "real_score": game.real_score, "fake_score": game.fake_score}
+        real_score, fake_score = processes.total(game.real_score, game.fake_score)
+        values = {"discriminator_loss": judged.loss, "real_score": real_score, "fake_score": fake_score}
         if (batch.step + 1) % self.critic_steps == 0:
             with frozen(descents["discriminator"].parameters):
                 deceived = descents["generator"].step(game.deceptions(), "generator's loss")
@@ -196,8 +198,8 @@ class _Game:
         self.objective, self.model, self.batch = objective, model, batch
         self.losses = LOSSES[objective.loss]
         self.parts = list(batch.parts())
-        latents = model.draw_latents(len(batch))
-        self.latents = latents.split([len(part) for part, _ in self.parts])
+        latents = model.draw_latents(len(batch)).split([part.whole for part, _ in self.parts])
+        self.latents = [part.own(drawn) for (part, _), drawn in zip(self.parts, latents, strict=True)]
         # The only part's images serve both sides. Of many parts they are made twice: one graph at a time.
         self.fakes: list[Tensor] = []
         self.real_score = self.fake_score = 0.0
@@ -221,7 +223,8 @@ class _Game:
                 return model.judge(images, labels)
 
             if objective.gradient_penalty:
-                loss = loss + objective.gradient_penalty * gradient_penalty(judge, real, fake.detach())
+                places = part.drawn(torch.rand)
+                loss = loss + objective.gradient_penalty * gradient_penalty(judge, real, fake.detach(), places)
             if objective.r1 and self.batch.step % R1_INTERVAL == 0:
                 loss = loss + objective.r1 * R1_INTERVAL * r1_penalty(judge, real)
             self.real_score += real_logits.detach().sigmoid().mean().item() * share
@@ -239,7 +242,7 @@ class _Game:
             logits, features = model.judge_with_features(fake, part.labels)
             with torch.no_grad():
                 _, wanted = model.judge_with_features(as_generated(part.images), part.labels)
-            distance = (features.mean(0) - wanted.mean(0)).square().sum()
+            distance = (part.mean(features) - part.mean(wanted)).square().sum()
             yield (self.losses.generator(logits) + weight * distance) * share
 
 

@@ -13,7 +13,7 @@ from ...models import AdversarialAutoencoder
 from ...models.adversarial_autoencoder import distance_to_standard_normal
 from ..data.batches import Batch, LabelledImages
 from ..data.sources import as_picture
-from ..metrics import Measure, mean_over
+from ..metrics import Measure, figures_over, mean_of
 from ..optimization import Descent
 from ..settings import Settings
 from .adversarial import frozen
@@ -48,7 +48,7 @@ class AdversarialAutoencoderObjective(Objective[AdversarialAutoencoder]):
             for part, share in batch.parts():
                 with torch.no_grad():
                     codes = model.encode(scaled(part.images))
-                drawn = torch.randn(codes.shape).to(codes)  # on the CPU: a seed means the same everywhere
+                drawn = part.drawn(lambda n: torch.randn(n, model.latent_dim)).to(codes)
                 yield discriminator_loss(model.discriminator(drawn), model.discriminator(codes)) * share
 
         def deceptions() -> Iterator[Tensor]:
@@ -68,18 +68,17 @@ class AdversarialAutoencoderObjective(Objective[AdversarialAutoencoder]):
 
     def evaluate(self, model: AdversarialAutoencoder, test: LabelledImages, how: Evaluating) -> list[Measure]:
         refuse("importance_samples", how.importance_samples, "an adversarial autoencoder")
-        codes: list[Tensor] = []
 
-        def score(x: Tensor, _: Tensor | None) -> tuple[Tensor]:
+        def score(x: Tensor, *_: object) -> tuple[Tensor, Tensor]:
             real = scaled(x)
-            codes.append(model.encode(real).cpu())
-            return ((model.decode(codes[-1].to(real.device)) - real).square().flatten(1).mean(1),)
+            codes = model.encode(real)
+            return (model.decode(codes) - real).square().flatten(1).mean(1), codes
 
-        ((error, spread, count),) = mean_over(model, test, score, how.batch_size, how.progress)
-        distance = distance_to_standard_normal(torch.cat(codes))
+        errors, codes = figures_over(model, test, score, how.batch_size, how.progress)
+        distance = distance_to_standard_normal(codes.float())
         return [
-            Measure("error", self.unit, error, spread, count),
-            Measure("code_distance", "Fréchet distance of the codes to the prior", distance, float("nan"), count),
+            Measure("error", self.unit, *mean_of(errors)),
+            Measure("code_distance", "Fréchet distance of the codes to the prior", distance, float("nan"), len(codes)),
         ]
 
     def sample(self, model: AdversarialAutoencoder, n: int, how: Drawing) -> Tensor:

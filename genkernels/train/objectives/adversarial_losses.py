@@ -68,12 +68,14 @@ def gradient_norms(judge: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
     return gradient.flatten(1).norm(dim=1)
 
 
-def gradient_penalty(judge: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor) -> Tensor:
+def gradient_penalty(judge: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, places: Tensor) -> Tensor:
     """E (|gradient at a point between a real and a generated image| - 1)².
+
+    ``places`` [N] are where: 0 at the generated image, 1 at the real one; the paper has uniform numbers.
 
     Source: Gulrajani et al. 2017, "Improved Training of Wasserstein GANs", equation 3.
     """
-    share = torch.rand(len(real)).to(real).view(-1, *[1] * (real.dim() - 1))  # on the CPU: a seed means the same
+    share = places.to(real).view(-1, *[1] * (real.dim() - 1))
     return (gradient_norms(judge, share * real + (1 - share) * fake) - 1).square().mean()
 
 

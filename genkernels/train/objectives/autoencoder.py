@@ -37,7 +37,7 @@ class ReconstructionObjective(Objective[Autoencoder]):
     def evaluate(self, model: Autoencoder, test: LabelledImages, how: Evaluating) -> list[Measure]:
         refuse("importance_samples", how.importance_samples, "an autoencoder")
 
-        def score(x: Tensor, _: Tensor | None) -> tuple[Tensor]:
+        def score(x: Tensor, *_: object) -> tuple[Tensor]:
             return (model.reconstruction_error(scaled(x)),)
 
         (error,) = mean_over(model, test, score, how.batch_size, how.progress)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...models import VariationalModel
+from .. import processes
 from ..data.batches import Batch, LabelledImages
 from ..data.sources import Dataset, as_picture, dequantise
 from ..metrics import Measure, mean_over
@@ -63,26 +64,27 @@ class VariationalObjective(Objective[VariationalModel]):
         def losses() -> Iterator[Tensor]:
             nonlocal nats, kl
             for part, share in batch.parts():
-                reconstruction, divergence = model.elbo_terms(part.images, part.labels)
+                noise = part.drawn(lambda n: torch.randn(n, model.latent_dim))
+                reconstruction, divergence = model.elbo_terms(part.images, part.labels, noise=noise)
                 nats += (divergence.sum(1) - reconstruction).mean().item() * share
                 kl += divergence.sum(1).mean().item() * share
-                paid = divergence.mean(0).clamp_min(self.free_bits).sum()
+                paid = part.mean(divergence).clamp_min(self.free_bits).sum()
                 yield (weight * paid - reconstruction.mean()) * (share / size)
 
         norm = descents["model"].step(losses()).norm
+        nats, kl = processes.total(nats, kl)
         return {"train_nats": nats, "train_kl": kl, "grad_norm": norm}
 
     def evaluate(self, model: VariationalModel, test: LabelledImages, how: Evaluating) -> list[Measure]:
-        generator = torch.Generator().manual_seed(0)
         if (k := how.importance_samples) is not None:
 
-            def weighted(x: Tensor, condition: Tensor | None) -> tuple[Tensor]:
+            def weighted(x: Tensor, condition: Tensor | None, generator: torch.Generator) -> tuple[Tensor]:
                 return (-model.iwae(x, k, condition, generator=generator),)
 
             (nats,) = mean_over(model, test, weighted, how.batch_size, how.progress)
             return [Measure("nats", f"nats per image (upper bound from {k} samples)", *nats)]
 
-        def bound(x: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
+        def bound(x: Tensor, condition: Tensor | None, generator: torch.Generator) -> tuple[Tensor, Tensor]:
             reconstruction, divergence = model.elbo_terms(x, condition, generator=generator)
             return divergence.sum(1) - reconstruction, divergence.sum(1)
 
