@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from genkernels import sampling
-from genkernels.sampling.executors.draw import draw
+from genkernels.distributions import Categorical
+from genkernels.distributions.categorical import draw
 from genkernels.sampling.program.instructions import (
     BINARY,
     UNARY,
@@ -45,17 +46,20 @@ def drawn(case: Case, model: Any, n: int, backend: str, *, seed: int = 1, **opti
     table = model._scaled(torch.arange(model.levels, device=device))
     condition = case.condition(n)
     condition = None if condition is None else condition.to(device)
-    levels = sampling.sample(model, model.predict, table, request, condition=condition, backend=backend)
+    levels = sampling.sample(
+        model, model.predict, table, request, distribution=model.distribution, condition=condition, backend=backend
+    )
     return levels.cpu(), uniforms
 
 
 def assert_same_where_clear(program: Program, ours: Tensor, theirs: Tensor, uniforms: Tensor, **options: Any) -> None:
     """Equal levels, but for images whose first difference lies where u is within 1e-4 of a boundary."""
-    exact = sampling.teacher_forced(program, theirs)
+    exact, distribution = sampling.teacher_forced(program, theirs), program.distribution
     for k in (ours != theirs).flatten(1).any(1).nonzero().flatten().tolist():
         y, x, c = (ours[k] != theirs[k]).permute(1, 2, 0).nonzero()[0].tolist()
-        logits = exact[k, :, c, y, x].expand(2, -1)
-        near = draw(logits, (uniforms[k, c, y, x] + torch.tensor([-1e-4, 1e-4])).clamp(0, 1), **options)
+        parameters = exact[k, :, distribution.prediction_of(c), y, x].expand(2, -1)
+        either = (uniforms[k, c, y, x] + torch.tensor([-1e-4, 1e-4])).clamp(0, 1)
+        near = distribution.draw(parameters, theirs[k, :c, y, x].expand(2, -1), either, **options)
         assert near[0] != near[1], (
             f"image {k}, colour {c} of pixel {y, x}: {ours[k, c, y, x]}, not {theirs[k, c, y, x]}"
         )
@@ -87,9 +91,8 @@ def constant_program(logits: Tensor) -> Program:
     constant = Value(1, "constant", levels, (-1,) * levels, 0, (0, 1), constant=logits)
     result = Value(2, "logits", levels, (0,) * levels, 0, (0, 1))
     copy = Pointwise("copy", 0, 2, ((0, levels),), Function("copy"), (Read(1, 0, 0, ((0, levels),)),))
-    return Program(
-        1, 1, 1, 1, levels, torch.linspace(0, 1, levels), (image, constant, result), (), ((copy, Draw(0, 2)), ())
-    )
+    values, table = (image, constant, result), torch.linspace(0, 1, levels)
+    return Program(1, 1, 1, Categorical(levels, 1), table, values, (), ((copy, Draw(0, 2)), ()))
 
 
 FUNCTIONS = [*((name, 1) for name in UNARY), *((name, 2) for name in BINARY)]
@@ -132,7 +135,7 @@ def synthetic_program(name: str, operands: int, levels: int = 11, width: int = 7
         ),
         Draw(0, 4),
     )  # fmt: skip
-    return Program(height, width, width, 1, levels, torch.linspace(-1, 1, levels), values, row, (step, ()))
+    return Program(height, width, width, Categorical(levels, 1), torch.linspace(-1, 1, levels), values, row, (step, ()))
 
 
 def to_double(program: Program) -> Program:

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from genkernels.models import GatedPixelCNN, PixelCNN, PixelRNN, autoregressive
-from genkernels.models.autoregressive import log_likelihood
+from genkernels.distributions.categorical import log_likelihood
 from genkernels.ops import softmax_nll
-from genkernels.sampling.executors.draw import draw
+from genkernels.distributions.categorical import draw
 
 
 @pytest.fixture
