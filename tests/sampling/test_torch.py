@@ -7,9 +7,9 @@ import torch
 from helpers.sampler_cases import CASES, logits_from_poisoned_memory, predict, program_of, random_images
 
 from genkernels import sampling
+from genkernels.distributions.categorical import draw
 from genkernels.models import PixelCNN
 from genkernels.sampling.executors import registry
-from genkernels.distributions.categorical import draw
 from genkernels.sampling.request import check_request
 
 pytestmark = pytest.mark.usefixtures("one_thread")

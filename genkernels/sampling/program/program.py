@@ -90,7 +90,7 @@ class Program:
         """One line for each instruction."""
         image = f"{self.height} x {self.width} x {self.colours}"
         lines = [
-            f"sampling program: images {image}, {self.levels} levels, {self.distribution.name}, "
+            f"sampling program, {self.distribution.name}: images {image}, {self.levels} levels, "
             f"{self.grid_width} columns, {len(self.values)} values, {self.multiplications():,} multiply-adds an image"
         ]
         lines += ["before each row:"] + [instruction_line(self.values, i) for i in self.row]
