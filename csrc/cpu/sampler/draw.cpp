@@ -137,7 +137,8 @@ void Interpreter::draw(const SamplerInstruction& in, int64_t x) {
               ? draw_from_mixture(logits, colour, sub_pixel)
               : draw_level(logits, sizes.levels, run.uniforms[sub_pixel], run.temperature, run.top_k, scratch_);
       if (level == NO_LEVEL) {
-        __atomic_store_n(call_.undrawable, sub_pixel, __ATOMIC_RELAXED);
+        int64_t none = -1;  // the first one counts: the later colours of the pixel are drawn, too
+        __atomic_compare_exchange_n(call_.undrawable, &none, sub_pixel, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
         return;
       }
       run.levels[sub_pixel] = static_cast<uint8_t>(level);

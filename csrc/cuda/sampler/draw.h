@@ -126,7 +126,7 @@ __device__ __forceinline__ void draw(const SamplerBlock& b, const DeviceInstruct
         level = draw_level(logits, b.shape.levels, b.lane, call.uniforms[sub_pixel], call.temperature, call.top_k);
       }
       if (level == NO_LEVEL) {
-        if (b.lane == 0) *call.undrawable = sub_pixel;
+        if (b.lane == 0 && *call.undrawable < 0) *call.undrawable = sub_pixel;  // an image's first one
         level = 0;
       }
       if (b.lane == 0) call.levels[sub_pixel] = static_cast<uint8_t>(level);
