@@ -12,7 +12,7 @@ Interpreter::Layout::Layout(const SamplerProgram& p, int64_t images) {
   image = all.take<int64_t>(MOST_ROWS);
   column = all.take<int64_t>(MOST_ROWS);
   staging = all.take<float>(STAGING);
-  scratch = all.take<float>(max64(p.sizes.levels + 2 * DRAW_BLOCK, 6 * p.sizes.components));
+  scratch = all.take<float>(max64(p.sizes.levels + 2 * DRAW_BLOCK, 9 * p.sizes.components + 3 * VL));
   arena = all.take<float>(images * p.sizes.image_floats + PANEL_MAX);  // whole vectors may be read beyond the last
 }
 
