@@ -42,9 +42,12 @@ class CudaSamplerPlan {
     const Records& r = records_;
     const SamplerSizes& sizes = r.sizes;
     r.require(sizes.levels >= 1 && sizes.levels <= SAMPLER_MAX_LEVELS, "levels: expected 1 to 256");
+    r.require(sizes.components <= SAMPLER_MAX_COMPONENTS, "components: expected at most 128");
     r.require(r.maps <= SAMPLER_MAX_MAPS, "maps: more than 16");
     shape_.height = whole(sizes.height), shape_.width = whole(sizes.width), shape_.grid_width = whole(sizes.grid_width);
     shape_.colours = whole(sizes.colours), shape_.levels = whole(sizes.levels);
+    shape_.channels = whole(sizes.channels), shape_.predictions = whole(sizes.predictions);
+    shape_.components = whole(sizes.components);
     shape_.image_floats = whole(sizes.image_floats), shape_.table = whole(sizes.table);
     shape_.instructions = whole(r.size(r.instructions)), shape_.spans = whole(r.size(r.spans));
     shape_.places = whole(r.size(r.places));
@@ -137,7 +140,7 @@ class CudaSamplerPlan {
     d.weight = whole(i.weight), d.bias = whole(i.bias);
     d.body = whole(i.body), d.count = whole(i.count), d.number = whole(i.number);
     d.lanes = lanes_for(i.reductions);
-    if (i.kind == SamplerKind::scan || i.kind == SamplerKind::draw) return d;
+    if (i.kind == SamplerKind::scan || is_draw(i.kind)) return d;
     d.rows = whole(rows_of_spans(i));
     if (i.kind != SamplerKind::affine) return d;
     records_.require(d.rows == i.rows, "spans: not those of the weight's rows");
