@@ -13,6 +13,8 @@ from genkernels.nn import ConvBnAct2d, ConvTransposeBnAct2d
 from genkernels.ops import conv2d_bn_act, conv_transpose2d_bn_act
 from genkernels.ops.conv_bn_act.heuristics import always_kernel
 
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
+
 ops = torch.ops.genkernels
 FUNCTIONS = {True: conv_transpose2d_bn_act, False: conv2d_bn_act}
 
@@ -151,13 +153,6 @@ def test_opcheck_of_all_four_operators(layout, dtype, transposed):
         torch.library.opcheck(
             ops.conv_bn_act_backward, (grad, x, weight, one, two, z, statistics, *options, 1e-5, "", needs)
         )
-
-
-@pytest.fixture(autouse=True)
-def fresh_compiler():
-    torch.compiler.reset()
-    yield
-    torch.compiler.reset()
 
 
 @pytest.mark.parametrize("norm", ["none", "training", "evaluation"])

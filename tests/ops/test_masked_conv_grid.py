@@ -17,10 +17,10 @@ from helpers.grids import (
     assert_accurate,
     check_cases_under,
     laid_out,
+    name_of,
     nan_in_fresh_memory,
     needs_native,
     pairwise,
-    short,
     widened,
     with_rounding,
 )
@@ -49,13 +49,7 @@ class Case:
     weight_layout: str = "contiguous"
     grad_layout: str = "contiguous"
 
-    def __str__(self) -> str:
-        values = dataclasses.asdict(self) | {
-            "dtype": short(self.dtype),
-            "activation": self.activation or "linear",
-        }
-        values["bias"] = "bias" if self.bias else "no_bias"
-        return "-".join("x".join(map(str, v)) if isinstance(v, tuple) else str(v) for v in values.values())
+    __str__ = name_of
 
     def channel_groups(self) -> int:
         return min(self.groups[0], *self.channels)

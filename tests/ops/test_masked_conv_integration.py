@@ -10,6 +10,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from genkernels import nn as gnn
 from genkernels.ops import masked_conv2d
 
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
+
 CHANNELS_LAST = torch.channels_last
 forward_op = torch.ops.genkernels.masked_conv2d.default
 backward_op = torch.ops.genkernels.masked_conv2d_backward.default
@@ -123,13 +125,6 @@ def test_opcheck_of_the_backward_operator(dtype, layout, options, needs):
 
 
 # --- torch.compile and export ---
-
-
-@pytest.fixture(autouse=True)
-def fresh_compiler():
-    torch.compiler.reset()
-    yield
-    torch.compiler.reset()
 
 
 CALLS = {

@@ -10,19 +10,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from genkernels import nn as gnn
 from genkernels.ops.wavefront_lstm.schema import LAYERS
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "fresh_compiler")
 
 KINDS = (ROW_A, DIAGONAL_B, BOTH_B)
 FLOATS = [torch.float64, pytest.param(torch.float32, marks=needs_native)]
 # Fewer pixels than a kernel of 3x3 reaches over: every border is there.
 TINY = {"size": (2, 3), "channels": 2, "units": 2}
-
-
-@pytest.fixture(autouse=True)
-def fresh_compiler():
-    torch.compiler.reset()
-    yield
-    torch.compiler.reset()
 
 
 def options(kind) -> list:

@@ -9,6 +9,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from genkernels.ops import diagonal_bilstm, row_lstm
 
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
+
 op = torch.ops.genkernels.wavefront_lstm.default
 backward_op = torch.ops.genkernels.wavefront_lstm_backward.default
 pair_op = torch.ops.genkernels.wavefront_lstm_pair.default
@@ -134,13 +136,6 @@ def test_opcheck_of_the_derivative_of_backward():
 
 
 # --- torch.compile ---
-
-
-@pytest.fixture(autouse=True)
-def fresh_compiler():
-    torch.compiler.reset()
-    yield
-    torch.compiler.reset()
 
 
 def assert_compiled_equals_eager(function, inputs, **compile_options) -> None:
