@@ -122,6 +122,15 @@ def nan_in_fresh_memory() -> Iterator[None]:
         torch.utils.deterministic.fill_uninitialized_memory = filled
 
 
+def with_gradients(
+    function: Callable[..., Tensor], inputs: Sequence[Tensor | None], grad_output: Tensor
+) -> tuple[Tensor, ...]:
+    """The result, and the gradients of those inputs that are there."""
+    given = [t if t is None else t.detach().requires_grad_() for t in inputs]
+    y = function(*given)
+    return y.detach(), *torch.autograd.grad(y, [t for t in given if t is not None], grad_output)
+
+
 # --- exactness ---
 #
 # A kernel is held against float64 and against what the rounding of its inputs does, never against another library's

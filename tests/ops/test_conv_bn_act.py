@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.compiled import assert_compiled_equals_eager
 from helpers.grids import DENSE, DTYPES, SLICED, laid_out, needs_native, short
 from torch import Tensor
 
@@ -109,16 +110,12 @@ def test_an_image_without_a_batch_dimension_is_a_batch_of_one(transposed):
 
 @needs_native
 @pytest.mark.parametrize("transposed", [True, False])
-def test_any_number_of_threads_gives_the_same_weight_gradient_to_the_last_bit(transposed):
-    before = torch.get_num_threads()
+def test_any_number_of_threads_gives_the_same_weight_gradient_to_the_last_bit(transposed, threads):
     x, weight = torch.randn(9, 40, 12, 12), torch.randn(40, 40, 4, 4)
     results = []
-    try:
-        for threads in (1, 2, 5):
-            torch.set_num_threads(threads)
-            results.append(gradients(block(transposed, "none"), (x, weight)))
-    finally:
-        torch.set_num_threads(before)
+    for count in (1, 2, 5):
+        threads(count)
+        results.append(gradients(block(transposed, "none"), (x, weight)))
     for other in results[1:]:
         assert all(a.equal(b) for a, b in zip(results[0], other, strict=True))
 
@@ -162,9 +159,7 @@ def test_it_traces_in_one_graph_forward_and_backward(dtype, transposed, norm):
     for layout in DENSE:
         inputs = inputs_for(dtype, transposed, layout, layout)
         function = block(transposed, norm)
-        got = gradients(torch.compile(function, fullgraph=True, backend="aot_eager"), inputs)
-        for one, other in zip(got, gradients(function, inputs), strict=True):
-            torch.testing.assert_close(one, other, check_stride=True)
+        assert_compiled_equals_eager(function, inputs, backend="aot_eager")
 
 
 @pytest.mark.slow

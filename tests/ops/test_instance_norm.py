@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import grids
 from helpers.grids import (
     DTYPES,
     ISAS,
@@ -53,9 +54,7 @@ def ours(x: Tensor, weight: Tensor | None, bias: Tensor | None, activation: str 
 
 
 def with_gradients(function, inputs: list[Tensor | None], grad_output: Tensor, activation: str | None) -> list[Tensor]:
-    leaves = [None if t is None else t.detach().requires_grad_() for t in inputs]
-    y = function(*leaves, activation)
-    return [y.detach(), *torch.autograd.grad(y, [t for t in leaves if t is not None], grad_output)]
+    return grids.with_gradients(lambda *t: function(*t, activation), inputs, grad_output)
 
 
 def tensors(case: dict) -> tuple[list[Tensor | None], Tensor]:
@@ -270,7 +269,6 @@ def test_the_layer_keeps_layout_and_results_whichever_is_quicker(layout, recorde
 
 
 @needs_native
-@needs_native
 @pytest.mark.parametrize(("layout", "name"), [("contiguous", "planes"), ("channels_last", "channel_groups")])
 def test_each_layout_has_its_implementation_and_the_other_cannot_be_forced_on_it(layout, name):
     inputs = [laid_out(torch.randn(2, 5, 6, 7), layout), torch.randn(5), torch.randn(5)]
@@ -283,15 +281,12 @@ def test_each_layout_has_its_implementation_and_the_other_cannot_be_forced_on_it
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_results_do_not_depend_on_the_number_of_threads(layout):
+def test_results_do_not_depend_on_the_number_of_threads(layout, threads):
     inputs = [laid_out(torch.randn(1, 100, 33, 35), layout), torch.randn(100), torch.randn(100)]
-    before, results = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 3):  # units of other sizes
-            torch.set_num_threads(threads)
-            results.append(with_gradients(ours, inputs, torch.ones_like(inputs[0]), "tanh"))
-    finally:
-        torch.set_num_threads(before)
+    results = []
+    for count in (1, 2, 3):  # units of other sizes
+        threads(count)
+        results.append(with_gradients(ours, inputs, torch.ones_like(inputs[0]), "tanh"))
     assert all(one.equal(another) for other in results[1:] for one, another in zip(results[0], other, strict=True))
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.compiled import assert_compiled_equals_eager, gradients
 from helpers.grids import DENSE, DTYPES, LAYOUTS, SLICED, laid_out, needs_native, short
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -27,12 +28,6 @@ def inputs_for(
         for shape, layout in (((2, inputs, 7, 9), x_layout), ((outputs, inputs, *kernel), weight_layout))
     )
     return x, weight, torch.randn(outputs, generator=generator).to(dtype)
-
-
-def gradients(function, inputs, grad_output=None) -> tuple[Tensor, ...]:
-    inputs = [t.detach().requires_grad_() for t in inputs]
-    y = function(*inputs)
-    return y.detach(), *torch.autograd.grad(y, inputs, torch.ones_like(y) if grad_output is None else grad_output)
 
 
 def masked(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -134,13 +129,6 @@ CALLS = {
     "sliced, channels last": {"x_layout": "window_channels_last"},
     "one channel, channels_last weight": {"channels": (1, 6), "weight_layout": "channels_last"},
 }
-
-
-def assert_compiled_equals_eager(function, inputs, **compile_options) -> None:
-    expected = gradients(function, inputs)
-    got = gradients(torch.compile(function, fullgraph=True, **compile_options), inputs)
-    for one, other in zip(got, expected, strict=True):
-        torch.testing.assert_close(one, other, check_stride=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=short)

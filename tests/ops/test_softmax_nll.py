@@ -13,6 +13,7 @@ from helpers.grids import (
     nan_in_fresh_memory,
     needs_native,
     pairwise,
+    with_gradients,
 )
 from torch import Tensor, func
 
@@ -46,12 +47,6 @@ def plain(x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, groups
         weight = weight * (of_feature[None] <= of_output[:, None])[:, :, None, None]
     logits = F.conv2d(x, weight, bias).unflatten(1, (colours, levels)).transpose(1, 2)
     return F.cross_entropy(logits, target.long(), reduction="none")
-
-
-def with_gradients(function, inputs: list[Tensor | None], grad: Tensor) -> list[Tensor]:
-    leaves = [None if t is None else t.detach().requires_grad_() for t in inputs]
-    y = function(*leaves)
-    return [y.detach(), *torch.autograd.grad(y, [t for t in leaves if t is not None], grad.to(y.dtype))]
 
 
 def tensors(case: dict) -> tuple[list[Tensor | None], Tensor, Tensor, int]:

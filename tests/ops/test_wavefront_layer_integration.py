@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers.compiled import assert_compiled_equals_eager, gradients
 from helpers.grids import DENSE, LAYOUTS, laid_out, needs_native, short
 from helpers.wavefront_layers import BOTH_B, DIAGONAL_B, ROW_A, ROW_B, layer_inputs
 from torch import func
@@ -178,12 +179,6 @@ def test_opcheck_of_the_derivative_of_backward():
 # --- torch.compile, export, autocast ---
 
 
-def gradients(function, inputs):
-    inputs = [t.detach().requires_grad_() for t in inputs]
-    y = function(*inputs)
-    return y.detach(), *torch.autograd.grad(y.square().sum(), inputs)
-
-
 @pytest.mark.parametrize(("dtype", "layout"), [(torch.float64, "contiguous"), (torch.bfloat16, "channels_last")])
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("checkpoint", [False, True])
@@ -195,9 +190,7 @@ def test_it_traces_in_one_graph_forward_and_backward(layout, dtype, dynamic, che
 
         x, *others = layer_inputs(kind, dtype=dtype)
         inputs = [laid_out(x, layout), *others]
-        compiled = torch.compile(function, fullgraph=True, backend="aot_eager", dynamic=dynamic)
-        for one, other in zip(gradients(compiled, inputs), gradients(function, inputs), strict=True):
-            torch.testing.assert_close(one, other, check_stride=True)
+        assert_compiled_equals_eager(function, inputs, backend="aot_eager", dynamic=dynamic)
 
 
 @pytest.mark.slow
@@ -205,13 +198,8 @@ def test_it_traces_in_one_graph_forward_and_backward(layout, dtype, dynamic, che
 def test_layers_compile_with_inductor_forward_and_backward(layout):
     """With work before and after that Inductor generates code for, which relies on the promised strides."""
     for layer in (gnn.RowLSTM(4, 6, channel_groups=2), gnn.DiagonalBiLSTM(4, 6, learned_state=True)):
-        compiled = torch.compile(lambda x, layer=layer: layer(x.sin() * 2).sigmoid() * 3, fullgraph=True)
         x = laid_out(torch.randn(2, 4, 6, 5), layout)
-        for one, other in zip(
-            gradients(compiled, [x]), gradients(lambda x, layer=layer: layer(x.sin() * 2).sigmoid() * 3, [x]),
-            strict=True,
-        ):  # fmt: skip
-            torch.testing.assert_close(one, other)
+        assert_compiled_equals_eager(lambda x, layer=layer: layer(x.sin() * 2).sigmoid() * 3, [x])
 
 
 def test_a_compiled_layer_serves_other_batch_sizes_without_failing():

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers.compiled import assert_compiled_equals_eager, gradients
 from helpers.grids import DENSE, DTYPES, LAYOUTS, SLICED, laid_out, needs_native, short
 from helpers.wavefront_directions import DIAGONAL, MIRRORED, ROW, bilstm_inputs, inputs_for
 from torch import Tensor
@@ -31,12 +32,6 @@ def in_layout(inputs: list[Tensor], layout: str) -> list[Tensor]:
 def pair_inputs(dtype=torch.float32, layout: str = "contiguous") -> list[Tensor]:
     """As the operator takes them: the four of one sweep, the four of the other."""
     return in_layout([t for seed in (0, 1) for t in inputs_for(SIZE, dtype=dtype, seed=seed)], layout)
-
-
-def gradients(function, inputs) -> tuple[Tensor, ...]:
-    inputs = [t.detach().requires_grad_() for t in inputs]
-    y = function(*inputs)
-    return y.detach(), *torch.autograd.grad(y.square().sum(), inputs)
 
 
 def significant_strides(t: Tensor) -> list[int]:
@@ -136,13 +131,6 @@ def test_opcheck_of_the_derivative_of_backward():
 
 
 # --- torch.compile ---
-
-
-def assert_compiled_equals_eager(function, inputs, **compile_options) -> None:
-    expected = gradients(function, inputs)
-    got = gradients(torch.compile(function, fullgraph=True, **compile_options), inputs)
-    for one, other in zip(got, expected, strict=True):
-        torch.testing.assert_close(one, other, check_stride=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=short)
