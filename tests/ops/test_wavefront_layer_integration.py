@@ -3,6 +3,7 @@
 import pytest
 import torch
 from helpers.compiled import assert_compiled_equals_eager, assert_promised, gradients
+from helpers.derivatives import assert_transform_agrees, of_penalty, scalar, third
 from helpers.grids import DENSE, LAYOUTS, laid_out, needs_native, short
 from helpers.wavefront_layers import BOTH_B, DIAGONAL_B, ROW_A, ROW_B, layer_inputs
 from torch import func
@@ -73,31 +74,17 @@ def test_gradgradcheck_without_bias_and_initial_states():
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_a_gradient_penalty_has_the_gradients_of_pytorch(kind, dtype):
-    def penalty(function, dtype):
-        inputs = [t.requires_grad_() for t in layer_inputs(kind, dtype=dtype)]
-        gradients = torch.autograd.grad(function(*inputs).pow(3).sum(), inputs, create_graph=True)
-        return torch.autograd.grad(sum(g.square().sum() for g in gradients), inputs)
-
     close = {"rtol": 1e-9, "atol": 1e-9} if dtype == torch.float64 else {"rtol": 1e-4, "atol": 1e-4}
-    for got, expected in zip(penalty(kind, dtype), penalty(kind.plain, torch.float64), strict=True):
+    exact = of_penalty(kind.plain, layer_inputs(kind))
+    for got, expected in zip(of_penalty(kind, layer_inputs(kind, dtype=dtype)), exact, strict=True):
         size = max(1.0, float(expected.abs().max()))
         torch.testing.assert_close(got.double() / size, expected / size, **close)
 
 
 def test_the_third_derivative_is_that_of_pytorch():
-    def third(function):
-        inputs = [t.requires_grad_() for t in layer_inputs(BOTH_B, **TINY)]
-        value = function(*inputs).pow(3).sum()
-        for _ in range(2):
-            value = sum(g.pow(2).sum() for g in torch.autograd.grad(value, inputs, create_graph=True))
-        return torch.autograd.grad(value, inputs)
-
-    for got, expected in zip(third(BOTH_B), third(BOTH_B.plain), strict=True):
+    inputs = layer_inputs(BOTH_B, **TINY)
+    for got, expected in zip(third(BOTH_B, inputs), third(BOTH_B.plain, inputs), strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
-
-
-def scalar(function):
-    return lambda *inputs: function(*inputs).pow(3).sum()
 
 
 TRANSFORMS = {
@@ -119,10 +106,7 @@ TRANSFORMS = {
 @pytest.mark.parametrize("name", TRANSFORMS)
 def test_transforms_give_what_they_give_for_pytorch(name, kind):
     inputs = layer_inputs(kind, **TINY)
-    got, expected = (TRANSFORMS[name](f, tuple(range(len(inputs))))(*inputs) for f in (kind, kind.plain))
-    leaves = (torch.utils._pytree.tree_leaves(tree) for tree in (got, expected))
-    for one, other in zip(*leaves, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+    assert_transform_agrees(lambda f: TRANSFORMS[name](f, tuple(range(len(inputs)))), (kind, kind.plain), inputs)
 
 
 # --- the operators' promises ---
