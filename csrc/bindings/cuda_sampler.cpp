@@ -11,6 +11,7 @@
 #include "cuda/sampler/sampler.h"
 
 namespace py = pybind11;
+using namespace py::literals;
 
 namespace gk::cuda {
 
@@ -77,15 +78,8 @@ class CudaSamplerPlan {
 
   py::dict division(int batch, const Limits& limits) const {
     const SamplerDivision d = divide(batch, limits);
-    py::dict result;
-    result["fits"] = d.fits;
-    result["images"] = d.images;
-    result["slices"] = d.slices;
-    result["threads"] = d.threads;
-    result["resident"] = d.resident;
-    result["weights"] = shape_.pixel_weights;
-    result["shared_bytes"] = d.shared_bytes;
-    return result;
+    return py::dict("fits"_a = d.fits, "images"_a = d.images, "slices"_a = d.slices, "threads"_a = d.threads,
+                    "resident"_a = d.resident, "weights"_a = shape_.pixel_weights, "shared_bytes"_a = d.shared_bytes);
   }
 
   // `tables`, `weights`, `floats` and `memory` are addresses on the device, as `undrawable` is.
