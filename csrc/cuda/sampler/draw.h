@@ -105,6 +105,7 @@ GK_NOINLINE inline __device__ int draw_level(const float* logits, int levels, in
 }
 
 // To be called by the whole block; __syncthreads before what is written is read.
+template <bool MIXTURE>
 __device__ __forceinline__ void draw(const SamplerBlock& b, const DeviceInstruction& in, int y, int x) {
   const SamplerLaunch& call = b.call;
   const int64_t area = static_cast<int64_t>(b.shape.height) * b.shape.width;
@@ -117,7 +118,7 @@ __device__ __forceinline__ void draw(const SamplerBlock& b, const DeviceInstruct
       call.logits[((image * b.shape.channels + c) * b.shape.predictions + prediction) * area + pixel] = logits[c];
     int level = call.levels[sub_pixel];
     if (call.free[sub_pixel]) {
-      if (static_cast<SamplerKind>(in.kind) == SamplerKind::draw_logistic_mixture) {
+      if constexpr (MIXTURE) {
         const LogisticMixture mixture = {logits,          call.levels + sub_pixel - in.number * area, area,
                                          b.shape.levels,  b.shape.colours,                            b.shape.components,
                                          call.temperature};

@@ -27,7 +27,9 @@
 namespace gk::cuda {
 namespace {
 
-constexpr int MOST_THREADS = 512, LEAST_WARPS = 4;
+// A draw from a mixture leaves room for half as many threads: its float64 takes more than 128 registers.
+constexpr int most_threads(bool mixture) { return mixture ? 256 : 512; }
+constexpr int LEAST_WARPS = 4;
 
 // --- one by one: columns [x0, x1) of all images ---
 
@@ -67,16 +69,18 @@ __device__ __forceinline__ void cell(const SamplerBlock& b, const DeviceInstruct
 
 // --- the interpreter ---
 
+template <bool MIXTURE>
 __device__ __forceinline__ void at_pixel(const SamplerBlock& b, const DeviceInstruction& in, int y, int x) {
   switch (static_cast<SamplerKind>(in.kind)) {
     case SamplerKind::affine: pixel_affine(b, in, x); break;
     case SamplerKind::pointwise: pointwise(b, in, x, x + 1); break;
     case SamplerKind::cell: cell(b, in, x, x + 1); break;
-    default: draw(b, in, y, x); break;
+    default: draw<MIXTURE>(b, in, y, x); break;
   }
   __syncthreads();
 }
 
+template <bool MIXTURE>
 __device__ __forceinline__ void in_row(const SamplerBlock& b, const DeviceInstruction& in, int y) {
   switch (static_cast<SamplerKind>(in.kind)) {
     case SamplerKind::affine: row_affine(b, in); break;
@@ -84,12 +88,14 @@ __device__ __forceinline__ void in_row(const SamplerBlock& b, const DeviceInstru
     case SamplerKind::cell: cell(b, in, in.first_column, in.last_column); break;
     default:  // a scan
       for (int x = in.last_column - 1; x >= in.first_column; --x)
-        for (int part = in.body; part < in.body + in.count; ++part) at_pixel(b, b.instruction(part), y, x);
+        for (int part = in.body; part < in.body + in.count; ++part) at_pixel<MIXTURE>(b, b.instruction(part), y, x);
   }
   __syncthreads();
 }
 
-__global__ void __launch_bounds__(MOST_THREADS, 1) sampler_walk_kernel(const __grid_constant__ SamplerLaunch call) {
+// MIXTURE: what a pixel is drawn from. A kernel for each: both draws in one would need more registers than there are.
+template <bool MIXTURE>
+__global__ void __launch_bounds__(most_threads(MIXTURE), 1) sampler_walk_kernel(const __grid_constant__ SamplerLaunch call) {
   const SamplerBlock b(call, regions_of(call.shape, call.division));
   b.load();
   for (int y = 0; y <= call.last_row; ++y) {
@@ -98,7 +104,7 @@ __global__ void __launch_bounds__(MOST_THREADS, 1) sampler_walk_kernel(const __g
     const Pair<int> row = b.phase(0);
     for (int k = row.x; k < row.y; ++k) {
       const DeviceInstruction in = b.instruction(k);
-      if (y >= in.first_row) in_row(b, in, y);
+      if (y >= in.first_row) in_row<MIXTURE>(b, in, y);
     }
     const bool last_row = y == call.last_row;
     const int width = last_row ? call.last_column + 1 : call.shape.grid_width;
@@ -108,7 +114,7 @@ __global__ void __launch_bounds__(MOST_THREADS, 1) sampler_walk_kernel(const __g
         const Pair<int> phase = b.phase(1 + step);
         for (int k = phase.x; k < phase.y; ++k) {
           const DeviceInstruction in = b.instruction(k);
-          if (x >= in.first_column && x < in.last_column && y >= in.first_row) at_pixel(b, in, y, x);
+          if (x >= in.first_column && x < in.last_column && y >= in.first_row) at_pixel<MIXTURE>(b, in, y, x);
         }
       }
     }
@@ -123,7 +129,8 @@ __global__ void __launch_bounds__(MOST_THREADS, 1) sampler_walk_kernel(const __g
 SamplerDivision divide_sampler(const SamplerShape& shape, int batch, const SamplerLimits& limits) {
   SamplerDivision d = {};
   int warps = LEAST_WARPS;
-  while (warps < shape.most_groups && warps < MOST_THREADS / WARP) warps *= 2;
+  const int most_warps = most_threads(shape.components > 0) / WARP;
+  while (warps < shape.most_groups && warps < most_warps) warps *= 2;
   d.threads = warps * WARP;
   const int waves = ceil_div(batch, SAMPLER_MAX_IMAGES * limits.multiprocessors);
   for (d.images = ceil_div(batch, waves * limits.multiprocessors); d.images >= 1; --d.images) {
@@ -141,7 +148,8 @@ SamplerDivision divide_sampler(const SamplerShape& shape, int batch, const Sampl
 
 const char* launch_sampler(const SamplerLaunch& call, void* stream) {
   const SamplerDivision& d = call.division;
-  return launch(sampler_walk_kernel, {d.slices, d.threads, 1, d.shared_bytes}, stream, call);
+  const auto kernel = call.shape.components > 0 ? sampler_walk_kernel<true> : sampler_walk_kernel<false>;
+  return launch(kernel, {d.slices, d.threads, 1, d.shared_bytes}, stream, call);
 }
 
 }  // namespace gk::cuda
