@@ -55,8 +55,9 @@ def train(
             model, place, {"data": "digits", **settings}, model_options, objective_options,
             limits=limits, device=where, overwrite=overwrite, skip_broken=skip_broken,
         )  # fmt: skip
-    if options["samples"] is not None:
-        trainer.samples = options["samples"]
+    for name in ("samples", "images_every", "tensorboard"):
+        if options[name] is not None:
+            setattr(trainer, name, options[name])
     if limits == Limits():
         limits = trainer.limits
     if trainer.done(limits) >= 1:

@@ -239,7 +239,7 @@ def test_a_missing_package_is_told_in_every_process():
 
     from genkernels.train.errors import MissingPackageError
 
-    error = MissingPackageError("matplotlib", "drawing a picture")
+    error = MissingPackageError("tensorboard", "--tensorboard", extra="tensorboard")
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
 
 
