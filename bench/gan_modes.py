@@ -36,14 +36,15 @@ class Game:
 GAMES = {
     "plain (non-saturating)": Game(),
     "plain (minimax)": Game(objective={"loss": "minimax"}),
-    "minibatch discrimination": Game({"minibatch_kernels": 16}),
+    "minibatch discrimination": Game({"minibatch_kernels": 4}),
     "feature matching": Game(objective={"feature_matching": 1.0}),
     "historical averaging": Game(objective={"historical_averaging": 0.01}),
     "label smoothing": Game(objective={"label_smoothing": 0.1}),
     "R1": Game(objective={"r1": 0.1}),
     "WGAN-GP": Game(objective={"loss": "wasserstein", "gradient_penalty": 1.0}),
+    "spectral norm": Game({"spectral_norm": True}),
     "hinge, spectral norm": Game({"spectral_norm": True}, {"loss": "hinge"}),
-    "minibatch discrimination, R1": Game({"minibatch_kernels": 16}, {"r1": 0.1}),
+    "minibatch discrimination, R1": Game({"minibatch_kernels": 4}, {"r1": 0.1}),
 }
 
 

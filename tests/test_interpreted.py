@@ -15,6 +15,7 @@ FILES = [
     "test_masked_conv_gated_triton.py",
     "test_conv_bn_act_triton.py",
     "test_instance_norm_triton.py",
+    "test_softmax_nll_triton.py",
 ]
 
 PROBE = """

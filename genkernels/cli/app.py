@@ -15,9 +15,9 @@ from rich.table import Table
 from ..models import AutoregressiveModel
 from ..train import processes
 from ..train.checkpoint import checkpoint_in, open_model
+from ..train.data.binarise import METHODS
 from ..train.errors import GenkernelsError
 from ..train.objectives import Drawing, Evaluating
-from ..train.run import absolute_spec
 from ..version import __version__
 from .demo import run_demo
 from .drawn import Destination, check_file, refuse_single_points
@@ -150,6 +150,9 @@ def evaluate(
     checkpoint: Checkpoint,
     data: Data = None,
     skip_broken: SkipBroken = False,
+    binarize: Annotated[
+        str | None, typer.Option(help=f"How images get two levels, as in the run by default: {', '.join(METHODS)}.")
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 64,
     importance_samples: Annotated[
         int | None, typer.Option(min=1, help="Of a VAE: codes per image for a tighter bound.")
@@ -165,21 +168,22 @@ def evaluate(
         check_file(json)
     trained = processes.together(lambda: open_model(checkpoint))
     objective = trained.objective
-    name, test = processes.together(lambda: evaluation_images(console, trained, data, skip_broken))
+    found = processes.together(lambda: evaluation_images(console, trained, data, skip_broken, binarize))
     with counted(console, "evaluating") as step:
-        measures = objective.evaluate(trained.model.to(where), test, Evaluating(batch_size, step, importance_samples))
+        measures = objective.evaluate(
+            trained.model.to(where), found.test, Evaluating(batch_size, step, importance_samples)
+        )
     if not measures:
         assert objective.unmeasured is not None
         raise GenkernelsError(objective.unmeasured)
     for measure in measures:
         if math.isnan(measure.mean):
             raise GenkernelsError(f"{checkpoint}: the model gives no number of {measure.label} for these images (nan)")
-    table = Table("data", "images", *(measure.label for measure in measures), box=None, pad_edge=False)
-    table.add_row(
-        name + binarised(trained.content["settings"].get("binarize")), f"{measures[0].images:,}", *map(str, measures)
-    )
+    what = "images" if found.test.mixture is None else "points"
+    table = Table("data", what, *(measure.label for measure in measures), box=None, pad_edge=False)
+    table.add_row(found.name + binarised(found.binarize), f"{measures[0].images:,}", *map(str, measures))
     console.print(table)
     if json is not None:
-        file, spec = checkpoint_in(checkpoint), absolute_spec(name)
-        processes.first_does(lambda: write_figures(json, file, trained, spec, measures))
+        file = checkpoint_in(checkpoint)
+        processes.first_does(lambda: write_figures(json, file, trained, found, measures))
         console.print(f"written to {json}")

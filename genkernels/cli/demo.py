@@ -35,7 +35,7 @@ def run_demo(console: Console, seconds: float, out: Path, seed: int, overwrite: 
         raise TrainingError(f"{out} holds a run already: replace it with --overwrite, or name another with --out")
     settings = {"data": "digits", "batch_size": BATCH_SIZE, "learning_rate": LEARNING_RATE, "seed": seed}
     trainer, dataset = start_run("pixelcnn", out, settings, {}, overwrite=overwrite)
-    model, train, test = trainer.model, trainer.train.images, trainer.test.images
+    model, train, test = trainer.model, trainer.train.images[:], trainer.test.images[:]
     assert isinstance(model, PixelCNN)
     console.print(
         f"A PixelCNN ({sum(p.numel() for p in model.parameters()):,} parameters) learns to draw from "

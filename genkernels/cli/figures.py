@@ -13,11 +13,15 @@ from ..train.atomic_write import write_atomically
 from ..train.checkpoint import TrainedModel
 from ..train.data.binarise import METHODS
 from ..train.metrics import Measure
+from ..train.run import absolute_spec
 from ..version import __version__
+from .trained import EvaluationData
 
 
-def write_figures(path: Path, checkpoint: Path, trained: TrainedModel, data: str, measures: Sequence[Measure]) -> None:
-    """Write the figures of a trained model over the test images of ``data``.
+def write_figures(
+    path: Path, checkpoint: Path, trained: TrainedModel, data: EvaluationData, measures: Sequence[Measure]
+) -> None:
+    """Write the figures of a trained model over ``data``.
 
     Standard errors that do not exist (of one image) are null. ``binarisation`` is null for images of other than two
     levels, ``commit`` where the program is not run from a clone of its repository.
@@ -26,7 +30,6 @@ def write_figures(path: Path, checkpoint: Path, trained: TrainedModel, data: str
         OSError: the file cannot be written.
     """
     content, model = trained.content, trained.model
-    binarize = content["settings"].get("binarize")
     figures = {
         measure.key: {
             "what": measure.label,
@@ -37,9 +40,9 @@ def write_figures(path: Path, checkpoint: Path, trained: TrainedModel, data: str
     }
     record: dict[str, Any] = {
         "figures": figures,
-        "data": data,
+        "data": absolute_spec(data.name),
         "images": measures[0].images,
-        "binarisation": None if binarize is None else {"name": binarize, "what": METHODS[binarize]},
+        "binarisation": None if data.binarize is None else {"name": data.binarize, "what": METHODS[data.binarize]},
         "levels": trained.objective.levels(model),
         "model": {
             "name": trained.recipe.name,

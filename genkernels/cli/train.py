@@ -12,6 +12,7 @@ from rich.console import Console
 
 from ..train import processes
 from ..train.checkpoint import CHECKPOINT
+from ..train.data.file_images import FileImages
 from ..train.errors import GenkernelsError
 from ..train.loop import Trainer
 from ..train.objectives import Drawing, Evaluating
@@ -58,6 +59,10 @@ def train(
     for name in ("samples", "images_every", "tensorboard"):
         if options[name] is not None:
             setattr(trainer, name, options[name])
+    if options["workers"] is not None:
+        if not isinstance(trainer.train.images, FileImages):
+            raise GenkernelsError(f"workers: the images of {dataset.name} are in memory; nothing is left to decode")
+        trainer.batches.workers = options["workers"]
     if limits == Limits():
         limits = trainer.limits
     if trainer.done(limits) >= 1:
@@ -65,9 +70,11 @@ def train(
             f"the run in {place} has reached its limit (step {trainer.step}, epoch {trainer.epoch}); "
             "give more --epochs or --steps"
         )
+    levels = f"{trainer.objective.levels(trainer.model)} levels{binarised(trainer.settings.binarize)}, "
     console.print(
-        f"{model}: {sum(p.numel() for p in trainer.model.parameters()):,} parameters, "
-        f"{len(dataset.train):,} images of {dataset.name}, {trainer.objective.levels(trainer.model)} levels, on {where}"
+        f"{model}: {sum(p.numel() for p in trainer.model.parameters()):,} parameters, {len(dataset.train):,} "
+        + (f"images of {dataset.name}, {levels}" if dataset.mixture is None else f"points of {dataset.name}, ")
+        + f"on {where}"
         + (f" and {processes.count() - 1} more" if processes.count() > 1 else "")
     )
     if not _run(console, trainer, limits):
@@ -80,7 +87,7 @@ def train(
 
 
 def _run(console: Console, trainer: Trainer, limits: Limits) -> bool:
-    with progress(console, "training") as report:
+    with progress(console, f"training{binarised(trainer.settings.binarize)}") as report:
 
         def on_step(done: float) -> None:
             parts = [f"step {trainer.step}"]
@@ -98,7 +105,8 @@ def _show_results(console: Console, trainer: Trainer, samples: int) -> None:
         measures = objective.evaluate(trainer.result, trainer.test, Evaluating(progress=step))
     if measures:
         figures = ", ".join(f"{measure} {measure.label}" for measure in measures)
-        console.print(f"test: {figures}, over {measures[0].images:,} images{binarised(trainer.settings.binarize)}")
+        what = "images" if trainer.test.mixture is None else "points"
+        console.print(f"test: {figures}, over {measures[0].images:,} {what}{binarised(trainer.settings.binarize)}")
     processes.first_does(lambda: _draw(console, trainer, samples))
     console.print(f"written to {trainer.folder}")
 

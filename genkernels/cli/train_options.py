@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from ..train.data.binarise import METHODS
+from ..train.data.file_images import DEFAULT_WORKERS
 from ..train.loop import DEFAULT_SAMPLES
 from ..train.objectives.adversarial_losses import LOSSES
 from ..train.optimization import OPTIMIZERS, PRECISIONS
@@ -59,7 +60,7 @@ class Option:
 
 OPTIONS = (
     Option(DATA, "size", str, "Resize the images: 32 or 32x48."),
-    Option(DATA, "crop", int, "Side of the square that is cut from the middle of each image first.", 1),
+    Option(DATA, "crop", int, "Side of a square that is cut out first: at random in training, else in the middle.", 1),
     Option(DATA, "grey", bool, "Make colours grey."),
     Option(DATA, "flip", bool, "Turn training images left to right at random. Not for digits."),
     Option(DATA, "binarize", str, f"How images get two levels, one of: {', '.join(METHODS)}."),
@@ -104,6 +105,7 @@ OPTIONS = (
     Option(RUN, "epochs", int, f"Stop then; {DEFAULT_EPOCHS} by default.", 1),
     Option(RUN, "steps", int, "Stop after so many steps.", 1),
     Option(RUN, "minutes", float, "Stop after so much training from now.", 0.01),
+    Option(RUN, "workers", int, f"Processes that decode images too large for memory; {DEFAULT_WORKERS} by default.", 0),
     Option(RUN, "samples", int, f"Images to draw at the end; {DEFAULT_SAMPLES} by default.", 0),
     Option(RUN, "images_every", int, "Draw images after every so many epochs, too: samples-EPOCH.png.", 1),
     Option(RUN, "tensorboard", bool, "Write the history and these images for TensorBoard, too."),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,19 +17,34 @@ from ..train.errors import GenkernelsError
 from ..train.run import absolute_spec, labels_for, levels_of_test
 
 
-def evaluation_images(
-    console: Console, trained: TrainedModel, data: str | None, skip_broken: bool = False
-) -> tuple[str, LabelledImages]:
-    """The name and the test images, in levels.
+@dataclass(frozen=True)
+class EvaluationData:
+    """What a trained model is evaluated on.
 
-    They are those of ``data``, with a note where they are unlike those that the model was trained on, or else of the
-    latter.
+    Attributes:
+        name: the specification of the data set.
+        test: its test images, in levels.
+        binarize: how they got two levels, a name of ``METHODS``; None for others.
+    """
+
+    name: str
+    test: LabelledImages
+    binarize: str | None
+
+
+def evaluation_images(
+    console: Console, trained: TrainedModel, data: str | None, skip_broken: bool = False, binarize: str | None = None
+) -> EvaluationData:
+    """The test images of ``data`` or else of the run, of two levels as ``binarize`` or else the run has it.
+
+    A note on the console says where they are unlike those that the model was trained on.
     """
     model, settings = trained.model, trained.content["settings"]
-    binarize, crop = settings.get("binarize"), settings.get("crop")
+    levels, crop = trained.objective.levels(model), settings.get("crop")
+    method = _method(settings.get("binarize"), binarize, levels)
     dataset = open_dataset(
         data or settings["data"], settings["size"] if not data or crop else None,
-        crop=crop, grey=settings.get("grey", False), fixed=binarize == "fixed", skip_broken=skip_broken,
+        crop=crop, grey=settings.get("grey", False), fixed=method == "fixed", skip_broken=skip_broken,
     )  # fmt: skip
     channels, *size = dataset.test.shape[1:]
     if channels != model.in_channels:
@@ -36,12 +52,27 @@ def evaluation_images(
     if not isinstance(model, AutoregressiveModel) and tuple(size) != model.image_size:
         expected, found = (f"{height} x {width}" for height, width in (model.image_size, size))
         raise GenkernelsError(f"the model takes images of {expected}; those of {dataset.name} are {found}")
-    levels = trained.objective.levels(model)
+    notes = []
     if data is not None and absolute_spec(data) != absolute_spec(settings["data"]):
-        for note in _unlike_training(trained.content, dataset, levels):
-            console.print(f"note: {note}")
+        notes += _unlike_training(trained.content, dataset, levels)
+    if method is not None and method != settings.get("binarize"):
+        notes.append(f"the model was trained on images {METHODS[settings['binarize']]}; these are {METHODS[method]}")
+    for note in notes:
+        console.print(f"note: {note}")
     _, labels = labels_for(trained.objective, model, dataset)
-    return data or settings["data"], LabelledImages(levels_of_test(dataset, levels, binarize), labels, dataset.mixture)
+    test = LabelledImages(levels_of_test(dataset, levels, method), labels, dataset.mixture)
+    return EvaluationData(data or settings["data"], test, method)
+
+
+def _method(trained: str | None, asked: str | None, levels: int) -> str | None:
+    """How images get two levels."""
+    if asked is None:
+        return trained
+    if asked not in METHODS:
+        raise GenkernelsError(f"binarize: unknown {asked!r}; expected one of: {', '.join(METHODS)}")
+    if trained is None:
+        raise GenkernelsError(f"binarize: expected a model of 2 levels; got {asked!r} and {levels} levels")
+    return asked
 
 
 def _unlike_training(content: dict[str, Any], dataset: Dataset, levels: int) -> list[str]:
@@ -62,7 +93,7 @@ def binarised(method: str | None) -> str:
 
 
 def given_images(console: Console, trained: TrainedModel, data: str | None, n: int) -> LabelledImages:
-    _, test = evaluation_images(console, trained, data)
+    test = evaluation_images(console, trained, data).test
     if n > len(test):
         raise GenkernelsError(f"-n {n}: there are only {len(test)} test images to complete")
     return test.first(n)
@@ -76,7 +107,7 @@ def complete_images(
     temperature: float,
 ) -> dict[str, torch.Tensor]:
     """Grids of images in 0 .. 255: their upper halves, those completed, and the real ones."""
-    given, labels = real.images, real.labels
+    given, labels = real.images[:], real.labels
     known = torch.zeros(1, 1, *given.shape[2:], dtype=torch.bool)
     known[:, :, : given.shape[2] // 2] = True
     condition = None if labels is None else labels.to(next(model.parameters()).device)

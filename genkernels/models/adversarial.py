@@ -114,11 +114,11 @@ def with_head(body: list[nn.Module], features: int, minibatch_kernels: int, spec
     Args:
         body: from images to features [N, features].
         features: how many.
-        minibatch_kernels: of :class:`genkernels.nn.MinibatchDiscrimination`; 0 for none.
+        minibatch_kernels: of :class:`genkernels.nn.MinibatchDiscrimination`, averaged; 0 for none.
         spectral: normalise the weight of every layer by its largest singular value (Miyato et al. 2018, "Spectral
             Normalization for Generative Adversarial Networks").
     """
-    more = [MinibatchDiscrimination(features, minibatch_kernels)] if minibatch_kernels else []
+    more = [MinibatchDiscrimination(features, minibatch_kernels, average=True)] if minibatch_kernels else []
     network = nn.Sequential(*body, *more, nn.Linear(features + minibatch_kernels, 1), nn.Flatten(0))
     return with_spectral_norm(network) if spectral else network
 

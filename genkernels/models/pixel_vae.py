@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .autoregressive import check_whole
 from .base import evaluation_mode
 from .gated_pixelcnn import GatedPixelCNN
 from .variational import VariationalModel
@@ -75,43 +74,16 @@ class PixelVAE(VariationalModel):
         """log p(x given z) in nats: levels [N, C, H, W], codes [N, latent_dim] -> [N], float32 or wider."""
         return self.pixelcnn.log_prob(x, self._decoded(z, condition))
 
-    @torch.no_grad()
     def expected_images(self, z: Tensor, condition: Tensor | None = None) -> Tensor:
         """An image drawn from p(x given z) for each code, in evaluation mode: [N, latent_dim] -> [N, C, H, W].
 
         Instead of the mean, which would be a sum over all images; with the same uniforms at every call.
         """
-        return self._drawn(z, condition, torch.Generator().manual_seed(0))
+        return self._images_of(z, condition, torch.Generator().manual_seed(0))
 
     @torch.no_grad()
-    def sample(
-        self,
-        n: int,
-        condition: Tensor | None = None,
-        *,
-        latents: Tensor | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """Images of codes from the prior, by the fast sampler with the decoded code as its condition.
-
-        Args:
-            n: how many.
-            condition: int64 labels [n] where the model has classes, else None.
-            latents: [n, latent_dim]; None draws them from N(0, 1) on the CPU, from ``generator`` or torch's own.
-            generator: for the latents, when they are not given, and for the levels.
-
-        Returns:
-            [n, in_channels, H, W] in [0, 1].
-
-        Raises:
-            ValueError: an argument does not fit; the message names it.
-        """
-        check_whole("n", n, 1)
-        like = next(self.parameters())
-        latents = self._noise((n, self.latent_dim), latents, generator, like, "latents")
-        return self._drawn(latents, condition, generator)
-
-    def _drawn(self, z: Tensor, condition: Tensor | None, generator: torch.Generator | None) -> Tensor:
+    def _images_of(self, z: Tensor, condition: Tensor | None, generator: torch.Generator | None) -> Tensor:
+        """Drawn by the fast sampler, with the decoded code as its condition."""
         with evaluation_mode(self):
             levels = self.pixelcnn.sample(len(z), condition=self._decoded(z, condition), generator=generator)
         return self._scaled(levels)

@@ -219,13 +219,13 @@ class VariationalModel(ConvolutionalModel):
         latents: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Expected images of codes from the prior.
+        """Images of codes from the prior: expected ones, or ones that the decoder draws.
 
         Args:
             n: how many.
             condition: int64 labels [n] where the model has classes, else None.
             latents: [n, latent_dim]; None draws them from N(0, 1) on the CPU, from ``generator`` or torch's own.
-            generator: for the latents, when they are not given.
+            generator: for the latents, when they are not given, and for what the decoder draws.
 
         Returns:
             [n, in_channels, H, W] in [0, 1].
@@ -236,7 +236,10 @@ class VariationalModel(ConvolutionalModel):
         check_whole("n", n, 1)
         like = next(self.parameters())
         latents = self._noise((n, self.latent_dim), latents, generator, like, "latents")
-        return self.expected_images(latents, condition)
+        return self._images_of(latents, condition, generator)
+
+    def _images_of(self, z: Tensor, condition: Tensor | None, generator: torch.Generator | None) -> Tensor:
+        return self.expected_images(z, condition)
 
     def latent_grid(self, side: int) -> Tensor:
         """Expected images over the plane of codes, side x side of them row by row: [side², C, H, W] in [0, 1].

@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -20,7 +20,9 @@ from . import processes
 from .atomic_write import write_atomically
 from .checkpoint import BEST_CHECKPOINT, CHECKPOINT, save_checkpoint
 from .ctrl_c import InterruptRequest
+from .data.augmentation import Augmentation
 from .data.batches import Batches, LabelledImages
+from .data.file_images import fingerprint
 from .diagnosis import first_layer_not_finite
 from .errors import TrainingError
 from .lock import FolderLock
@@ -50,6 +52,11 @@ def _averaging(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]
     return average
 
 
+def augmentation_of(settings: Settings, levels: int) -> Augmentation:
+    """What the settings say is random in training images, of a model of so many levels."""
+    return Augmentation(settings.crop, settings.size, settings.flip, settings.binarize == "stochastic", levels)
+
+
 class Trainer:
     """Trains a model, in one process or in all of torchrun's, and keeps three files in a folder: ``model.pt``,
     ``best.pt`` (of the best test figure), and ``history.jsonl``.
@@ -60,7 +67,8 @@ class Trainer:
         recipe: that of the model.
         objective: takes the steps, measures, and makes pictures.
         model: moved to ``device``.
-        train, test: images in levels, on the CPU, with labels where the model takes them.
+        train, test: images in levels, on the CPU, with labels where the model takes them; training images are greys
+            where :func:`augmentation_of` the settings says so.
         settings: see :class:`Settings`.
         folder: exists already.
         device: where to train.
@@ -83,10 +91,8 @@ class Trainer:
         if processes.count() > 1:
             torch.nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
         self.train, self.test = train, test
-        self.batches = Batches(
-            train, settings.batch_size, settings.seed, settings.micro_batches,
-            resample=settings.binarize == "stochastic", flip=settings.flip,
-        )  # fmt: skip
+        augmentation = augmentation_of(settings, objective.levels(model))
+        self.batches = Batches(train, settings.batch_size, settings.seed, settings.micro_batches, augmentation)
         self.objective = objective
         self.descents = objective.descents(model, settings)
         self._average = AveragedModel(self.model, avg_fn=_averaging(settings.ema)) if settings.ema else None
@@ -112,8 +118,8 @@ class Trainer:
 
     @property
     def fingerprint(self) -> list[int]:
-        """Fingerprint of the images, to tell them from others: how many there are, and the sum of their levels."""
-        return [len(self.train), len(self.test), int(self.train.images.sum(dtype=torch.float64))]
+        """Fingerprint of the images, to tell them from others: how many there are, and what is in them."""
+        return [len(self.train), len(self.test), fingerprint(self.train.images)]
 
     def latest(self, key: str) -> float | None:
         """The newest entry of that name in the history, such as "train_nats"; None before there is one."""
@@ -139,11 +145,12 @@ class Trainer:
 
         Raises:
             TrainingError: the loss or its gradient is no longer finite. The last checkpoint stays as it is.
+            DataError: the file of an image that is not in memory is damaged; the same holds.
             OSError: the folder cannot be written.
         """
         self.limits = limits
         self.model.train()
-        with ExitStack() as stack, InterruptRequest() as interrupt:
+        with ExitStack() as stack, closing(self.batches), InterruptRequest() as interrupt:
             processes.first_does(lambda: stack.enter_context(FolderLock(self.folder)) and None)
             processes.first_does(lambda: self._open_board(stack))
             if self._saved_step != self.step:

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..models import AutoregressiveModel, GenerativeModel, bits_per_dim
 from . import processes
 from .data.batches import LabelledImages
+from .data.file_images import Images
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ def mean_over(
 
 def evaluate(
     model: AutoregressiveModel,
-    images: Tensor,
+    images: Images,
     batch_size: int = 64,
     progress: Callable[[int, int], None] | None = None,
     labels: Tensor | None = None,

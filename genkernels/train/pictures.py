@@ -55,24 +55,36 @@ def tile(images: Tensor, levels: int, columns: int | None = None) -> Tensor:
 
 
 def save_grids(path: Path, grids: Mapping[str, Tensor], levels: int, columns: int | None = None) -> None:
-    """One picture with a titled grid for each entry, side by side: levels [N, 1 or 3, H, W], or points [N, 2, 1, 1]."""
+    """One picture with a titled grid for each entry, levels [N, 1 or 3, H, W], side by side.
+
+    Where the entries are points, float32 [N, 2, 1, 1], they lie over each other in one plot; those of the title "modes"
+    are crosses.
+    """
+    if all(images.is_floating_point() for images in grids.values()):
+        figure = _figure(6.0, 5.2)
+        _scatter(figure.subplots(), grids)
+        _save(figure, path)
+        return
     figure = _figure(4.2 * len(grids), 4.6)
     for axes, (title, images) in zip(figure.subplots(1, len(grids), squeeze=False)[0], grids.items(), strict=True):
         axes.set_title(title)
-        if images.is_floating_point():
-            _scatter(axes, images)
-            continue
         sheet = tile(images, levels, columns)
         axes.imshow(sheet.squeeze(2).numpy(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         axes.set_axis_off()
     _save(figure, path)
 
 
-def _scatter(axes: Axes, points: Tensor) -> None:
-    x, y = points.flatten(1).T.numpy()
-    reach = POINTS_REACH[bool((points.abs() > POINTS_REACH[0]).any())]
-    axes.scatter(x, y, s=4, alpha=0.4, linewidths=0)
+def _scatter(axes: Axes, groups: Mapping[str, Tensor]) -> None:
+    furthest = max(float(points.abs().max()) for points in groups.values())
+    reach = POINTS_REACH[furthest > POINTS_REACH[0]]
+    for title, points in groups.items():
+        x, y = points.flatten(1).T.numpy()
+        if title == "modes":
+            axes.scatter(x, y, s=40, c="black", marker="x", linewidths=1, label=title)
+        else:
+            axes.scatter(x, y, s=6, alpha=0.4, linewidths=0, label=title)
     axes.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
+    axes.legend(loc="upper right")
 
 
 def save_curve(path: Path, history: Sequence[Mapping[str, float]], curves: Mapping[str, str], unit: str) -> None:

@@ -43,6 +43,7 @@ class Recipe:
         objective: how a step is taken, what is measured and which pictures are made; its fields are options of a run.
         batch_size, learning_rate, optimizer: the defaults of a run; "adam" or "rmsprop".
         clip: the largest gradient norm of the objective's loss; larger gradients are scaled down to it.
+        takes_points: whether the model can be trained on points of the plane, too.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Recipe:
     learning_rate: float = 1e-3
     optimizer: str = "adam"
     clip: float = 1.0
+    takes_points: bool = False
 
     def build(self, **options: Any) -> GenerativeModel:
         """The model; options that the constructor does not have or refuses raise a GenkernelsError."""
@@ -109,6 +111,7 @@ _ALL = (
         batch_size=128,
         learning_rate=2e-4,
         clip=math.inf,
+        takes_points=True,
     ),
     Recipe(
         "dcgan",

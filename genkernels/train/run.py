@@ -17,9 +17,10 @@ from . import processes
 from .checkpoint import CHECKPOINT, read_checkpoint, trained_model
 from .data.batches import LabelledImages
 from .data.binarise import METHODS, TEST_SEED, stochastic
-from .data.sources import Dataset, open_dataset, quantise
+from .data.file_images import FileImages, Images
+from .data.sources import Dataset, in_levels, open_dataset
 from .errors import TrainingError
-from .loop import Trainer
+from .loop import Trainer, augmentation_of
 from .objectives import Objective
 from .optimization import OPTIMIZERS, PRECISIONS
 from .recipes import Recipe, find_recipe
@@ -71,8 +72,10 @@ def start_run(
     _check(chosen)
     objective = chosen_recipe.build_objective(**objective_options)
     dataset = processes.together(lambda: _dataset(chosen, skip_broken))
+    if dataset.mixture is not None and not chosen_recipe.takes_points:
+        raise TrainingError(f"data: {dataset.name} holds points of the plane; {recipe} takes images")
     chosen = _with_length(chosen, limits or Limits(), len(dataset.train))
-    _, channels, height, width = dataset.train.shape
+    _, channels, height, width = dataset.test.shape
     options = {
         **objective.model_options(dataset, model_options),
         **model_options,
@@ -145,13 +148,11 @@ def _trainer(
     folder: Path,
     device: torch.device | str,
 ) -> Trainer:
-    if dataset.mixture is not None and not objective.takes_points:
-        raise TrainingError(f"data: {dataset.name} holds points of the plane; this model takes images")
     levels = objective.levels(model)
     settings = _with_binarisation(settings, levels, dataset)
-    train, test = quantise(dataset.train, levels), levels_of_test(dataset, levels, settings.binarize)
-    if settings.binarize == "stochastic":
-        train = dataset.train  # drawn anew for each batch
+    greys = augmentation_of(settings, levels).takes_greys
+    train = dataset.train if greys else in_levels(dataset.train, levels)
+    test = levels_of_test(dataset, levels, settings.binarize)
     if train.shape[1] != model.in_channels:
         raise TrainingError(f"the model takes {model.in_channels} channels; {settings.data} has {train.shape[1]}")
     train_labels, test_labels = labels_for(objective, model, dataset)
@@ -180,11 +181,15 @@ def _with_binarisation(settings: Settings, levels: int, dataset: Dataset) -> Set
     return settings if settings.binarize is not None else replace(settings, binarize="threshold")
 
 
-def levels_of_test(dataset: Dataset, levels: int, binarize: str | None) -> Tensor:
+def levels_of_test(dataset: Dataset, levels: int, binarize: str | None) -> Images:
     """The test images in levels; stochastically binarised ones are always the same."""
-    if binarize == "stochastic":
-        return stochastic(dataset.test, torch.Generator().manual_seed(TEST_SEED))
-    return quantise(dataset.test, levels)
+    if binarize != "stochastic":
+        return in_levels(dataset.test, levels)
+    if isinstance(dataset.test, FileImages):
+        raise TrainingError(
+            f"binarize: 'stochastic' draws all test images at once; those of {dataset.name} are too large for memory"
+        )
+    return stochastic(dataset.test, torch.Generator().manual_seed(TEST_SEED))
 
 
 def labels_for(

@@ -32,6 +32,15 @@ class Driver:
         return 0
 
 
+def likelihoods(dtype: torch.dtype) -> None:
+    from genkernels.ops.softmax_nll import gpu as softmax_nll
+
+    rows, target = torch.empty(4096, 70, dtype=dtype), torch.zeros(4096, 3, dtype=torch.int64)
+    layer = (torch.empty(3 * 256, 70, dtype=dtype), torch.empty(3 * 256, dtype=dtype), target)
+    nll, log_sum_exp = softmax_nll.forward(rows, *layer, [24, 47, 70])
+    softmax_nll.backward(nll, rows, *layer, log_sum_exp, [24, 47, 70], (True, True, True))
+
+
 def main() -> None:
     label = ""
     driver.set_active(Driver())
@@ -90,6 +99,8 @@ def main() -> None:
     for x in (images(16, 64, 64, 64), torch.empty(16, 64, 64, 64, dtype=dtype)):
         _, statistics = instance_norm.forward(x, *torch.empty(2, 64), "relu", 0.0, 1e-5)
         instance_norm.backward(x, x, *torch.empty(2, 64), statistics, "tanh", 0.0, True)
+
+    likelihoods(dtype)
 
     narrow, launch._INDICES = launch._INDICES, 0
     launch._tilings = lambda *_args, **_options: [tuning.Tile(32, 32, 32, 4, 2)]

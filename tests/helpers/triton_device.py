@@ -19,6 +19,7 @@ import torch
 from genkernels.ops.conv_bn_act import dispatch as conv_bn_act_kernels
 from genkernels.ops.instance_norm import dispatch as instance_norm_kernels
 from genkernels.ops.masked_conv import dispatch as masked_conv_kernels
+from genkernels.ops.softmax_nll import dispatch as softmax_nll_kernels
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -54,9 +55,11 @@ if INTERPRETED:
     from genkernels.ops.conv_bn_act import gpu as conv_bn_act_triton
     from genkernels.ops.instance_norm import gpu as instance_norm_triton
     from genkernels.ops.masked_conv import gpu as masked_conv_triton
+    from genkernels.ops.softmax_nll import gpu as softmax_nll_triton
 
     masked_conv_kernels.keep_prepared = lambda *call: None  # for the CPU kernel
     masked_conv_kernels.gate_is_fused = masked_conv_kernels._runs_triton = lambda x: True
     masked_conv_kernels._backend = lambda x: masked_conv_triton
     conv_bn_act_kernels._backend = lambda x: conv_bn_act_triton
     instance_norm_kernels._backend = lambda x: instance_norm_triton
+    softmax_nll_kernels._backend = lambda x, weight, live: softmax_nll_triton

@@ -44,6 +44,14 @@ def test_every_combination_makes_images_and_judges_them(build, options):
     torch.testing.assert_close(twin.eval().judge(images, labels), model.judge(images, labels))
 
 
+@pytest.mark.parametrize("n", [8, 128])
+def test_the_closeness_of_a_batch_does_not_outweigh_the_features_in_large_batches(n):
+    torch.manual_seed(0)
+    model = GAN(2, 128, 2, 16, bounded=False, minibatch_kernels=16, image_size=1)
+    _, features = model.judge_with_features(model.generate(model.draw_latents(n)))
+    assert features.shape == (n, 128 + 16) and features[:, 128:].max() <= 1
+
+
 def test_a_label_changes_what_is_generated_and_how_it_is_judged(build):
     model = build(num_classes=3).eval()
     latents, labels = torch.randn(2, 3), torch.tensor([0, 2])

@@ -26,6 +26,15 @@ def test_samples_that_are_all_alike_are_as_close_as_can_be():
     assert torch.allclose(layer(torch.ones(7, 4))[:, 4:], torch.tensor(6.0))
 
 
+@pytest.mark.parametrize("n", [1, 2, 9])
+def test_the_average_is_over_the_other_samples(n):
+    layer, averaging = MinibatchDiscrimination(4, kernels=2), MinibatchDiscrimination(4, kernels=2, average=True)
+    averaging.load_state_dict(layer.state_dict())
+    features = torch.randn(n, 4)
+    torch.testing.assert_close(averaging(features)[:, 4:] * max(n - 1, 1), layer(features)[:, 4:])
+    assert torch.allclose(averaging(torch.ones(n, 4))[:, 4:], torch.tensor(float(n > 1)))
+
+
 def test_its_derivatives_are_right_twice_over():
     layer = MinibatchDiscrimination(3, kernels=2, kernel_dim=2).double()
     features = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)

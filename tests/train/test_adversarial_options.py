@@ -16,6 +16,7 @@ from genkernels.train.objectives.adversarial import R1_INTERVAL
 from genkernels.train.objectives.adversarial_losses import LOSSES, gradient_norms
 from genkernels.train.optimization import Descent
 from genkernels.train.point_metrics import mode_measures
+from genkernels.train.recipes import RECIPES
 from genkernels.train.settings import Settings
 
 SMALL = {"hidden_channels": 4, "latent_dim": 2}
@@ -228,6 +229,7 @@ def test_a_gradient_penalty_is_refused_where_batch_norm_mixes_the_images():
         AdversarialObjective(gradient_penalty=10.0).descents(DCGAN(1, 4, 3, image_size=16), settings)
 
 
-def test_points_are_refused_by_families_of_images(tmp_path):
-    with pytest.raises(TrainingError, match="data: ring holds points of the plane; this model takes images"):
-        start_run("pixelcnn", tmp_path, {"data": "ring"}, {"hidden_channels": 4, "num_layers": 0})
+@pytest.mark.parametrize("recipe", [name for name in RECIPES if name != "gan"])
+def test_points_are_refused_by_families_of_images(tmp_path, recipe):
+    with pytest.raises(TrainingError, match=f"data: ring holds points of the plane; {recipe} takes images"):
+        start_run(recipe, tmp_path, {"data": "ring"}, {})

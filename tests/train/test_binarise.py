@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from genkernels.train import Limits, resume_run, start_run
+from genkernels.train.data.augmentation import Augmentation
 from genkernels.train.data.batches import Batches, LabelledImages
 from genkernels.train.data.binarise import stochastic
 from genkernels.train.data.sources import open_dataset, quantise
@@ -39,7 +40,7 @@ def test_stochastic_images_are_new_in_each_epoch_and_the_same_in_each_run(tmp_pa
     sure = (grey[order] == 0) | (grey[order] == 255)
     assert torch.equal(first.images[sure], (grey[order][sure] // 255))
     assert not torch.equal(first.images[~sure], quantise(grey[order], 2)[~sure])
-    again_drawn = Batches(LabelledImages(grey), 1498, 0, resample=True)
+    again_drawn = Batches(LabelledImages(grey), 1498, 0, augmentation=Augmentation(binarise=True))
     epochs = [again_drawn.batch(epoch, 0, CPU).images[again_drawn.indices(epoch, 0).argsort()] for epoch in (0, 1)]
     assert (epochs[0] != epochs[1]).float().mean() > 0.05
     assert len(next_epoch) == 200
@@ -58,14 +59,6 @@ def test_a_resumed_run_sees_the_same_draws(tmp_path):
     resumed, _ = resume_run("pixelcnn", tmp_path / "parts", {}, {})
     resumed.run(Limits(steps=10))
     assert all(torch.equal(resumed.model.state_dict()[k], v) for k, v in whole.model.state_dict().items())
-
-
-def test_flips_turn_half_of_the_images():
-    images = torch.arange(6, dtype=torch.uint8).expand(1000, 1, 2, 6)
-    got = Batches(LabelledImages(images), 1000, 0, flip=True).batch(0, 0, CPU).images
-    turned = (got[:, 0, 0, 0] == 5).float().mean()
-    assert 0.4 < turned < 0.6
-    assert ((got == images) | (got == images.flip(3))).flatten(1).all()
 
 
 def write_fixed(folder, broken=""):
@@ -118,5 +111,26 @@ def test_every_figure_says_which_images_it_is_for(tmp_path, command, method, wor
     assert code == 0 and f"over 299 images ({words})" in out
     records = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
     assert {record["binarize"] for record in records} == {method or "threshold"}
+    assert f"2 levels ({words})" in out and f"training ({words}): 100%" in out
     _, out, _ = command("evaluate", folder)
-    assert f"digits ({words})" in out
+    assert f"digits ({words})" in out and "note" not in out
+
+
+def test_another_kind_of_test_images_is_measured_when_asked_for_and_noted(tmp_path, command):
+    for levels in (2, 4):
+        words = ["--levels", levels, "--hidden-channels", 4, "--num-layers", 0, "--steps", 1, "--samples", 0]
+        assert command("train", "pixelcnn", "--out", tmp_path / str(levels), *words)[0] == 0
+    _, own, _ = command("evaluate", tmp_path / "2")
+    code, out, _ = command("evaluate", tmp_path / "2", "--binarize", "stochastic", "--json", "figures.json")
+    assert code == 0 and own not in out
+    assert (
+        "note: the model was trained on images binarised at half grey; these are stochastically binarised" in out
+    ) and "digits (stochastically binarised)" in out
+    assert json.loads((tmp_path / "figures.json").read_text())["binarisation"]["name"] == "stochastic"
+    for folder, method, message in (
+        ("2", "dither", "binarize: unknown 'dither'; expected one of: threshold"),
+        ("2", "fixed", "binarize: 'fixed' is a version of mnist:PATH"),
+        ("4", "stochastic", "binarize: expected a model of 2 levels; got 'stochastic' and 4 levels"),
+    ):
+        code, _, err = command("evaluate", tmp_path / folder, "--binarize", method)
+        assert code == 1 and message in err

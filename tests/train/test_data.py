@@ -1,10 +1,12 @@
 """Data sets: real images in, and one clear sentence for everything that is missing or damaged."""
 
 import gzip
+import io
 import os
 import pickle
 import struct
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -192,6 +194,39 @@ def test_cifar10_is_read_from_its_python_version(tmp_path, inside):
     assert data.test_labels.tolist() == [5, 9]
 
 
+class Python2Pickler(pickle._Pickler):
+    """Writes bytes as Python 2 wrote its strings, and the names of NumPy as they were then: as the files in use are."""
+
+    dispatch: ClassVar = dict(pickle._Pickler.dispatch)
+
+    def save_bytes(self, value):
+        self.write(pickle.BINSTRING + struct.pack("<i", len(value)) + value)
+        self.memoize(value)
+
+    dispatch[bytes] = save_bytes
+
+
+def test_cifar10_is_read_from_pickles_of_python_2(tmp_path):
+    write_pickled_cifar(tmp_path)
+    for file in tmp_path.iterdir():
+        batch = pickle.loads(file.read_bytes())
+        buffer = io.BytesIO()
+        Python2Pickler(buffer, protocol=2).dump(batch)
+        file.write_bytes(buffer.getvalue().replace(b"numpy._core.", b"numpy.core."))
+        assert b"numpy.core.multiarray" in file.read_bytes() and b"_codecs" not in file.read_bytes()
+    data = open_dataset(f"cifar10:{tmp_path}")
+    assert data.train[:, 0, 0, 0].tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4] and data.test_labels.tolist() == [5, 9]
+
+
+@pytest.mark.parametrize("name", [b"numpy.testing\n_frombuffer", b"numpy\nencode", b"_codecs\nlookup", b"os\nsystem"])
+def test_only_the_names_of_an_array_may_stand_in_a_pickle(tmp_path, name):
+    write_pickled_cifar(tmp_path)
+    (tmp_path / "data_batch_2").write_bytes(b"\x80\x02c" + name + b"\n.")
+    expected = name.decode().replace("\n", r"\.")
+    with pytest.raises(DataError, match=rf"data_batch_2: not a batch .*it asks for {expected}"):
+        open_dataset(f"cifar10:{tmp_path}")
+
+
 def test_a_pickle_that_asks_for_anything_else_is_not_run(tmp_path):
     class Payload:
         def __reduce__(self):
@@ -305,12 +340,13 @@ def test_a_specification_that_means_nothing_is_refused(spec, message):
 def test_images_of_every_data_set_are_cut_resized_and_made_grey(tmp_path):
     write_cifar(tmp_path)
     spec = f"cifar10:{tmp_path}"
-    assert open_dataset(spec, crop=20).train.shape == (10, 3, 20, 20)
+    assert open_dataset(spec, crop=20).test.shape == (2, 3, 20, 20)
     assert open_dataset(spec, (16, 24)).test.shape == (2, 3, 16, 24)
-    assert open_dataset(spec, (8, 8), crop=20, grey=True).train.shape == (10, 1, 8, 8)
+    assert open_dataset(spec, (8, 8), crop=20, grey=True).test.shape == (2, 1, 8, 8)
+    assert open_dataset(spec, (8, 8), crop=20, grey=True).train.shape == (10, 1, 32, 32)  # cut in training
     assert (open_dataset(spec, grey=True).train == round(0.299 * 10 + 0.587 * 20 + 0.114 * 30)).all()
     digits = open_dataset("digits")
-    assert torch.equal(open_dataset("digits", crop=4).train, digits.train[:, :, 2:6, 2:6])
+    assert torch.equal(open_dataset("digits", crop=4).test, digits.test[:, :, 2:6, 2:6])
     assert torch.equal(open_dataset("digits", (8, 8), grey=True).train, digits.train)
 
 

@@ -65,6 +65,20 @@ def test_an_image_is_turned_as_its_orientation_says(tmp_path, orientation):
     assert pixels[0].equal(torch.from_numpy(shown).int())
 
 
+def test_an_orientation_behind_the_pixels_of_a_png_counts(tmp_path):
+    image = Image.new("L", (24, 16), 9)
+    exif = image.getexif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "a.png", exif=exif)
+    content = (tmp_path / "a.png").read_bytes()
+    at = content.index(b"eXIf") - 4
+    end = at + 12 + int.from_bytes(content[at : at + 4], "big")
+    moved = content[:at] + content[end:-12] + content[at:end] + content[-12:]  # the last chunk is IEND
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(moved)
+    assert read(tmp_path).shape == (1, 24, 16)
+
+
 def with_palette() -> "Image.Image":
     image = Image.new("P", (8, 8), 0)
     image.putpalette([200, 30, 30, 10, 20, 30] + [0] * 762)

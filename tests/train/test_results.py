@@ -8,6 +8,7 @@ import torch
 from helpers.fresh_process import run_fresh
 
 from genkernels.models import PixelCNN
+from genkernels.train import pictures
 from genkernels.train.compare import compare_with_plain, largest_difference
 from genkernels.train.errors import GenkernelsError
 from genkernels.train.metrics import evaluate
@@ -62,6 +63,20 @@ def test_a_grid_holds_every_image_in_reading_order():
         [255, 128],
     ]  # levels 0 .. 4, and the empty place
     assert sheet[2].unique().tolist() == [128]
+
+
+def test_points_lie_over_each_other_in_one_plot_that_holds_them_all(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib", reason="pictures need the extra 'cli'")
+    figures = []
+    monkeypatch.setattr(pictures, "_save", lambda figure, path: figures.append(figure))
+    near, far = torch.rand(50, 2, 1, 1), 4 * torch.ones(1, 2, 1, 1)
+    for groups, reach in (({"real": near, "modes": near[:3]}, 3.0), ({"real": near, "samples": far}, 6.0)):
+        save_grids(tmp_path / "points.png", groups, levels=256)
+        (axes,) = figures.pop().axes
+        assert axes.get_xlim() == axes.get_ylim() == (-reach, reach)
+        drawn = {group.get_label(): torch.from_numpy(group.get_offsets().data) for group in axes.collections}
+        assert drawn.keys() == groups.keys()
+        assert all(torch.equal(drawn[title].float(), groups[title].flatten(1)) for title in groups)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

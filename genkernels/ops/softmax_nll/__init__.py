@@ -6,4 +6,7 @@ dispatch.py      kernels by device, fake kernels, registration
 derivatives.py   backward and forward mode to any order
 reference.py     plain PyTorch
 cpu.py           the native CPU kernels
+    gpu.py           Triton kernels
+
+gpu.py imports Triton, and is imported when the first tensor on a GPU arrives.
 """

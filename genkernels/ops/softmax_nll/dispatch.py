@@ -9,23 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.device_choice import why_no_kernel
+from ..core.device_choice import kernels_for
 from ..core.dtypes import accumulator
 from . import cpu, reference, schema
 from .derivatives import softmax_nll, softmax_nll_backward, softmax_nll_total
 
 
-def why_not(x: Tensor, weight: Tensor, live: Sequence[int]) -> str | None:
-    """The reason why the native kernel cannot take a call, or None where it can."""
-    if not x.is_cpu:
-        return f"no kernel for {x.device.type}"
-    if weight.shape[0] // len(live) > cpu.MOST_LEVELS:
-        return f"more than {cpu.MOST_LEVELS} levels"
-    return why_no_kernel(x)
-
-
 def _backend(x: Tensor, weight: Tensor, live: Sequence[int]) -> ModuleType:
-    return reference if why_not(x, weight, live) is not None else cpu
+    if x.is_cpu and weight.shape[0] // len(live) > cpu.MOST_LEVELS:
+        return reference
+    return kernels_for(x, cpu, reference)
 
 
 def _forward(

@@ -1,7 +1,7 @@
 """The operation in plain PyTorch: every dtype, every device, and the oracle.
 
-This file and cpu.py hold the same three functions, which dispatch.py calls. With d = grad * (softmax(z) - one-hot), the
-gradients are d @ weight, dᵀ @ x and the sum of d.
+This file, cpu.py and gpu.py hold the same three functions, which dispatch.py calls. With
+d = grad * (softmax(z) - one-hot), the gradients are d @ weight, dᵀ @ x and the sum of d.
 """
 
 from __future__ import annotations

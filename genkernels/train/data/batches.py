@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .. import processes
-from .binarise import stochastic
+from .augmentation import Augmentation
+from .file_images import DEFAULT_WORKERS, FileImages, Images, decoded_ahead
 from .points import Mixture
+
+UNCHANGED = Augmentation()
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,12 +22,12 @@ class LabelledImages:
     """Images, and their labels where the model takes them.
 
     Attributes:
-        images: uint8 [N, C, H, W], levels; or points, float32 [N, 2, 1, 1].
+        images: uint8 [N, C, H, W], levels, in memory or in their files; or points, float32 [N, 2, 1, 1].
         labels: int64 [N], or None.
         mixture: what points were drawn from; None for images.
     """
 
-    images: Tensor
+    images: Images
     labels: Tensor | None = None
     mixture: Mixture | None = None
 
@@ -32,7 +35,8 @@ class LabelledImages:
         return len(self.images)
 
     def first(self, n: int) -> LabelledImages:
-        return LabelledImages(self.images[:n], None if self.labels is None else self.labels[:n], self.mixture)
+        images = self.images.first(n) if isinstance(self.images, FileImages) else self.images[:n]
+        return LabelledImages(images, None if self.labels is None else self.labels[:n], self.mixture)
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +48,7 @@ class Part(LabelledImages):
         start: the place in the part of this process' first.
     """
 
+    images: Tensor
     whole: int = 0
     start: int = 0
 
@@ -69,6 +74,7 @@ class Batch(LabelledImages):
         micro_batches: in how many parts a step computes its gradient, to hold the features of one part at a time.
     """
 
+    images: Tensor
     step: int = 0
     micro_batches: int = 1
 
@@ -99,8 +105,11 @@ class Batches:
         batch_size: images per step.
         seed: of the order.
         micro_batches: see :class:`Batch`.
-        resample: the source holds grey images, 0 .. 255, that are stochastically binarised for each batch.
-        flip: turn each image left to right with probability 1/2.
+        augmentation: what is done to the images of each batch.
+
+    Attributes:
+        workers: processes that decode images which are not in memory; 0 for none beside this one. Set before the first
+            batch is asked for; :meth:`close` ends them.
     """
 
     def __init__(
@@ -109,13 +118,14 @@ class Batches:
         batch_size: int,
         seed: int,
         micro_batches: int = 1,
-        *,
-        resample: bool = False,
-        flip: bool = False,
+        augmentation: Augmentation = UNCHANGED,
     ) -> None:
-        self.source, self.micro_batches, self.resample, self.flip = source, micro_batches, resample, flip
+        self.source, self.micro_batches, self.augmentation = source, micro_batches, augmentation
         self.batch_size, self.seed = batch_size, seed
-        self._order: tuple[int, Tensor] | None = None
+        self.workers = DEFAULT_WORKERS
+        self._orders: dict[int, Tensor] = {}  # of the last epochs: workers are ahead, in the next one at times
+        self._ahead: Generator[Tensor, None, None] | None = None
+        self._next = (-1, -1)  # epoch and index of the batch that _ahead gives next
 
     def __len__(self) -> int:
         """Batches of an epoch."""
@@ -123,21 +133,46 @@ class Batches:
 
     def indices(self, epoch: int, index: int) -> Tensor:
         """Which images batch ``index`` of an epoch holds, int64 [batch_size] or fewer."""
-        if self._order is None or self._order[0] != epoch:
+        if epoch not in self._orders:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-            self._order = (epoch, torch.randperm(len(self.source), generator=generator))
-        return self._order[1][index * self.batch_size : (index + 1) * self.batch_size]
+            newest = dict(list(self._orders.items())[-1:])
+            self._orders = newest | {epoch: torch.randperm(len(self.source), generator=generator)}
+        return self._orders[epoch][index * self.batch_size : (index + 1) * self.batch_size]
 
     def batch(self, epoch: int, index: int, device: torch.device) -> Batch:
-        """Batch ``index`` of an epoch; what is random in it follows from the seed and its place alone."""
+        """Batch ``index`` of an epoch; what is random in it follows from the seed and its place alone.
+
+        Raises:
+            DataError: the file of one of its images is damaged.
+        """
         chosen = self.indices(epoch, index)
-        images = self.source.images[chosen]
+        images = self._images(epoch, index)
         generator = torch.Generator().manual_seed(((self.seed * 1_000_003 + epoch) * 1_000_003 + index) % 2**63)
-        if self.flip:
-            turned = torch.rand(len(images), generator=generator) < 0.5
-            images = torch.where(turned[:, None, None, None], images.flip(3), images)
-        if self.resample:
-            images = stochastic(images, generator)
+        images = self.augmentation(images, generator)
         labels = None if self.source.labels is None else self.source.labels[chosen].to(device)
         step = epoch * len(self) + index
         return Batch(images.to(device), labels, step=step, micro_batches=self.micro_batches)
+
+    def _images(self, epoch: int, index: int) -> Tensor:
+        """The images of a batch; in worker processes those of the batches behind it are begun."""
+        source = self.source.images
+        if not isinstance(source, FileImages) or self.workers == 0:
+            return source[self.indices(epoch, index)]
+        if self._ahead is None or self._next != (epoch, index):
+            self.close()
+            self._ahead = decoded_ahead(source, self._from(epoch, index), self.workers)
+        self._next = (epoch, index + 1) if index + 1 < len(self) else (epoch + 1, 0)
+        return next(self._ahead)
+
+    def close(self) -> None:
+        """End the worker processes, to be called in the end; they start again with the next batch."""
+        if self._ahead is not None:
+            self._ahead.close()
+            self._ahead = None
+
+    def _from(self, epoch: int, index: int) -> Iterator[Tensor]:
+        """Which images the batches from this one on hold, without end."""
+        while True:
+            for later in range(index, len(self)):
+                yield self.indices(epoch, later)
+            epoch, index = epoch + 1, 0

@@ -45,18 +45,24 @@ def _read_binary(path: Path) -> tuple[Tensor, Tensor]:
     return records[:, 1:].reshape(-1, 3, 32, 32), _checked(path, records[:, 0].long())
 
 
-_NAMES_OF_ARRAYS = {"_reconstruct", "ndarray", "dtype", "encode", "_frombuffer"}
+_KNOWN = {
+    ("__builtin__", "bytes"),
+    ("_codecs", "encode"),
+    ("numpy", "dtype"),
+    ("numpy", "ndarray"),
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy._core.numeric", "_frombuffer"),
+}
 
 
 class _Unpickler(pickle.Unpickler):
     """Knows the names that an array of bytes is made of, and no others: nothing in the file can run code."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("__builtin__", "bytes"):
-            return bytes
-        if module.partition(".")[0] not in ("numpy", "_codecs") or name not in _NAMES_OF_ARRAYS:
+        place = module.replace("numpy.core.", "numpy._core.")  # its name before NumPy 2
+        if (place, name) not in _KNOWN:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+        return bytes if name == "bytes" else super().find_class(place, name)
 
 
 def _read_pickled(path: Path) -> tuple[Tensor, Tensor]:

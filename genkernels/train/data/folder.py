@@ -1,22 +1,26 @@
-"""A folder of image files as tensors."""
+"""A folder of image files: in memory, or where that would take too much, left in the files."""
 
 from __future__ import annotations
 
 import os
 import random
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ..errors import DataError
+from . import file_images
+from .file_images import FileImages, Images
 from .image_file import header_of, read_pixels
 
 _SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 _TEST_FOLDERS = ("test", "val", "valid", "validation")
 MOST_NAMED = 3  # broken files in a message
 
-Split = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
+Split = tuple[Images, Images, Tensor | None, Tensor | None]
 
 
 def read_folder(folder: Path, size: tuple[int, int] | None, *, skip_broken: bool = False) -> Split:
@@ -28,6 +32,9 @@ def read_folder(folder: Path, size: tuple[int, int] | None, *, skip_broken: bool
     ``__MACOSX``) are left out. Grey images give one channel, and three as soon as a single one of them is in colour;
     image_file.py says how they are read. The test images come in a random order, always the same one, so that the first
     few of them are of all classes.
+
+    Images that would take more than 1 GiB of memory are decoded when they are used, see file_images.py: of these only
+    the headers are read here, unless broken ones are to be left out, so that a damaged file shows when its turn comes.
 
     Args:
         folder: an existing folder.
@@ -42,7 +49,13 @@ def read_folder(folder: Path, size: tuple[int, int] | None, *, skip_broken: bool
     broken: dict[Path, str] = {}
     everything = [file for _, files in parts for file in files]
     grey, size = _common(everything, size, broken)
-    pixels = _all_pixels([file for file in everything if file not in broken], grey, size, broken)
+    readable = [file for file in everything if file not in broken]
+    in_files = len(readable) * (1 if grey else 3) * size[0] * size[1] > file_images.LARGEST_IN_MEMORY
+    pixels: dict[Path, Tensor] = {}
+    if not in_files:
+        pixels = _all_pixels(readable, grey, size, broken)
+    elif skip_broken:
+        _find_broken(readable, grey, size, broken)
     if broken and not skip_broken:
         named = "; ".join(list(broken.values())[:MOST_NAMED])
         if len(broken) == 1:
@@ -53,7 +66,10 @@ def read_folder(folder: Path, size: tuple[int, int] | None, *, skip_broken: bool
     for root, files in parts:
         if not files:
             raise DataError(f"{root}: no image of a split can be read")
-    train, test = (torch.stack([pixels[file] for file in files]) for _, files in parts)
+    train, test = (
+        FileImages(folder, tuple(files), grey, size) if in_files else torch.stack([pixels[file] for file in files])
+        for _, files in parts
+    )
     train_classes, test_classes = ([_class(root, file) for file in files] for root, files in parts)
     if "" in (*train_classes, *test_classes):
         return train, test, None, None
@@ -142,3 +158,17 @@ def _all_pixels(files: list[Path], grey: bool, size: tuple[int, int], broken: di
         except DataError as error:
             broken[file] = str(error)
     return pixels
+
+
+def _find_broken(files: Sequence[Path], grey: bool, size: tuple[int, int], broken: dict[Path, str]) -> None:
+    """Decode each file once, and keep none; what cannot be read goes to ``broken``."""
+
+    def what_is_wrong(file: Path) -> str | None:
+        try:
+            read_pixels(file, grey, size)
+        except DataError as error:
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor() as pool:  # pillow decodes without Python's lock
+        broken.update({file: wrong for file, wrong in zip(files, pool.map(what_is_wrong, files), strict=True) if wrong})

@@ -6,6 +6,8 @@ so are floating-point greys from 0 to 1. Of an animation it is the first frame.
 
 from __future__ import annotations
 
+import os
+import struct
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,7 +33,7 @@ def header_of(file: Path) -> tuple[bool, tuple[int, int]]:
     """
     with _open(file) as image:
         try:
-            turned = image.getexif().get(_ORIENTATION) in _TURNED
+            turned = _exif(file, image).get(_ORIENTATION) in _TURNED
         except (OSError, ValueError, SyntaxError) as error:
             raise DataError(f"{file}: damaged image: {error}") from error
         size = (image.width, image.height) if turned else (image.height, image.width)
@@ -73,6 +75,28 @@ def _open(file: Path) -> Image.Image:
         return Image.open(file)  # reads the header only
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"{file}: cannot be read as an image: {error}") from error
+
+
+def _exif(file: Path, image: Image.Image) -> Image.Exif:
+    """The EXIF data of an image; no pixels are decoded, unless it is a PNG with text or EXIF behind them."""
+    from PIL import Image
+
+    if image.format == "PNG" and not _has_text_behind_pixels(file):
+        return Image.Image.getexif(image)  # that of a PNG decodes it, to come to what is behind the pixels
+    return image.getexif()
+
+
+def _has_text_behind_pixels(png: Path) -> bool:
+    with open(png, "rb") as content:
+        content.seek(8)
+        after_pixels = False
+        while len(head := content.read(8)) == 8:
+            length, kind = struct.unpack(">I4s", head)
+            after_pixels = after_pixels or kind == b"IDAT"
+            if after_pixels and kind in (b"eXIf", b"tEXt", b"zTXt", b"iTXt"):
+                return True
+            content.seek(length + 4, os.SEEK_CUR)
+    return False
 
 
 def _is_grey(image: Image.Image) -> bool:

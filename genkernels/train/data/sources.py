@@ -1,4 +1,4 @@
-"""Data sets by name: real images from standard files, as uint8 tensors.
+"""Data sets by name: real images from standard files, as uint8 tensors where they are not too large for memory.
 
 A specification is one of these words, with a path where it takes one:
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,6 +24,7 @@ from torch import Tensor
 from ..errors import DataError, MissingPackageError
 from .binarise import read_fixed
 from .cifar import read_cifar10
+from .file_images import Images, mapped
 from .folder import read_folder
 from .idx import read_idx
 from .points import MIXTURES, TEST_POINTS, TRAIN_POINTS, Mixture
@@ -34,19 +36,19 @@ DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images of one size, split in two.
+    """Images of one size, split in two; training images that are to be cut, in :class:`Augmentation`, may be larger.
 
     Attributes:
         name: the first word of the specification.
-        train, test: uint8 [N, C, H, W], 0 .. 255; or points, float32 [N, 2, 1, 1].
+        train, test: uint8 [N, C, H, W], 0 .. 255, in memory or in their files; or points, float32 [N, 2, 1, 1].
         train_labels, test_labels: int64 [N], or None where the files hold none.
         levels: how many of the 256 values occur: what :func:`quantise` reduces to without loss.
         mixture: what points were drawn from; None for images.
     """
 
     name: str
-    train: Tensor
-    test: Tensor
+    train: Images
+    test: Images
     train_labels: Tensor | None = None
     test_labels: Tensor | None = None
     levels: int = 256
@@ -67,7 +69,8 @@ def open_dataset(
     Args:
         spec: which.
         size: height and width to which images are resized, after the crop; None where they have one size.
-        crop: side of the square that is cut from the middle of each image.
+        crop: side of the square that is cut from each image: from the middle of test images; training images stay
+            whole, and of their former size, since :class:`Augmentation` cuts them anew in each epoch.
         grey: make colours one grey channel (ITU-R BT.601).
         fixed: take the fixed binarised files of MNIST, see binarise.py.
         skip_broken: leave out files of a folder that cannot be read.
@@ -86,8 +89,13 @@ def open_dataset(
             if value is not None:
                 raise DataError(f"{option}: {name} holds points, not images; got {value}")
     dataset = _open(name, spec, place, size if crop is None else None, fixed, skip_broken)
-    prepared = [_prepared(images, size, crop, grey) for images in (dataset.train, dataset.test)]
-    return replace(dataset, train=prepared[0], test=prepared[1])
+    for images in (dataset.train, dataset.test):
+        height, width = images.shape[2:]
+        if crop is not None and not 1 <= crop <= min(height, width):
+            raise DataError(f"crop: expected a side of 1 .. {min(height, width)}, of {height} x {width}; got {crop}")
+    whole = partial(_prepared, size=size if crop is None else None, crop=None, grey=grey)
+    test = mapped(dataset.test, partial(_prepared, size=size, crop=crop, grey=grey))
+    return replace(dataset, train=mapped(dataset.train, whole), test=test)
 
 
 def _open(
@@ -117,8 +125,6 @@ def _prepared(images: Tensor, size: tuple[int, int] | None, crop: int | None, gr
     """Images cut, resized and made grey, as far as they are not so already."""
     height, width = images.shape[2:]
     if crop is not None:
-        if not 1 <= crop <= min(height, width):
-            raise DataError(f"crop: expected a side of 1 .. {min(height, width)}, of {height} x {width}; got {crop}")
         top, left = (height - crop) // 2, (width - crop) // 2
         images = images[:, :, top : top + crop, left : left + crop]
     if grey and images.shape[1] == 3:
@@ -126,14 +132,22 @@ def _prepared(images: Tensor, size: tuple[int, int] | None, crop: int | None, gr
         images = torch.cat(
             [(part.float() * weights).sum(1, keepdim=True).round().byte() for part in images.split(4096)]
         )
-    if size is not None and tuple(images.shape[2:]) != size:
-        images = torch.cat([_resized(part, size) for part in images.split(4096)])
+    if size is not None:
+        images = torch.cat([resized(part, size) for part in images.split(4096)])
     return images.contiguous()
 
 
-def _resized(images: Tensor, size: tuple[int, int]) -> Tensor:
-    resized = F.interpolate(images.float(), size, mode="bicubic", antialias=True)
-    return resized.round().clamp(0, 255).to(torch.uint8)
+def resized(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """uint8 [N, C, H, W] to height and width ``size`` (bicubic, smoothed where it shrinks them)."""
+    if tuple(images.shape[2:]) == size:
+        return images
+    smooth = F.interpolate(images.float(), size, mode="bicubic", antialias=True)
+    return smooth.round().clamp(0, 255).to(torch.uint8)
+
+
+def in_levels(images: Images, levels: int) -> Images:
+    """:func:`quantise` of images in memory or in their files."""
+    return mapped(images, partial(quantise, levels=levels))
 
 
 def quantise(images: Tensor, levels: int) -> Tensor:

@@ -33,6 +33,7 @@ from .base import Drawing, Evaluating, Objective, classes_to_draw, descent_of, r
 BETAS = (0.5, 0.999)  # Radford et al. 2016, section 4: with the usual 0.9 training oscillates
 R1_INTERVAL = 16  # steps: Karras et al. 2020, "Analyzing and Improving the Image Quality of StyleGAN", section 3.1
 POINTS = 10_000  # drawn to count the modes
+POINTS_IN_PLOT = 1000  # at least
 
 
 @contextmanager
@@ -116,7 +117,6 @@ class AdversarialObjective(Objective[AdversarialModel]):
 
     curves: ClassVar = {"discriminator_loss": "discriminator", "generator_loss": "generator"}
     unit = "loss"
-    takes_points = True
     unmeasured = "a GAN gives images no likelihood, so test images give no figure; look at: genkernels sample"
 
     def __post_init__(self) -> None:
@@ -184,8 +184,11 @@ class AdversarialObjective(Objective[AdversarialModel]):
     def pictures(
         self, model: AdversarialModel, test: LabelledImages, n: int, how: Drawing
     ) -> dict[str, dict[str, Tensor]]:
-        count = n if test.mixture is None else max(n, 1000)
-        return {"samples": {"samples": self.sample(model, count, how), "real": test.images[:count]}}
+        if test.mixture is None:
+            return {"samples": {"samples": self.sample(model, n, how), "real": test.images[:n]}}
+        n = max(n, POINTS_IN_PLOT)
+        modes = test.mixture.centres[:, :, None, None]
+        return {"samples": {"real": test.images[:n], "samples": self.sample(model, n, how), "modes": modes}}
 
 
 class _Game:

@@ -64,13 +64,11 @@ class Objective(Generic[Model]):
         curves: the entries of the history that are drawn and told while training, and what they are called.
         unit: of those entries.
         unmeasured: why test images give no figure, for a family where they give none.
-        takes_points: whether the family takes points of the plane, too.
     """
 
     curves: ClassVar[Mapping[str, str]]
     unit: ClassVar[str]
     unmeasured: ClassVar[str | None] = None
-    takes_points: ClassVar[bool] = False
 
     def levels(self, model: Model) -> int:
         """The number of levels that images are reduced to for this model."""
@@ -107,7 +105,7 @@ class Objective(Generic[Model]):
         raise NotImplementedError
 
     def sample(self, model: Model, n: int, how: Drawing) -> Tensor:
-        """n images as pictures, uint8 [n, C, H, W] in 0 .. 255, on the CPU.
+        """n images as pictures, uint8 [n, C, H, W] in 0 .. 255, or points float32 [n, 2, 1, 1], on the CPU.
 
         Raises:
             GenkernelsError: the family draws nothing, or takes no temperature or no label.
@@ -115,7 +113,10 @@ class Objective(Generic[Model]):
         raise NotImplementedError
 
     def pictures(self, model: Model, test: LabelledImages, n: int, how: Drawing) -> dict[str, dict[str, Tensor]]:
-        """Pictures of a finished run: for each file the titled grids in it, uint8 0 .. 255, from n test images."""
+        """Pictures of a finished run: for each file the titled grids in it, uint8 0 .. 255, from n test images.
+
+        For points the titled groups of points, float32 [N, 2, 1, 1]; "modes" are the centres that they lie around.
+        """
         raise NotImplementedError
 
 
