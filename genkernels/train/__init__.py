@@ -1,6 +1,7 @@
 """Training by recipe, from the command line or from a script.
 
-recipes.py          recipes by name: model, objective, defaults
+recipes.py          recipes by name: model, objective, general settings
+defaults.py         defaults by model and data set, with their sources
 settings.py         settings and limits of a run
 optimization.py     the descent of one loss
 schedule.py         schedules of the learning rate
