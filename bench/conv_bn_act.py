@@ -29,6 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.core.alternatives import COMPILED, LAST, NCHW, OURS, Layout, is_ours, layout_of, to_layout
+from bench.core.calls import Call, call_of, freshly_compiled
 from bench.core.checks import check_as_exact, check_equal
 from bench.core.gpu_timing import L2_FLUSHED
 from bench.core.report import Claim, Report, Row, geometric_mean
@@ -215,24 +216,15 @@ def folded(p: Problem, training: bool) -> Callable[..., Tensor]:
     return apply
 
 
-Call = Callable[[], tuple[Tensor, ...]]  # -> y, then the gradients in training
 FAMILIES = {OURS: ours, EAGER: three_layers, COMPILED: three_layers, FOLDED: folded}
 
 
 def _prepare(p: Problem, build: Callable[..., Callable[..., Tensor]], training: bool, compiled: bool) -> Call:
     apply = build(p, training)
     if compiled:
-        apply = torch.compile(apply, dynamic=False, fullgraph=True)
+        apply = freshly_compiled(apply)
     inputs = [t.clone().requires_grad_(training) for t in (p.x, p.weight, *p.per_channel)]
-
-    def step() -> tuple[Tensor, ...]:
-        if not training:
-            with torch.inference_mode():
-                return (apply(*inputs),)
-        y = apply(*inputs)
-        return y, *torch.autograd.grad(y, inputs, p.grad)
-
-    return step
+    return call_of(apply, inputs, p.grad, backward=training)
 
 
 def names_for(shape: Shape, training: bool, device: Device = CPU) -> list[str]:
@@ -242,9 +234,6 @@ def names_for(shape: Shape, training: bool, device: Device = CPU) -> list[str]:
 
 def prepare(shape: Shape, name: str, training: bool, device: Device = CPU) -> Call:
     family = name.removesuffix(LAST)
-    if family == COMPILED:
-        # Else every problem counts as a recompilation of the same function, and dynamo stops at the eighth.
-        torch.compiler.reset()
     problem = Problem(shape, device=device, layout=layout_of(name))
     return _prepare(problem, FAMILIES[family], training, compiled=family == COMPILED)
 

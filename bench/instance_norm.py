@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 import genkernels
 from bench.core.alternatives import COMPILED, LAYOUTS, OURS, is_ours, layout_of, to_layout
+from bench.core.calls import Call, call_of, freshly_compiled
 from bench.core.checks import check_as_exact, check_equal
 from bench.core.gpu_timing import L2_FLUSHED
 from bench.core.report import Claim, Report, Row, geometric_mean
@@ -63,7 +64,6 @@ SHAPES = {
     "cuda": (Shape(32, 64, 128), Shape(1, 256, 64), Shape(64, 512, 16)),
 }
 GPU_TARGET = 1.3  # times as fast as the best alternative
-Call = Callable[[], tuple[Tensor, ...]]
 
 
 def ours(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -95,17 +95,8 @@ def prepare(shape: Shape, name: str, backward: bool, device: Device = CPU, doubl
     grad = to_layout(grad, layout_of(name))
     function: Callable[..., Tensor] = ours if family == OURS else two_layers
     if family == COMPILED:
-        torch.compiler.reset()
-        function = torch.compile(function, dynamic=False, fullgraph=True)
-
-    def step() -> tuple[Tensor, ...]:
-        if not backward:
-            with torch.inference_mode():
-                return (function(*inputs),)
-        y = function(*inputs)
-        return y, *torch.autograd.grad(y, inputs, grad)
-
-    return step
+        function = freshly_compiled(function)
+    return call_of(function, inputs, grad, backward=backward)
 
 
 NAMES = [name + suffix for name in (OURS, EAGER, COMPILED) for suffix in LAYOUTS]

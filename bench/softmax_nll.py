@@ -19,6 +19,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass
+from functools import partial
 from typing import Any
 
 import pytest
@@ -27,6 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.core.alternatives import COMPILED, OURS
+from bench.core.calls import Call, call_of, freshly_compiled
 from bench.core.checks import check_equal
 from bench.core.report import Claim, Report, Row, geometric_mean
 from bench.core.roofline import Work
@@ -37,8 +39,6 @@ EAGER = "conv2d, cross_entropy"
 NAMES = (OURS, EAGER, COMPILED)
 STEP, FORWARD = "forward + backward", "forward"
 TARGET, MEMORY_TARGET = 1.3, 3.0  # times as fast, times as little memory
-
-Call = Callable[[], tuple[Tensor, ...]]
 
 
 @dataclass(frozen=True)
@@ -90,17 +90,8 @@ def prepare(shape: Shape, name: str, backward: bool, double: bool = False) -> Ca
     inputs = [(t.double() if double else t).requires_grad_(backward) for t in inputs]
     function: Callable[..., Tensor] = ours if name == OURS else plain
     if name == COMPILED:
-        torch.compiler.reset()
-        function = torch.compile(function, dynamic=False, fullgraph=True)
-
-    def step() -> tuple[Tensor, ...]:
-        if not backward:
-            with torch.inference_mode():
-                return (function(*inputs, target),)
-        loss = function(*inputs, target)
-        return loss, *torch.autograd.grad(loss, inputs)
-
-    return step
+        function = freshly_compiled(function)
+    return call_of(partial(function, target=target), inputs, None, backward=backward)
 
 
 def print_growth(name: str, *sizes: int) -> None:

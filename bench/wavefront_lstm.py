@@ -116,6 +116,22 @@ def ours(geometry: str, checkpoint: bool) -> Layer:
     return layer
 
 
+# A forward pass; a forward and backward pass that returns h and the gradients.
+Calls = tuple[Callable[[], Tensor], Callable[[], tuple[Tensor, ...]]]
+
+
+def calls_of(function: Callable[..., Tensor], inputs: Sequence[Tensor], grad: Tensor) -> Calls:
+    def forward() -> Tensor:
+        with torch.no_grad():
+            return function(*inputs)
+
+    def step() -> tuple[Tensor, ...]:
+        y = function(*inputs)
+        return (y, *torch.autograd.grad(y, inputs, grad))
+
+    return forward, step
+
+
 class Problem:
     """The tensors of a case, and every alternative as a pair of calls."""
 
@@ -140,23 +156,12 @@ class Problem:
         loop, step = (skewed_loop, skewed_step) if self.case.geometry == "diagonal" else (row_loop, row_step)
         return partial(loop, step=torch.compile(step, dynamic=False, fullgraph=True)) if name == COMPILED else loop
 
-    def calls(self, name: str) -> tuple[Callable[[], Tensor], Callable[[], tuple[Tensor, ...]]]:
-        """(a forward pass, a forward and backward pass that returns h and the gradients)."""
+    def calls(self, name: str) -> Calls:
         layer = self.layer(name)
         layout = torch.channels_last if "channels_last" in name else torch.contiguous_format
         x = self.x.contiguous(memory_format=layout).requires_grad_()
         grad = self.grad.contiguous(memory_format=layout)
-        inputs = [x, *self.parameters]
-
-        def forward() -> Tensor:
-            with torch.no_grad():
-                return layer(x, *self.parameters)
-
-        def step() -> tuple[Tensor, ...]:
-            y = layer(x, *self.parameters)
-            return (y, *torch.autograd.grad(y, inputs, grad))
-
-        return forward, step
+        return calls_of(layer, [x, *self.parameters], grad)
 
     def reference(self) -> tuple[Tensor, ...]:
         """h and the gradients of the loop in float64."""
@@ -303,19 +308,8 @@ class BiLstmProblem:
         self.inputs += [random(*weight, scale=(2 * h) ** -0.5) for _ in range(2)]
         self.grad = random(case.batch, h, case.size, case.size).contiguous(memory_format=torch.channels_last)
 
-    def calls(self, recurrence: Callable[..., Tensor]) -> tuple[Callable[[], Tensor], Callable[[], tuple[Tensor, ...]]]:
-        """(a forward pass, a forward and backward pass that returns h and the gradients)."""
-        inputs = [t.detach().requires_grad_() for t in self.inputs]
-
-        def forward() -> Tensor:
-            with torch.no_grad():
-                return recurrence(*inputs)
-
-        def step() -> tuple[Tensor, ...]:
-            y = recurrence(*inputs)
-            return (y, *torch.autograd.grad(y, inputs, self.grad))
-
-        return forward, step
+    def calls(self, recurrence: Callable[..., Tensor]) -> Calls:
+        return calls_of(recurrence, [t.detach().requires_grad_() for t in self.inputs], self.grad)
 
     def reference(self) -> tuple[Tensor, ...]:
         """h and the gradients of a loop in float64."""

@@ -26,6 +26,9 @@ namespace gk {
   FIELD(int64_t, height) FIELD(int64_t, width)                                                       \
   FIELD(int64_t, grid_width)   /* columns of the sweep over a row */                                 \
   FIELD(int64_t, colours) FIELD(int64_t, levels)                                                     \
+  FIELD(int64_t, channels)     /* numbers that a level is drawn from */                              \
+  FIELD(int64_t, predictions)  /* how many times a pixel has them: once, or once for each colour */  \
+  FIELD(int64_t, components)   /* of a mixture */                                                    \
   FIELD(int64_t, image_floats) /* what an image keeps */                                             \
   FIELD(int64_t, table)        /* in `floats`: [levels], the image as the model sees it */
 GK_SAMPLER_RECORD(SamplerSizes, GK_SAMPLER_SIZES)
@@ -62,7 +65,8 @@ using SamplerOperands = int64_t[SAMPLER_OPERANDS];
   FIELD(int64_t, at) FIELD(int64_t, length) FIELD(int64_t, channel) FIELD(SamplerOperands, operand)
 GK_SAMPLER_RECORD(SamplerSpan, GK_SAMPLER_SPAN)
 
-#define GK_SAMPLER_KINDS(NAME) NAME(affine) NAME(pointwise) NAME(cell) NAME(scan) NAME(draw)
+#define GK_SAMPLER_KINDS(NAME) \
+  NAME(affine) NAME(pointwise) NAME(cell) NAME(scan) NAME(draw_categorical) NAME(draw_logistic_mixture)
 enum class SamplerKind : int64_t { GK_SAMPLER_KINDS(GK_SAMPLER_ENUMERATOR) };
 
 // UNARY and BINARY of genkernels/sampling/program/instructions.py.
@@ -98,13 +102,17 @@ GK_SAMPLER_RECORD(SamplerPhase, GK_SAMPLER_PHASE)
 #undef GK_SAMPLER_ENUMERATOR
 #undef GK_SAMPLER_RECORD
 
+constexpr bool is_draw(SamplerKind kind) {
+  return kind == SamplerKind::draw_categorical || kind == SamplerKind::draw_logistic_mixture;
+}
+
 // Images to draw, up to the last open sub-pixel of any.
 struct SamplerRun {
   int64_t images;
   uint8_t* levels;         // [images, C, H, W], read where known, written where free
   const uint8_t* free;     // the same shape
   const double* uniforms;  // the same shape
-  float* logits;           // [images, levels, C, H, W], or nullptr
+  float* logits;           // [images, channels, predictions, H, W], or nullptr
   double temperature;
   int64_t top_k;           // 0 for all
   int64_t last_row, last_column, last_colour;

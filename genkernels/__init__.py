@@ -6,6 +6,7 @@ Importing this package never fails for want of a compiler, a GPU, Triton or the 
     ops/             the operators as functions, differentiable to any order
     nn/              drop-in layers
     models/          model families
+    distributions/   of a pixel's levels: what models predict and samplers draw from
     sampling/        fast_sampler
     acceleration/    accelerate, restore
     train/, cli/     what the command line runs
@@ -13,7 +14,7 @@ Importing this package never fails for want of a compiler, a GPU, Triton or the 
     backends.py      what can run here
     allocator.py     keep_freed_memory
     timing.py        interleaved timing
-    arguments.py     the check of a model that several public functions take
+    arguments.py     checks of arguments that several public functions take
     version.py       the version, read by the build too
     _C.pyi           the native core, from csrc/
 

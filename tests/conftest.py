@@ -37,6 +37,14 @@ def threads():
 
 
 @pytest.fixture
+def fresh_compiler():
+    """Nothing that was compiled before is there, nor anything that the test compiles afterwards."""
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+@pytest.fixture
 def command(capsys, monkeypatch, tmp_path):
     """Runs a command line in an empty folder: (exit code, what it printed, what it said on stderr)."""
     from genkernels.cli import main

@@ -77,13 +77,6 @@ def test_a_program_exported_once_serves_every_height_and_width(name, one_thread)
     assert_serves(program.module, model, [x, wide, wide[:2, :, 1:], torch.cat([wide, wide], 2)])
 
 
-@pytest.fixture
-def fresh_compiler():
-    torch.compiler.reset()
-    yield
-    torch.compiler.reset()
-
-
 def assert_compiled_once(name, backend, compare):
     """Larger batches than the first are no reason to compile again.
 

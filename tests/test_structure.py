@@ -14,6 +14,7 @@ from typing import NamedTuple
 import pytest
 import torch
 
+import genkernels.models
 import genkernels.nn
 import genkernels.ops
 
@@ -165,11 +166,12 @@ def native_functions(file: Path) -> Iterator[Function]:
 def public_names() -> set[str]:
     """Functions that users call and whose parameters they choose among: they may have many.
 
-    These are the functions in ``genkernels.ops.__all__``, the constructors of the classes in ``genkernels.nn.__all__``,
-    and the commands of the command line.
+    These are the functions in ``genkernels.ops.__all__``, the constructors of the classes in ``genkernels.nn.__all__``
+    and ``genkernels.models.__all__``, and the commands of the command line.
     """
     chosen = [getattr(genkernels.ops, name) for name in genkernels.ops.__all__]
-    chosen += [getattr(genkernels.nn, name).__init__ for name in genkernels.nn.__all__]
+    for room in (genkernels.nn, genkernels.models):
+        chosen += [getattr(room, name).__init__ for name in room.__all__ if inspect.isclass(getattr(room, name))]
     app = pytest.importorskip("genkernels.cli.app", reason="the command line needs typer").app
     chosen += [command.callback for command in app.registered_commands]
     functions = [inspect.unwrap(each) for each in chosen if inspect.isroutine(each)]

@@ -6,6 +6,7 @@
     gpu_timing.py    CUDA graphs in turn, and launches that queue up
     checks.py        results compared before anything is timed
     alternatives.py  names and memory layouts
+    calls.py         forward passes and steps as they are timed
     machine.py       the machine and the software behind a result
 
 Timing on a CPU is :mod:`genkernels.timing`, which the command line's demo uses too.

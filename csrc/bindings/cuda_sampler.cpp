@@ -11,6 +11,7 @@
 #include "cuda/sampler/sampler.h"
 
 namespace py = pybind11;
+using namespace py::literals;
 
 namespace gk::cuda {
 
@@ -42,9 +43,12 @@ class CudaSamplerPlan {
     const Records& r = records_;
     const SamplerSizes& sizes = r.sizes;
     r.require(sizes.levels >= 1 && sizes.levels <= SAMPLER_MAX_LEVELS, "levels: expected 1 to 256");
+    r.require(sizes.components <= SAMPLER_MAX_COMPONENTS, "components: expected at most 128");
     r.require(r.maps <= SAMPLER_MAX_MAPS, "maps: more than 16");
     shape_.height = whole(sizes.height), shape_.width = whole(sizes.width), shape_.grid_width = whole(sizes.grid_width);
     shape_.colours = whole(sizes.colours), shape_.levels = whole(sizes.levels);
+    shape_.channels = whole(sizes.channels), shape_.predictions = whole(sizes.predictions);
+    shape_.components = whole(sizes.components);
     shape_.image_floats = whole(sizes.image_floats), shape_.table = whole(sizes.table);
     shape_.instructions = whole(r.size(r.instructions)), shape_.spans = whole(r.size(r.spans));
     shape_.places = whole(r.size(r.places));
@@ -74,15 +78,8 @@ class CudaSamplerPlan {
 
   py::dict division(int batch, const Limits& limits) const {
     const SamplerDivision d = divide(batch, limits);
-    py::dict result;
-    result["fits"] = d.fits;
-    result["images"] = d.images;
-    result["slices"] = d.slices;
-    result["threads"] = d.threads;
-    result["resident"] = d.resident;
-    result["weights"] = shape_.pixel_weights;
-    result["shared_bytes"] = d.shared_bytes;
-    return result;
+    return py::dict("fits"_a = d.fits, "images"_a = d.images, "slices"_a = d.slices, "threads"_a = d.threads,
+                    "resident"_a = d.resident, "weights"_a = shape_.pixel_weights, "shared_bytes"_a = d.shared_bytes);
   }
 
   // `tables`, `weights`, `floats` and `memory` are addresses on the device, as `undrawable` is.
@@ -137,7 +134,7 @@ class CudaSamplerPlan {
     d.weight = whole(i.weight), d.bias = whole(i.bias);
     d.body = whole(i.body), d.count = whole(i.count), d.number = whole(i.number);
     d.lanes = lanes_for(i.reductions);
-    if (i.kind == SamplerKind::scan || i.kind == SamplerKind::draw) return d;
+    if (i.kind == SamplerKind::scan || is_draw(i.kind)) return d;
     d.rows = whole(rows_of_spans(i));
     if (i.kind != SamplerKind::affine) return d;
     records_.require(d.rows == i.rows, "spans: not those of the weight's rows");

@@ -13,6 +13,7 @@
 #include "cuda/wavefront_lstm/wavefront_lstm.h"
 
 namespace py = pybind11;
+using namespace py::literals;
 
 namespace gk::cuda {
 
@@ -55,15 +56,9 @@ WavefrontShape shape_of(int storage, bool exact, const Sizes& sizes, size_t dire
 }
 
 py::dict describe(const WavefrontPlan& plan) {
-  py::dict d;
-  d["cluster"] = plan.cluster;
-  d["images"] = plan.images;
-  d["slices"] = plan.slices;
-  d["steps"] = plan.steps;
-  d["resident"] = plan.resident;
-  d["shared_bytes"] = plan.shared_bytes;
-  d["packed_bytes"] = plan.packed_bytes;
-  return d;
+  return py::dict("cluster"_a = plan.cluster, "images"_a = plan.images, "slices"_a = plan.slices,
+                  "steps"_a = plan.steps, "resident"_a = plan.resident, "shared_bytes"_a = plan.shared_bytes,
+                  "packed_bytes"_a = plan.packed_bytes);
 }
 
 // How directions over images of one shape are divided on one kind of device: made once, used by every call.

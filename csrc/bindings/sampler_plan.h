@@ -119,6 +119,9 @@ class __attribute__((visibility("hidden"))) SamplerRecords {
   // check.
   void check_memory(int64_t float_count) {
     require(sizes.height >= 1 && sizes.width >= 1 && sizes.grid_width >= sizes.width, "bad sizes");
+    require(sizes.channels >= 1 && sizes.components >= 0 &&
+                (sizes.predictions == 1 || sizes.predictions == sizes.colours),
+            "bad sizes of what is drawn from");
     require(inside(sizes.table, sizes.levels, float_count), "table: out of range");
     for (const auto& b : buffers) {
       require(b.rows >= 1 && b.columns >= 1 && b.channels >= 0, "an empty buffer");

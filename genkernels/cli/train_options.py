@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..distributions import DISTRIBUTIONS
 from ..train.data.binarise import METHODS
 from ..train.data.file_images import DEFAULT_WORKERS
 from ..train.loop import DEFAULT_SAMPLES
@@ -70,6 +71,8 @@ OPTIONS = (
     Option(MODEL, "residual", bool, "Residual blocks."),
     Option(MODEL, "head_channels", int, "Width of two more 1x1 layers.", 1),
     Option(MODEL, "recurrence", str, "Of a PixelRNN: diagonal or row."),
+    Option(MODEL, "distribution", str, f"Of a pixel's levels, one of: {', '.join(DISTRIBUTIONS)}."),
+    Option(MODEL, "mixtures", int, "Components of a logistic mixture; 10 by default.", 1, 128),
     Option(MODEL, "num_classes", int, "Condition on the labels: how many classes there are.", 1),
     Option(MODEL, "latent_dim", int, "Numbers in a code or latent.", 1),
     Option(MODEL, "likelihood", str, "Of a VAE: bernoulli, categorical or gaussian."),

@@ -11,10 +11,10 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import sampling
+from ..distributions import Categorical, make_distribution
 from ..nn import MaskedConv2d
 from ..ops import softmax_nll
 from ..ops.core.torch_internals import unwrapped, vmap_is_active
@@ -26,25 +26,6 @@ from .base import GenerativeModel
 def bits_per_dim(nats: float, dims: int) -> float:
     """Nats per image as bits per sub-pixel; ``dims`` is C * H * W."""
     return nats / (dims * math.log(2))
-
-
-def log_likelihood(logits: Tensor, images: Tensor) -> Tensor:
-    """Log-probability of each image under its logits, in nats: [N, levels, C, H, W], [N, C, H, W] -> [N].
-
-    The softmax runs over whatever order the logits already have in memory, without a copy: levels outermost
-    (contiguous features) or innermost (channels_last features). 16-bit logits are summed in float32.
-    """
-    batch, levels, colours, height, width = logits.shape
-    if logits.dtype in (torch.bfloat16, torch.float16):
-        logits = logits.float()
-    targets = images.long()
-    if logits.stride(1) == 1:
-        flat = logits.permute(0, 3, 4, 2, 1).reshape(-1, levels)
-        nats = F.cross_entropy(flat, targets.permute(0, 2, 3, 1).reshape(-1), reduction="none")
-    else:
-        flat = logits.transpose(1, 2).reshape(batch * colours, levels, height * width)
-        nats = F.cross_entropy(flat, targets.reshape(batch * colours, height * width), reduction="none")
-    return -nats.view(batch, colours * height * width).sum(1)
 
 
 FUSED_LEVELS = 32  # from so many on the softmax is quicker without the logits in memory (bench/softmax_nll.py)
@@ -70,10 +51,21 @@ class AutoregressiveModel(GenerativeModel, Predictor):
         levels: values that a sub-pixel takes, 2 to 256.
         image_size: height and width of sampled images, one number for squares.
         num_classes: where given, ``condition`` is the class of each image, int64 labels [N].
+        distribution, mixtures: what is predicted of a pixel; see :func:`genkernels.distributions.make_distribution`.
+            "categorical": logits of every sub-pixel given those before it, the colours being the channel groups of all
+            layers. "logistic_mixture": the parameters of a
+            :class:`~genkernels.distributions.DiscretizedLogisticMixture` of that many components over all colours of a
+            pixel, given the pixels before it; the layers have one channel group.
     """
 
     def __init__(
-        self, in_channels: int, levels: int, image_size: int | Sequence[int], num_classes: int | None = None
+        self,
+        in_channels: int,
+        levels: int,
+        image_size: int | Sequence[int],
+        num_classes: int | None = None,
+        distribution: str = Categorical.name,
+        mixtures: int = 10,
     ) -> None:
         super().__init__()
         check_whole("in_channels", in_channels, 1)
@@ -83,6 +75,7 @@ class AutoregressiveModel(GenerativeModel, Predictor):
         self.in_channels = in_channels
         self.levels = levels
         self.num_classes = num_classes
+        self.distribution = make_distribution(distribution, levels, in_channels, mixtures)
         self.image_size = as_size("image_size", image_size)
 
     def check_condition(self, condition: Tensor | None, batch: int) -> None:
@@ -93,7 +86,7 @@ class AutoregressiveModel(GenerativeModel, Predictor):
             raise ValueError(f"condition: {type(self).__name__} takes none; got {type(condition).__name__}")
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        """Logits of every sub-pixel given those before it.
+        """Logits of every sub-pixel given those before it; or the parameters of every pixel given those before it.
 
         Args:
             x: [N, C, H, W], levels 0 .. levels - 1 in any real dtype. Neither rounded nor checked for range,
@@ -101,7 +94,8 @@ class AutoregressiveModel(GenerativeModel, Predictor):
             condition: int64 labels [N] where the model has classes, else None.
 
         Returns:
-            [N, levels, C, H, W] in the dtype of the parameters (or of autocast).
+            [N, levels, C, H, W] in the dtype of the parameters (or of autocast); of a mixture
+            [N, ``self.distribution.channels``, H, W].
 
         Raises:
             ValueError: the shape or the condition does not fit.
@@ -119,15 +113,17 @@ class AutoregressiveModel(GenerativeModel, Predictor):
         raise NotImplementedError
 
     def last_layer(self) -> MaskedConv2d | None:
-        """The 1x1 convolution of mask type B, its groups the colours, that makes the logits of the features:
-        [N, C * levels, H, W], a block of levels for each colour; None for a model without one. For subclasses."""
+        """The 1x1 convolution of mask type B, its groups the distribution's predictions, that makes them of the
+        features: [N, predictions * channels, H, W]; None for a model without one. For subclasses."""
         return None
 
     def predict(self, scaled: Tensor, condition: Tensor | None) -> Tensor:
         layer = self.last_layer()
         assert layer is not None
-        logits = layer(self.features(scaled, condition))
-        return logits.unflatten(1, (self.in_channels, self.levels)).transpose(1, 2)
+        predicted = layer(self.features(scaled, condition))
+        if not isinstance(self.distribution, Categorical):
+            return predicted
+        return predicted.unflatten(1, (self.in_channels, self.levels)).transpose(1, 2)
 
     def _scaled(self, levels: Tensor) -> Tensor:
         """Levels as the model sees them: in [0, 1], in the dtype of the parameters."""
@@ -142,7 +138,7 @@ class AutoregressiveModel(GenerativeModel, Predictor):
         """
         check_levels("x", x, self.levels)
         nats = self._fused_nats(x, condition, "none")
-        return log_likelihood(self(x, condition), x) if nats is None else -nats.flatten(1).sum(1)
+        return self.distribution.log_prob(self(x, condition), x) if nats is None else -nats.flatten(1).sum(1)
 
     def nats(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         """Mean negative log-likelihood of the images, in nats per image, a scalar: what training minimises.
@@ -151,7 +147,9 @@ class AutoregressiveModel(GenerativeModel, Predictor):
         """
         check_levels("x", x, self.levels)
         total = self._fused_nats(x, condition, "sum")
-        return -log_likelihood(self(x, condition), x).mean() if total is None else total / len(x)
+        if total is None:
+            return -self.distribution.log_prob(self(x, condition), x).mean()
+        return total / len(x)
 
     def _fused_nats(self, x: Tensor, condition: Tensor | None, reduction: str) -> Tensor | None:
         """The nats of each sub-pixel, or their sum, without logits in memory; None where that is not to be."""
@@ -167,7 +165,8 @@ class AutoregressiveModel(GenerativeModel, Predictor):
     def _is_fusible(self, layer: nn.Module) -> bool:
         """Whether the last layer and the softmax may be one operation: it is as this package makes it, on the CPU."""
         return (
-            type(self).predict is AutoregressiveModel.predict
+            isinstance(self.distribution, Categorical)
+            and type(self).predict is AutoregressiveModel.predict
             and isinstance(layer, MaskedConv2d)
             and (layer.kernel_size, layer.activation) == ((1, 1), None)
             and layer.weight.is_cpu
@@ -198,14 +197,15 @@ class AutoregressiveModel(GenerativeModel, Predictor):
 
         Args:
             n: number of images.
-            uniforms: [n, C, H, W] in [0, 1), the only source of randomness (see :func:`draw`): equal uniforms
-                give equal images. None draws them on the CPU, from ``generator`` or torch's own.
+            uniforms: [n, C, H, W] in [0, 1), the only source of randomness (see :mod:`genkernels.distributions`):
+                equal uniforms give equal images. None draws them on the CPU, from ``generator`` or torch's own.
             given: [n or 1, C, H, W] levels of the pixels that ``known`` marks; the others are ignored.
             known: bool, [n or 1, C or 1, H, W]. Known sub-pixels are kept exactly; nothing is computed behind the
                 last one that is not.
-            temperature: positive; the logits are divided by it. Below 1 sharpens; towards 0 takes the most
-                likely.
-            top_k: draw among the k most likely levels alone (and those that equal the k-th); None for all.
+            temperature: positive; the logits are divided by it, and the scales of a mixture multiplied. Below 1
+                sharpens; towards 0 takes the most likely.
+            top_k: draw among the k most likely levels alone (and those that equal the k-th); None for all. Not
+                for a mixture.
             condition: int64 labels [n] where the model has classes, else None.
             size: height and width, instead of the model's ``image_size``.
             generator: for the uniforms, when they are not given.
@@ -241,8 +241,9 @@ class AutoregressiveModel(GenerativeModel, Predictor):
         """Draws what is open in ``request.images``, in place, and returns them."""
         table = self._scaled(torch.arange(self.levels, device=request.images.device))
         return sampling.sample(
-            self, self.predict, table, request, condition=condition, progress=progress, backend=backend
-        )
+            self, self.predict, table, request,
+            distribution=self.distribution, condition=condition, progress=progress, backend=backend,
+        )  # fmt: skip
 
 
 def run_with_classes(

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..sampling.executors.draw import draw, has_level, no_level
+from ..distributions.categorical import draw, has_level, no_level
 from ..sampling.request import Request
 from .autoregressive import AutoregressiveModel
 

@@ -36,9 +36,14 @@ class GatedPixelCNN(AutoregressiveModel):
         kernel_size: of the mask-B layers, odd.
         first_kernel_size: of the mask-A layer, odd, at least 3: a 1 would never see the own row.
         head_channels: width of the two 1x1 layers before the logits.
+        distribution: "categorical", or "logistic_mixture" for a
+            :class:`~genkernels.distributions.DiscretizedLogisticMixture` over the colours of a pixel: then all layers
+            have one channel group, and pixels see only those before them.
+        mixtures: components of the latter, K.
         image_size: height and width of sampled images, one number for squares.
 
-    Shape: [N, in_channels, H, W] levels, any real dtype -> logits [N, levels, in_channels, H, W].
+    Shape: [N, in_channels, H, W] levels, any real dtype -> logits [N, levels, in_channels, H, W]; or the
+        parameters of a mixture, [N, K * (1 + 2 C + C (C - 1) / 2), H, W] with C = in_channels.
 
     Raises:
         ValueError: an argument does not fit; the message names it.
@@ -58,9 +63,12 @@ class GatedPixelCNN(AutoregressiveModel):
         kernel_size: int = 3,
         first_kernel_size: int = 7,
         head_channels: int = 64,
+        distribution: str = "categorical",
+        mixtures: int = 10,
         image_size: int | Sequence[int] = (28, 28),
     ) -> None:
-        super().__init__(in_channels, levels, image_size, num_classes)
+        super().__init__(in_channels, levels, image_size, num_classes, distribution, mixtures)
+        groups = self.distribution.predictions
         check_whole("hidden_channels", hidden_channels, in_channels)
         check_whole("num_layers", num_layers, 0)
         check_whole("head_channels", head_channels, in_channels)
@@ -82,6 +90,8 @@ class GatedPixelCNN(AutoregressiveModel):
             "kernel_size": kernel_size,
             "first_kernel_size": first_kernel_size,
             "head_channels": head_channels,
+            "distribution": distribution,
+            "mixtures": mixtures,
             "image_size": list(as_size("image_size", image_size)),
         }
         self.classes = None if num_classes is None else nn.Embedding(num_classes, hidden_channels)
@@ -89,14 +99,14 @@ class GatedPixelCNN(AutoregressiveModel):
         def layer(inputs: int, kernel: int, mask_type: str) -> GatedMaskedConv2d:
             return GatedMaskedConv2d(
                 inputs, hidden_channels, kernel,
-                mask_type=mask_type, channel_groups=in_channels,
+                mask_type=mask_type, channel_groups=groups,
                 condition_channels=condition_channels if num_classes is None else hidden_channels,
             )  # fmt: skip
 
         def conv(inputs: int, outputs: int, relu: bool = True) -> MaskedConv2d:
             return MaskedConv2d(
                 inputs, outputs, 1,
-                mask_type="B", channel_groups=in_channels, activation="relu" if relu else None,
+                mask_type="B", channel_groups=groups, activation="relu" if relu else None,
             )  # fmt: skip
 
         layers = [layer(in_channels, first_kernel_size, "A")]
@@ -104,7 +114,7 @@ class GatedPixelCNN(AutoregressiveModel):
         head = [
             conv(hidden_channels, head_channels),
             conv(head_channels, head_channels),
-            conv(head_channels, in_channels * levels, relu=False),
+            conv(head_channels, groups * self.distribution.channels, relu=False),
         ]
         self.layers = nn.ModuleList(layers)
         self.head = nn.Sequential(nn.ReLU(), *head)

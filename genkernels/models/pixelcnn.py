@@ -61,9 +61,14 @@ class PixelCNN(AutoregressiveModel):
         head_channels: width of two more 1x1 layers before the logits; None for none.
         num_classes: classes of images that the model is conditioned on; None for none. With classes, ``condition`` is
             the int64 label [N] of each image: its embedding is added to the features of the first layer.
+        distribution: "categorical", or "logistic_mixture" for a
+            :class:`~genkernels.distributions.DiscretizedLogisticMixture` over the colours of a pixel: then all layers
+            have one channel group, and pixels see only those before them.
+        mixtures: components of the latter, K.
         image_size: height and width of sampled images, one number for squares.
 
-    Shape: [N, in_channels, H, W] levels, any real dtype -> logits [N, levels, in_channels, H, W].
+    Shape: [N, in_channels, H, W] levels, any real dtype -> logits [N, levels, in_channels, H, W]; or the
+        parameters of a mixture, [N, K * (1 + 2 C + C (C - 1) / 2), H, W] with C = in_channels.
 
     Raises:
         ValueError: an argument does not fit; the message names it.
@@ -84,9 +89,12 @@ class PixelCNN(AutoregressiveModel):
         residual: bool = False,
         head_channels: int | None = None,
         num_classes: int | None = None,
+        distribution: str = "categorical",
+        mixtures: int = 10,
         image_size: int | Sequence[int] = (28, 28),
     ) -> None:
-        super().__init__(in_channels, levels, image_size, num_classes)
+        super().__init__(in_channels, levels, image_size, num_classes, distribution, mixtures)
+        groups = self.distribution.predictions
         check_whole("hidden_channels", hidden_channels, in_channels)
         check_whole("num_layers", num_layers, 0)
         if head_channels is not None:
@@ -105,26 +113,28 @@ class PixelCNN(AutoregressiveModel):
             "residual": residual,
             "head_channels": head_channels,
             "num_classes": num_classes,
+            "distribution": distribution,
+            "mixtures": mixtures,
             "image_size": list(as_size("image_size", image_size)),
         }
 
         def conv(inputs: int, outputs: int, kernel: int, mask_type: str = "B", relu: bool = True) -> MaskedConv2d:
             return MaskedConv2d(
                 inputs, outputs, kernel,
-                mask_type=mask_type, channel_groups=in_channels, activation="relu" if relu else None,
+                mask_type=mask_type, channel_groups=groups, activation="relu" if relu else None,
             )  # fmt: skip
 
         width = 2 * hidden_channels if residual else hidden_channels
         layers: list[Any] = [conv(in_channels, width, first_kernel_size, "A", relu=not residual)]
         if residual:
-            layers += [ResidualBlock(hidden_channels, kernel_size, in_channels) for _ in range(num_layers)]
+            layers += [ResidualBlock(hidden_channels, kernel_size, groups) for _ in range(num_layers)]
             layers.append(nn.ReLU())  # of the sum, which no convolution ends
         else:
             layers += [conv(width, width, kernel_size) for _ in range(num_layers)]
         if head_channels is not None:
             layers += [conv(width, head_channels, 1), conv(head_channels, head_channels, 1)]
             width = head_channels
-        layers.append(conv(width, in_channels * levels, 1, relu=False))
+        layers.append(conv(width, groups * self.distribution.channels, 1, relu=False))
         self.layers = nn.Sequential(*layers)
         self.classes = None if num_classes is None else nn.Embedding(num_classes, layers[0].out_channels)
         # Features are kept channels_last (see `predict`). An image of one channel has no layout of its own: there

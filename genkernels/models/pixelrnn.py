@@ -64,9 +64,14 @@ class PixelRNN(AutoregressiveModel):
         checkpoint: train in less memory and more time; see :func:`genkernels.ops.row_lstm_layer`.
         num_classes: classes of images that the model is conditioned on; None for none. With classes, ``condition`` is
             the int64 label [N] of each image: its embedding is added to the features of the first layer.
+        distribution: "categorical", or "logistic_mixture" for a
+            :class:`~genkernels.distributions.DiscretizedLogisticMixture` over the colours of a pixel: then all layers
+            have one channel group, and pixels see only those before them.
+        mixtures: components of the latter, K.
         image_size: height and width of sampled images, one number for squares.
 
-    Shape: [N, in_channels, H, W] levels, any real dtype -> logits [N, levels, in_channels, H, W].
+    Shape: [N, in_channels, H, W] levels, any real dtype -> logits [N, levels, in_channels, H, W]; or the
+        parameters of a mixture, [N, K * (1 + 2 C + C (C - 1) / 2), H, W] with C = in_channels.
 
     Raises:
         ValueError: an argument does not fit; the message names it.
@@ -88,9 +93,12 @@ class PixelRNN(AutoregressiveModel):
         learned_state: bool = True,
         checkpoint: bool = False,
         num_classes: int | None = None,
+        distribution: str = "categorical",
+        mixtures: int = 10,
         image_size: int | Sequence[int] = (28, 28),
     ) -> None:
-        super().__init__(in_channels, levels, image_size, num_classes)
+        super().__init__(in_channels, levels, image_size, num_classes, distribution, mixtures)
+        groups = self.distribution.predictions
         check_whole("hidden_channels", hidden_channels, in_channels)
         check_whole("num_layers", num_layers, 0)
         check_whole("head_channels", head_channels, in_channels)
@@ -110,19 +118,20 @@ class PixelRNN(AutoregressiveModel):
             "learned_state": learned_state,
             "checkpoint": checkpoint,
             "num_classes": num_classes,
+            "distribution": distribution,
+            "mixtures": mixtures,
             "image_size": list(as_size("image_size", image_size)),
         }
 
         def conv(inputs: int, outputs: int, kernel: int = 1, mask_type: str = "B", relu: bool = True) -> MaskedConv2d:
             return MaskedConv2d(
                 inputs, outputs, kernel,
-                mask_type=mask_type, channel_groups=in_channels, activation="relu" if relu else None,
+                mask_type=mask_type, channel_groups=groups, activation="relu" if relu else None,
             )  # fmt: skip
 
         wide = 2 * hidden_channels
         blocks = [
-            RecurrentBlock(hidden_channels, recurrence, in_channels, learned_state, checkpoint)
-            for _ in range(num_layers)
+            RecurrentBlock(hidden_channels, recurrence, groups, learned_state, checkpoint) for _ in range(num_layers)
         ]
         self.layers = nn.Sequential(
             conv(in_channels, wide, first_kernel_size, "A", relu=False),
@@ -130,7 +139,7 @@ class PixelRNN(AutoregressiveModel):
             nn.ReLU(),
             conv(wide, head_channels),
             conv(head_channels, head_channels),
-            conv(head_channels, in_channels * levels, relu=False),
+            conv(head_channels, groups * self.distribution.channels, relu=False),
         )
         self.classes = None if num_classes is None else nn.Embedding(num_classes, wide)
         # Features are kept channels_last, as in PixelCNN.

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .autoregressive import log_likelihood
+from ..distributions.categorical import log_likelihood
 from .base import evaluation_mode
 from .variational import VariationalModel
 

@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from ..distributions import Categorical, Distribution
 from ..ops.core.torch_internals import tree_flatten
 from .program.program import Program
 from .scheduling.fold import fold
@@ -36,7 +37,12 @@ _kept: WeakKeyDictionary[nn.Module, _Kept] = WeakKeyDictionary()
 
 
 def compile_program(
-    model: nn.Module, predict: Predict, shape: tuple[int, int, int, int], table: Tensor, condition: Any = None
+    model: nn.Module,
+    predict: Predict,
+    shape: tuple[int, int, int, int],
+    table: Tensor,
+    condition: Any = None,
+    distribution: Distribution | None = None,
 ) -> Program:
     """The program that samples from a model with its present weights.
 
@@ -45,17 +51,21 @@ def compile_program(
 
     Args:
         model: the module with the weights.
-        predict: (image as the model sees it [n, C, H, W], condition) -> logits [n, levels, C, H, W].
+        predict: (image as the model sees it [n, C, H, W], condition) -> logits [n, levels, C, H, W], or what
+            else the distribution predicts.
         shape: (n, C, H, W); n matters with a condition alone.
         table: [levels], the image's values for each level, in the model's dtype and on its device.
         condition: passed on to predict.
+        distribution: of the levels; None for the categorical one.
 
     Raises:
         NotTraceable: the model cannot be sampled this way; with the layer and the reason.
     """
+    distribution = distribution or Categorical(len(table), shape[1])
     n = shape[0] if condition is not None else 2
     leaves, layout = tree_flatten(condition)
-    structure = ((n, *shape[1:]), repr(model), str(layout), [leaf for leaf in leaves if not isinstance(leaf, Tensor)])
+    others = [leaf for leaf in leaves if not isinstance(leaf, Tensor)]
+    structure = ((n, *shape[1:]), distribution, repr(model), str(layout), others)
     tensors = [*model.parameters(), *model.buffers(), *(leaf for leaf in leaves if isinstance(leaf, Tensor)), table]
     with _lock:
         kept = _kept.get(model)
@@ -67,7 +77,7 @@ def compile_program(
                 lambda x: predict(x, condition),
                 model,
                 shape=(n, *shape[1:]),
-                levels=len(table),
+                distribution=distribution,
                 dtype=table.dtype,
                 device=table.device,
                 operators=OPERATORS,

@@ -7,35 +7,46 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .executors.draw import draw, has_level, no_level
+from ..distributions import Distribution
 from .request import Progress, Request
 
 
 def full_forward_sample(
-    logits: Callable[[Tensor], Tensor], request: Request, progress: Progress | None = None
+    predict: Callable[[Tensor], Tensor],
+    distribution: Distribution,
+    request: Request,
+    progress: Progress | None = None,
 ) -> Tensor:
     """Draws what is open in ``request.images``, in place, and returns them.
 
     Args:
-        logits: from levels, uint8 [n, C, H, W], to [n, levels, C, H, W]; called once for each sub-pixel that is open in
-            any image.
+        predict: from levels, uint8 [n, C, H, W], to [n, channels, predictions, H, W], or without a single prediction's
+            dimension; called once for each sub-pixel that is open in any image, or for each such pixel where one
+            prediction is for all colours.
+        distribution: what is drawn from.
         request: see :class:`Request`.
         progress: called as ``progress(done, total)`` after each of them.
 
     Raises:
-        ValueError: no level can be drawn from the logits.
+        ValueError: no level can be drawn from a prediction.
     """
     images, free = request.images, request.free
     # In drawing order: [row, column, colour].
     open_positions = free.any(0).permute(1, 2, 0).nonzero().tolist()
+    last: tuple[int, int, int] | None = None
     for done, (row, column, colour) in enumerate(open_positions, 1):
         here = images[:, colour, row, column]
-        own = logits(images)[:, :, colour, row, column]
-        wrong = (free[:, colour, row, column] & ~has_level(own)).nonzero()
+        place = (distribution.prediction_of(colour), row, column)
+        if place != last:
+            predicted = predict(images).view(len(images), distribution.channels, -1, *images.shape[2:])
+            own = predicted[:, :, distribution.prediction_of(colour), row, column]
+            last = place
+        wrong = (free[:, colour, row, column] & ~distribution.is_sound(own)).nonzero()
         if len(wrong):
-            raise no_level(int(wrong[0]), colour, row, column)
-        drawn = draw(
+            raise distribution.unsound(int(wrong[0]), colour, row, column)
+        drawn = distribution.draw(
             own,
+            images[:, :colour, row, column],
             request.uniforms[:, colour, row, column],
             request.temperature,
             request.top_k,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..arguments import check_whole
 from ..ops.core.torch_internals import unwrapped
 
 Progress = Callable[[int, int], None]
@@ -22,7 +22,7 @@ class Request:
         images: uint8 [n, C, H, W] on the model's device, known levels in place and 0 elsewhere.
         free: bool [n, C, H, W], what is to be drawn.
         uniforms: [n, C, H, W] in [0, 1).
-        temperature, top_k: see :func:`genkernels.sampling.executors.draw.draw`.
+        temperature, top_k: see :func:`genkernels.distributions.Distribution.draw`.
     """
 
     images: Tensor
@@ -103,13 +103,6 @@ def check_levels(name: str, x: Tensor, levels: int) -> None:
         raise ValueError(f"{name}: expected levels 0 .. {levels - 1}; got {low:g} .. {high:g}")
     if x.dtype.is_floating_point and not torch.equal(x, x.round()):
         raise ValueError(f"{name}: expected whole levels 0 .. {levels - 1}; got fractions between them")
-
-
-def check_whole(name: str, value: Any, low: int, high: int | None = None) -> None:
-    """Raise a ValueError unless value is an int in low .. high."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < low or (high is not None and value > high):
-        wanted = f"of at least {low}" if high is None else f"in {low} .. {high}"
-        raise ValueError(f"{name}: expected a whole number {wanted}; got {value!r}")
 
 
 def as_size(name: str, size: int | Sequence[int]) -> tuple[int, int]:

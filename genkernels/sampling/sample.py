@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from ..distributions import Categorical, Distribution
 from .compile import Predict, compile_program
 from .executors.registry import execute
 from .full_forward import full_forward_sample
@@ -53,6 +54,7 @@ def sample(
     table: Tensor,
     request: Request,
     *,
+    distribution: Distribution | None = None,
     condition: Any = None,
     progress: Progress | None = None,
     backend: str | None = None,
@@ -65,17 +67,21 @@ def sample(
     Args:
         model, predict, table, condition: see :func:`genkernels.sampling.compile_program`.
         request: what is to be drawn.
+        distribution: what it is drawn from; None for the categorical one.
         progress: called as ``progress(done, total)``, in sub-pixels, after each row at least; where one CUDA launch
             draws everything, as soon as it is under way.
         backend: "torch", "cpu", ...: the executor; "full_forward": without a program; None: the quickest.
     """
+    distribution = distribution or Categorical(len(table), request.images.shape[1])
+    distribution.check_top_k(request.top_k)
     if not bool(request.free.any()):
         return request.images
     with in_evaluation(model):
         if backend != FULL_FORWARD:
             try:
-                shape = request.images.shape
-                program = compile_program(model, predict, (shape[0], shape[1], shape[2], shape[3]), table, condition)
+                n, colours, height, width = request.images.shape
+                shape = (n, colours, height, width)
+                program = compile_program(model, predict, shape, table, condition, distribution)
             except NotTraceable as reason:
                 if backend is not None:
                     raise
@@ -86,4 +92,6 @@ def sample(
                 )
             else:
                 return execute(program, request, progress, backend)
-        return full_forward_sample(lambda images: predict(table[images.long()], condition), request, progress)
+        return full_forward_sample(
+            lambda images: predict(table[images.long()], condition), distribution, request, progress
+        )

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ..arguments import check_model
+from ..distributions import Categorical, Distribution, make_distribution
 from ..ops.core.torch_internals import tree_map
 from .compile import compile_program
-from .executors.draw import has_level, no_level
 from .executors.registry import teacher_forced
 from .predictor import Predictor
 from .program.program import Program
@@ -54,6 +54,7 @@ class FastSampler:
 
     Attributes:
         model: as it was given; its weights may change between calls.
+        distribution: what the model predicts of a pixel's levels.
         in_channels, levels: of the images.
         verification: what was checked before the first use; see :class:`Verification`.
         program: the sampling program of the last call, for reading (``print`` it) and measuring.
@@ -62,11 +63,11 @@ class FastSampler:
     def __init__(
         self,
         model: nn.Module,
-        in_channels: int,
-        levels: int,
+        distribution: Distribution,
         scale: Callable[[Tensor], Tensor],
     ) -> None:
-        self.model, self.in_channels, self.levels = model, in_channels, levels
+        self.model, self.distribution = model, distribution
+        self.in_channels, self.levels = distribution.colours, distribution.levels
         self.scale = scale
         self.verification: Verification | None = None
         self.program: Program | None = None
@@ -98,7 +99,7 @@ class FastSampler:
         """
         shape = (n, self.in_channels, *as_size("size", size))
         with in_evaluation(self.model):
-            self.program = compile_program(self.model, self._predict, shape, self.table(), condition)
+            self.program = compile_program(self.model, self._predict, shape, self.table(), condition, self.distribution)
         return self.program
 
     @torch.no_grad()
@@ -134,7 +135,10 @@ class FastSampler:
         )  # fmt: skip
         if backend != FULL_FORWARD:
             self.compile(n, size, condition)
-        return sample(self.model, self._logits, table, request, condition=condition, progress=progress, backend=backend)
+        return sample(
+            self.model, self._predict, table, request,
+            distribution=self.distribution, condition=condition, progress=progress, backend=backend,
+        )  # fmt: skip
 
     def _predict(self, images: Tensor, condition: Any) -> Tensor:
         if isinstance(self.model, Predictor):
@@ -142,7 +146,7 @@ class FastSampler:
         return self.model(images) if condition is None else self.model(images, condition)
 
     def _logits(self, images: Tensor, condition: Any) -> Tensor:
-        """[n, levels, C, H, W] from images as the model sees them."""
+        """[n, channels, predictions, H, W] from images as the model sees them."""
         logits = self._predict(images, condition)
         return logits.unsqueeze(2) if logits.dim() == 4 else logits
 
@@ -159,10 +163,11 @@ class FastSampler:
         with in_evaluation(self.model):
             expected = self._logits(table[images.long()], condition)
         got = teacher_forced(program, images)
-        wrong = (~has_level(expected.flatten(2).transpose(1, 2).flatten(0, 1))).nonzero()
+        wrong = (~self.distribution.is_sound(expected.flatten(2).transpose(1, 2).flatten(0, 1))).nonzero()
         if len(wrong):
-            image, channel, row, column = np.unravel_index(int(wrong[0]), images.shape)
-            raise no_level(int(image), int(channel), int(row), int(column))
+            where = (n, self.distribution.predictions, height, width)
+            image, channel, row, column = np.unravel_index(int(wrong[0]), where)
+            raise self.distribution.unsound(int(image), int(channel), int(row), int(column))
         error, scale = float(_distance(got, expected).max()), float(expected[expected.isfinite()].abs().max())
         limit = 2e3 * torch.finfo(table.dtype).eps * max(scale, 1)
         if not error <= limit:
@@ -172,10 +177,11 @@ class FastSampler:
 
         order = torch.arange(height * width * colours, device=images.device)
         order = order.view(height, width, colours).permute(2, 0, 1)  # sub-pixels in drawing order
+        first = order[: self.distribution.predictions]  # that a prediction is for
         places = torch.linspace(0, order.numel() - 1, min(order.numel(), MOST_CHANGES), device=images.device).long()
         pairs = 0
         for part in places.split(max(1, 64 // n)):  # image by image of a part, one sub-pixel of all n is changed
-            here, not_after = order == part[:, None, None, None], order <= part[:, None, None, None]
+            here, not_after = order == part[:, None, None, None], first <= part[:, None, None, None]
             shifted = (images.long() + 1 + self.levels // 2) % self.levels
             changed = torch.where(here[:, None], shifted, images.long()).flatten(0, 1)
             with in_evaluation(self.model):
@@ -212,6 +218,8 @@ def fast_sampler(
     in_channels: int | None = None,
     scale: Callable[[Tensor], Tensor] | None = None,
     condition: Any = None,
+    distribution: str = Categorical.name,
+    mixtures: int = 10,
 ) -> FastSampler:
     """A sampler for a causal model of images that draws them in about the time of one forward pass.
 
@@ -225,7 +233,7 @@ def fast_sampler(
 
     Args:
         model: maps images [N, C, H, W], as ``scale`` makes them, and a condition where there is one, to logits
-            [N, levels, C, H, W]; or [N, levels, H, W] where C is 1. Or an
+            [N, levels, C, H, W]; or [N, levels, H, W] where C is 1; or to what else ``distribution`` says. Or an
             :class:`~genkernels.models.AutoregressiveModel`, of which all else is known.
         example: levels, [n, C, H, W], to compare on; needed for a model that takes images of one size alone. None for
             random ones of 6 x 7.
@@ -235,6 +243,10 @@ def fast_sampler(
             ``x / (levels - 1)``.
         condition: one for the example, or for two images, its tensors with an entry for each; None where the model
             takes none.
+        distribution: "categorical": the model predicts logits; "logistic_mixture": from the pixels before it, the
+            parameters of each pixel's :class:`~genkernels.distributions.DiscretizedLogisticMixture`, in the layout of
+            PixelCNN++: [N, mixtures * (1 + 2 C + C (C - 1) / 2), H, W].
+        mixtures: components of the latter, 1 to 128.
 
     Raises:
         TypeError: the model is no ``nn.Module``.
@@ -257,7 +269,12 @@ def fast_sampler(
         raise ValueError("in_channels: expected the number of sub-pixels of a pixel, or an example; got neither")
     check_whole("in_channels", in_channels, 1)
     steps = levels - 1
-    result = FastSampler(model, in_channels, levels, scale or (lambda x: x / steps))
+    own = (
+        model.distribution
+        if isinstance(model, Predictor)
+        else make_distribution(distribution, levels, in_channels, mixtures)
+    )
+    result = FastSampler(model, own, scale or (lambda x: x / steps))
     if example is None:
         generator = torch.Generator().manual_seed(0)
         example = torch.randint(0, levels, (2, in_channels, *VERIFICATION_SIZE), generator=generator)

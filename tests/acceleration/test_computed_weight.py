@@ -6,7 +6,7 @@ import io
 import pytest
 import torch
 from helpers import public_styles as styles
-from helpers.accelerated import assert_same, pair, step
+from helpers.accelerated import assert_compiles, assert_same, pair, reloaded, step
 from torch import nn
 from torch.nn.utils import parametrize, prune
 
@@ -109,10 +109,7 @@ def test_it_pickles_no_more_than_before_and_checkpoints_go_both_ways(norm):
 
 def test_old_weight_norm_pickles_as_before():
     plain, fast = pair_of("old weight norm")
-    file = io.BytesIO()
-    torch.save(fast, file)
-    file.seek(0)
-    loaded = torch.load(file, weights_only=False)
+    loaded = reloaded(fast)
     assert type(loaded) is type(fast)
     assert_same(step(loaded, X), step(plain, X))
 
@@ -173,13 +170,7 @@ def test_it_compiles_in_one_graph_with_its_backward(norm, layer):
     plain, fast = pair_of(norm, layer)
     for model in (plain, fast):
         model.eval()
-    torch._dynamo.reset()
-    compiled = torch.compile(fast, fullgraph=True, backend="aot_eager")
-    y = compiled(X)
-    y.square().sum().backward()
-    expected = plain(X)
-    expected.square().sum().backward()
-    torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
+    assert_compiles(fast, plain, X)
     for a, b in zip(fast.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-3)
 

@@ -1,13 +1,12 @@
 """``genkernels.accelerate`` on masks that keep a rectangle of the kernel: a dense convolution of the live taps."""
 
 import copy
-import io
 
 import pytest
 import torch
 import torch.nn.functional as F
 from helpers import public_styles as styles
-from helpers.accelerated import assert_same, pair, step
+from helpers.accelerated import assert_compiles, assert_same, pair, reloaded, step
 from torch import nn
 
 import genkernels
@@ -127,11 +126,8 @@ def model():
 
 def test_deepcopy_and_pickle_keep_the_swap_and_restore_takes_it_back():
     plain, fast, _ = pair(model, swapped=2)
-    file = io.BytesIO()
-    torch.save(fast, file)
-    file.seek(0)
     expected = step(plain, X)
-    for copied in (copy.deepcopy(fast), torch.load(file, weights_only=False)):
+    for copied in (copy.deepcopy(fast), reloaded(fast)):
         assert [type(a) for a in copied.modules()] == [type(a) for a in fast.modules()]
         assert_same(step(copied, X), expected, {"0.weight": plain[0].mask})
         genkernels.restore(copied)
@@ -142,13 +138,7 @@ def test_deepcopy_and_pickle_keep_the_swap_and_restore_takes_it_back():
 
 def test_it_compiles_in_one_graph_with_its_backward():
     plain, fast, _ = pair(model, swapped=2)
-    torch._dynamo.reset()
-    compiled = torch.compile(fast, fullgraph=True, backend="aot_eager")
-    y = compiled(X)
-    y.square().sum().backward()
-    expected = plain(X)
-    expected.square().sum().backward()
-    torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
+    assert_compiles(fast, plain, X)
     for index in (0, 2):
         got, own = fast[index].weight.grad, plain[index].weight.grad
         torch.testing.assert_close(got, own * plain[index].mask, rtol=1e-3, atol=1e-3)

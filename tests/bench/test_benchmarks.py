@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # bench is no part of the installed package
 
 from bench import masked_conv, pixelcnn
 from bench.core.checks import MismatchError, check_equal

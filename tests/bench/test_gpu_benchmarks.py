@@ -9,8 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # bench is no part of the installed package
-
 from bench import conv_bn_act, gpu, instance_norm, masked_conv, sampler, wavefront_lstm
 from bench.core import report
 from bench.core.checks import MismatchError, check_as_exact, check_equal

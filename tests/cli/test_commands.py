@@ -118,6 +118,18 @@ def test_train_takes_the_options_of_the_model(command):
     assert content["settings"]["optimizer"] == "rmsprop" and content["settings"]["learning_rate"] == 0.01
 
 
+def test_a_model_of_a_mixture_is_trained_evaluated_sampled_and_completed(command):
+    options = ["--distribution", "logistic_mixture", "--mixtures", "3"]
+    assert command("train", "pixelcnn", "--out", "run", "--steps", "2", "--samples", "1", *options, *SMALL)[0] == 0
+    config = torch.load("run/model.pt", weights_only=True)["config"]
+    assert (config["distribution"], config["mixtures"]) == ("logistic_mixture", 3)
+    code, out, _ = command("evaluate", "run")
+    assert code == 0 and "bits per sub-pixel" in out
+    for more in ([], ["--complete"], ["--temperature", "0.5"]):
+        assert command("sample", "run", "-n", "2", *more)[0] == 0
+        assert Path("samples.png").exists()
+
+
 def test_train_reads_a_folder_of_colour_images_and_resizes_them(command):
     Path("images").mkdir()
     for i in range(12):
@@ -243,6 +255,8 @@ def test_demo_trains_draws_and_times_both_sides(command):
         ("train vae --beta -1", 2, "--beta"),
         ("train dcgan --num-layers 3", 1, "num_layers: this model has no such option"),
         ("evaluate nowhere.pt --importance-samples 0", 2, "--importance-samples"),
+        ("train pixelcnn --distribution x", 1, "distribution: expected one of 'categorical', 'logistic_mixture'; got"),
+        ("train pixelcnn --mixtures 0", 2, "--mixtures"),
         ("train pixelrnn --recurrence up", 1, "recurrence: expected 'row' or 'diagonal'; got 'up'"),
         (
             "train pixelcnn --data imagenet",

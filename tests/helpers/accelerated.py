@@ -1,6 +1,7 @@
 """A model and its accelerated copy, side by side."""
 
 import copy
+import io
 
 import torch
 
@@ -24,6 +25,23 @@ def assert_same(got, expected, masks=()):
     for name, value in expected.items():
         mask = dict(masks).get(name, 1)
         torch.testing.assert_close(got[name] * mask, value * mask, rtol=1e-3, atol=1e-3, msg=lambda m, n=name: n + m)
+
+
+def assert_compiles(fast, plain, x):
+    """In one graph with its backward, to the same result; leaves the gradients of both."""
+    torch.compiler.reset()
+    y, expected = torch.compile(fast, fullgraph=True, backend="aot_eager")(x), plain(x)
+    torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
+    for result in (y, expected):
+        result.square().sum().backward()
+
+
+def reloaded(model):
+    """The whole module, saved and loaded."""
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
 
 
 def pair(make, *, swapped=1, example=None):

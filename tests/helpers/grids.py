@@ -59,6 +59,17 @@ def short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def name_of(case: Any) -> str:
+    """The options of a case, a mapping or a dataclass, as the id of its test."""
+    return "-".join(map(_word, (case if isinstance(case, Mapping) else vars(case)).values()))
+
+
+def _word(option: Any) -> str:
+    if isinstance(option, tuple):
+        return "x".join(map(_word, option))
+    return short(option) if isinstance(option, torch.dtype) else str(option)
+
+
 # --- memory layouts of a [N, C, H, W] tensor (an image or a weight) ---
 
 DENSE = ("contiguous", "channels_last")
@@ -109,6 +120,15 @@ def nan_in_fresh_memory() -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(before)
         torch.utils.deterministic.fill_uninitialized_memory = filled
+
+
+def with_gradients(
+    function: Callable[..., Tensor], inputs: Sequence[Tensor | None], grad_output: Tensor
+) -> tuple[Tensor, ...]:
+    """The result, and the gradients of those inputs that are there."""
+    given = [t if t is None else t.detach().requires_grad_() for t in inputs]
+    y = function(*given)
+    return y.detach(), *torch.autograd.grad(y, [t for t in given if t is not None], grad_output)
 
 
 # --- exactness ---
@@ -184,6 +204,25 @@ def assert_accurate(name: str, got: Tensor, exact: Tensor, unit: Tensor, factor:
             f"{name}: {norm.__name__[1:]} error {norm(error):.3g}, {norm(error) / max(norm(unit), 1e-300):.3g} units; "
             f"allowed are {limit:.3g}, {factor} units; the size of the values is {norm(exact):.3g}"
         )
+
+
+def assert_within_bound(
+    names: Sequence[str],
+    got: Sequence[Tensor],
+    function: Callable[..., Sequence[Tensor]],
+    inputs: Sequence[Tensor | None],
+    *,
+    eps: float = torch.finfo(torch.float32).eps,
+    factor: float = DIRECT,
+) -> None:
+    """``got`` is what ``function`` gives for the inputs in float64, as :func:`assert_accurate` has it.
+
+    Args:
+        eps: as for :func:`with_rounding`.
+    """
+    exact, units = with_rounding(function, [None if t is None else widened(t) for t in inputs], eps)
+    for name, *results in zip(names, got, exact, units, strict=True):
+        assert_accurate(name, *results, factor)
 
 
 def _worst(t: Tensor) -> float:

@@ -53,18 +53,37 @@ CASES = {
     "audio": Case(
         lambda: CausalAudioNet(5, 4, 4, 2, 3, skip_channels=6, num_classes=2, length=18), (1, 1, 18), classes=2
     ),
+    "mixture": Case(lambda: PixelCNN(1, 6, 2, 4, distribution="logistic_mixture", mixtures=3), (1, 5, 6)),
+    "mixture colours": Case(lambda: PixelCNN(3, 7, 2, 4, distribution="logistic_mixture", mixtures=2), (3, 6, 4)),
+    "mixture gated classes": Case(
+        lambda: GatedPixelCNN(2, 5, 2, 4, num_classes=3, head_channels=6, distribution="logistic_mixture", mixtures=1),
+        (2, 5, 4),
+        classes=3,
+    ),
+    "mixture row lstm": Case(
+        lambda: PixelRNN(3, 5, 1, 4, recurrence="row", head_channels=7, distribution="logistic_mixture", mixtures=40),
+        (3, 4, 5),
+    ),
+    "mixture diagonal lstm": Case(
+        lambda: PixelRNN(3, 5, 1, 4, head_channels=7, distribution="logistic_mixture", mixtures=3), (3, 4, 5)
+    ),
     "one pixel": Case(lambda: PixelCNN(3, 6, 1, 4), (3, 1, 1)),
 }
 
 
 def predict(model: Any, images: Tensor, condition: Tensor | None = None) -> Tensor:
-    """Logits [n, levels, C, H, W] of images [n, C, H, W], whatever the model's own forward takes."""
-    return model.predict(model._scaled(images), condition)
+    """What is drawn from, [n, channels, predictions, H, W], of images [n, C, H, W], whatever the model's own forward
+    takes.
+    """
+    predicted = model.predict(model._scaled(images), condition)
+    return predicted.unsqueeze(2) if predicted.dim() == 4 else predicted
 
 
 def program_of(model: Any, n: int, size: tuple[int, int, int], condition: Tensor | None = None) -> Program:
     levels = torch.arange(model.levels, device=next(model.parameters()).device)
-    return sampling.compile_program(model, model.predict, (n, *size), model._scaled(levels), condition)
+    return sampling.compile_program(
+        model, model.predict, (n, *size), model._scaled(levels), condition, model.distribution
+    )
 
 
 def random_images(n: int, size: tuple[int, int, int], levels: int, seed: int = 0) -> Tensor:
@@ -76,7 +95,8 @@ def logits_from_poisoned_memory(program: Program, images: Tensor) -> Tensor:
     request = Request(images.clone(), torch.ones_like(images, dtype=torch.bool), torch.zeros(images.shape), 1.0, None)
     run = run_of(request, slice(0, len(images)), lambda y: None)
     run.free = torch.zeros_like(run.free)
-    run.logits = program.table.new_zeros(len(images), program.levels, *images.shape[1:])
+    channels, predictions = program.distribution.channels, program.distribution.predictions
+    run.logits = program.table.new_zeros(len(images), channels, predictions, *images.shape[2:])
     execution = pytorch.Execution(program, run)
     for value, kept in zip(program.values, execution.maps, strict=True):
         if value.constant is None:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from genkernels import sampling
-from genkernels.sampling.executors.draw import draw
+from genkernels.distributions import Categorical, DiscretizedLogisticMixture, Distribution
+from genkernels.distributions.categorical import draw
 from genkernels.sampling.program.instructions import (
     BINARY,
     UNARY,
@@ -45,17 +46,20 @@ def drawn(case: Case, model: Any, n: int, backend: str, *, seed: int = 1, **opti
     table = model._scaled(torch.arange(model.levels, device=device))
     condition = case.condition(n)
     condition = None if condition is None else condition.to(device)
-    levels = sampling.sample(model, model.predict, table, request, condition=condition, backend=backend)
+    levels = sampling.sample(
+        model, model.predict, table, request, distribution=model.distribution, condition=condition, backend=backend
+    )
     return levels.cpu(), uniforms
 
 
 def assert_same_where_clear(program: Program, ours: Tensor, theirs: Tensor, uniforms: Tensor, **options: Any) -> None:
     """Equal levels, but for images whose first difference lies where u is within 1e-4 of a boundary."""
-    exact = sampling.teacher_forced(program, theirs)
+    exact, distribution = sampling.teacher_forced(program, theirs), program.distribution
     for k in (ours != theirs).flatten(1).any(1).nonzero().flatten().tolist():
         y, x, c = (ours[k] != theirs[k]).permute(1, 2, 0).nonzero()[0].tolist()
-        logits = exact[k, :, c, y, x].expand(2, -1)
-        near = draw(logits, (uniforms[k, c, y, x] + torch.tensor([-1e-4, 1e-4])).clamp(0, 1), **options)
+        parameters = exact[k, :, distribution.prediction_of(c), y, x].expand(2, -1)
+        either = (uniforms[k, c, y, x] + torch.tensor([-1e-4, 1e-4])).clamp(0, 1)
+        near = distribution.draw(parameters, theirs[k, :c, y, x].expand(2, -1), either, **options)
         assert near[0] != near[1], (
             f"image {k}, colour {c} of pixel {y, x}: {ours[k, c, y, x]}, not {theirs[k, c, y, x]}"
         )
@@ -80,16 +84,57 @@ def assert_draws_as_float64_at_boundaries(levels: int, execute: Callable[[Progra
         assert torch.equal(execute(program, request).cpu().flatten().long(), draw(logits, uniforms, **options))
 
 
-def constant_program(logits: Tensor) -> Program:
-    """Images of one pixel whose logits are given."""
-    levels = logits.shape[1]
-    image = Value(0, "image", 1, (1,), 0, (0, 1))
-    constant = Value(1, "constant", levels, (-1,) * levels, 0, (0, 1), constant=logits)
-    result = Value(2, "logits", levels, (0,) * levels, 0, (0, 1))
-    copy = Pointwise("copy", 0, 2, ((0, levels),), Function("copy"), (Read(1, 0, 0, ((0, levels),)),))
-    return Program(
-        1, 1, 1, 1, levels, torch.linspace(0, 1, levels), (image, constant, result), (), ((copy, Draw(0, 2)), ())
-    )
+def constant_program(parameters: Tensor, distribution: Distribution | None = None) -> Program:
+    """Images of one pixel whose parameters [n, channels] are given: logits of a grey pixel, or one prediction."""
+    channels = parameters.shape[1]
+    distribution = distribution or Categorical(channels, 1)
+    colours = distribution.colours
+    image = Value(0, "image", colours, tuple(range(1, colours + 1)), 0, (0, 1))
+    constant = Value(1, "constant", channels, (-1,) * channels, 0, (0, 1), constant=parameters)
+    result = Value(2, "logits", channels, (0,) * channels, 0, (0, 1))
+    copy = Pointwise("copy", 0, 2, ((0, channels),), Function("copy"), (Read(1, 0, 0, ((0, channels),)),))
+    values, table = (image, constant, result), torch.linspace(0, 1, distribution.levels)
+    draws = [(Draw(colour, 2),) for colour in range(colours)]
+    return Program(1, 1, 1, distribution, table, values, (), ((copy, *draws[0]), *draws[1:], ()))
+
+
+MIXTURES = {  # levels, colours, components
+    "photographs": (256, 3, 10),
+    "one component of two levels": (2, 1, 1),
+    "all that a warp takes": (7, 4, 128),
+    "one more than a warp has lanes": (256, 1, 33),
+}
+
+
+def assert_mixture_draws_as_float64_at_boundaries(name: str, execute: Callable[[Program, Request], Tensor]) -> None:
+    """Pixels drawn from 400 mixtures are those of the definition, where u is next to a boundary too."""
+    distribution = DiscretizedLogisticMixture(*MIXTURES[name])
+    colours, n = distribution.colours, 400
+    generator = torch.Generator().manual_seed(0)
+    parameters = 1.5 * torch.randn(n, distribution.channels, generator=generator)
+    parameters[::5] *= 20  # scales that are cut off and logistics wider than the image
+    uniforms = torch.rand(n, colours, 1, 1, generator=generator, dtype=torch.float64)
+    uniforms[0] = 0
+    uniforms[1] = 1 - 1e-12
+    for options in ({}, {"temperature": 0.3}, {"temperature": 1e-9}):
+        expected = torch.zeros(n, 0, dtype=torch.long)
+        for colour in range(colours):
+            if not options:  # to one part in a billion above or below where one level turns into another
+                low, high = torch.zeros(n - 2, dtype=torch.float64), torch.ones(n - 2, dtype=torch.float64)
+                target = distribution.draw(parameters[2:], expected[2:], uniforms[2:, colour, 0, 0])
+                for _ in range(45):
+                    middle = (low + high) / 2
+                    below = distribution.draw(parameters[2:], expected[2:], middle) < target
+                    low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+                near = torch.where(torch.arange(n - 2) % 2 == 0, low * (1 - 1e-9), high * (1 + 1e-9))
+                uniforms[2::3, colour, 0, 0] = near[::3].clamp(0, 1 - 1e-12)
+            drawn = distribution.draw(parameters, expected, uniforms[:, colour, 0, 0], **options)
+            expected = torch.cat([expected, drawn[:, None]], 1)
+        request = check_request(
+            (n, colours, 1, 1), distribution.levels, torch.device("cpu"), uniforms=uniforms, **SETTINGS | options
+        )
+        got = execute(constant_program(parameters, distribution), request).cpu().flatten(1).long()
+        assert torch.equal(got, expected), (got != expected).nonzero()
 
 
 FUNCTIONS = [*((name, 1) for name in UNARY), *((name, 2) for name in BINARY)]
@@ -132,7 +177,7 @@ def synthetic_program(name: str, operands: int, levels: int = 11, width: int = 7
         ),
         Draw(0, 4),
     )  # fmt: skip
-    return Program(height, width, width, 1, levels, torch.linspace(-1, 1, levels), values, row, (step, ()))
+    return Program(height, width, width, Categorical(levels, 1), torch.linspace(-1, 1, levels), values, row, (step, ()))
 
 
 def to_double(program: Program) -> Program:

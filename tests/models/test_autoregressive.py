@@ -5,10 +5,9 @@ import math
 import pytest
 import torch
 
+from genkernels.distributions.categorical import draw, log_likelihood
 from genkernels.models import GatedPixelCNN, PixelCNN, PixelRNN, autoregressive
-from genkernels.models.autoregressive import log_likelihood
 from genkernels.ops import softmax_nll
-from genkernels.sampling.executors.draw import draw
 
 
 @pytest.fixture

@@ -1,11 +1,11 @@
 """`nn.MaskedConv2d` is an `nn.Conv2d` in every way but the taps that it lacks."""
 
 import copy
-import io
 import pickle
 
 import pytest
 import torch
+from helpers.accelerated import reloaded
 from torch import nn
 
 from genkernels.nn import MaskedConv2d
@@ -138,15 +138,8 @@ def test_it_prints_as_conv2d_does_and_with_what_it_adds(options, text):
 COPIES = {
     "deepcopy": copy.deepcopy,
     "pickle": lambda module: pickle.loads(pickle.dumps(module)),
-    "torch.save": lambda module: torch.load(_saved(module), weights_only=False),
+    "torch.save": reloaded,
 }
-
-
-def _saved(module: nn.Module) -> io.BytesIO:
-    file = io.BytesIO()
-    torch.save(module, file)
-    file.seek(0)
-    return file
 
 
 @pytest.mark.parametrize("way", COPIES)

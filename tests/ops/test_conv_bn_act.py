@@ -6,12 +6,15 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.compiled import assert_compiled_equals_eager
 from helpers.grids import DENSE, DTYPES, SLICED, laid_out, needs_native, short
 from torch import Tensor
 
 from genkernels.nn import ConvBnAct2d, ConvTransposeBnAct2d
 from genkernels.ops import conv2d_bn_act, conv_transpose2d_bn_act
 from genkernels.ops.conv_bn_act.heuristics import always_kernel
+
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
 ops = torch.ops.genkernels
 FUNCTIONS = {True: conv_transpose2d_bn_act, False: conv2d_bn_act}
@@ -107,16 +110,12 @@ def test_an_image_without_a_batch_dimension_is_a_batch_of_one(transposed):
 
 @needs_native
 @pytest.mark.parametrize("transposed", [True, False])
-def test_any_number_of_threads_gives_the_same_weight_gradient_to_the_last_bit(transposed):
-    before = torch.get_num_threads()
+def test_any_number_of_threads_gives_the_same_weight_gradient_to_the_last_bit(transposed, threads):
     x, weight = torch.randn(9, 40, 12, 12), torch.randn(40, 40, 4, 4)
     results = []
-    try:
-        for threads in (1, 2, 5):
-            torch.set_num_threads(threads)
-            results.append(gradients(block(transposed, "none"), (x, weight)))
-    finally:
-        torch.set_num_threads(before)
+    for count in (1, 2, 5):
+        threads(count)
+        results.append(gradients(block(transposed, "none"), (x, weight)))
     for other in results[1:]:
         assert all(a.equal(b) for a, b in zip(results[0], other, strict=True))
 
@@ -153,13 +152,6 @@ def test_opcheck_of_all_four_operators(layout, dtype, transposed):
         )
 
 
-@pytest.fixture(autouse=True)
-def fresh_compiler():
-    torch.compiler.reset()
-    yield
-    torch.compiler.reset()
-
-
 @pytest.mark.parametrize("norm", ["none", "training", "evaluation"])
 @pytest.mark.parametrize("transposed", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32], ids=short)
@@ -167,9 +159,7 @@ def test_it_traces_in_one_graph_forward_and_backward(dtype, transposed, norm):
     for layout in DENSE:
         inputs = inputs_for(dtype, transposed, layout, layout)
         function = block(transposed, norm)
-        got = gradients(torch.compile(function, fullgraph=True, backend="aot_eager"), inputs)
-        for one, other in zip(got, gradients(function, inputs), strict=True):
-            torch.testing.assert_close(one, other, check_stride=True)
+        assert_compiled_equals_eager(function, inputs, backend="aot_eager")
 
 
 @pytest.mark.slow
@@ -281,19 +271,11 @@ BAD_TYPES = {
 }
 
 
-def refused(error, changes, message):
+@pytest.mark.parametrize("name", BAD_VALUES | BAD_TYPES)
+def test_a_bad_argument_is_refused_with_name_expectation_and_value(name):
+    changes, message = (BAD_VALUES | BAD_TYPES)[name]
     arguments = {n: torch.randn(v) if isinstance(v, tuple) and n not in ("stride", "padding") else v
                  for n, v in {**GOOD, **changes}.items()}  # fmt: skip
     pattern = "^" + re.escape(message).replace(re.escape("{}"), ".*") + "$"
-    with pytest.raises(error, match=pattern):
+    with pytest.raises(ValueError if name in BAD_VALUES else TypeError, match=pattern):
         conv_transpose2d_bn_act(**arguments)
-
-
-@pytest.mark.parametrize("name", BAD_VALUES)
-def test_a_bad_value_is_refused_with_name_expectation_and_value(name):
-    refused(ValueError, *BAD_VALUES[name])
-
-
-@pytest.mark.parametrize("name", BAD_TYPES)
-def test_a_bad_type_is_refused_with_name_expectation_and_value(name):
-    refused(TypeError, *BAD_TYPES[name])

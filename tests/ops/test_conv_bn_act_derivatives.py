@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from helpers.derivatives import assert_transform_agrees, third
 from torch import Tensor, func, nn
 
 from genkernels.nn import ConvBnAct2d
@@ -111,14 +112,9 @@ def test_a_gradient_penalty_is_that_of_pytorch(case, dtype):
 # PyTorch's own third derivative of a transposed convolution fails with output padding.
 @pytest.mark.parametrize("case", [dataclasses.replace(CASES[2], steps=((2, 1), (1, 0), (0, 0))), *CASES[3:5]], ids=str)
 def test_third_derivatives_without_batch_norm_are_those_of_pytorch(case):
-    def third(function):
-        x, weight, *rest = (t.requires_grad_() for t in inputs_for(case))
-        value = function(x, weight, *rest).pow(3).sum()
-        for _ in range(2):
-            value = sum(g.pow(2).sum() for g in torch.autograd.grad(value, (x, weight), create_graph=True))
-        return torch.autograd.grad(value, (x, weight))
-
-    for got, expected in zip(third(ours(case)), third(theirs(case)), strict=True):
+    x, weight, *rest = inputs_for(case)
+    results = (third(lambda x, w, f=f: f(x, w, *rest), (x, weight)) for f in (ours(case), theirs(case)))
+    for got, expected in zip(*results, strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-8, atol=0)
 
 
@@ -141,11 +137,7 @@ TRANSFORMS = {
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_transforms_give_what_they_give_for_pytorch(name, case):
     inputs = inputs_for(case)
-    got, expected = (
-        torch.utils._pytree.tree_leaves(TRANSFORMS[name](f(case), len(inputs))(*inputs)) for f in (ours, theirs)
-    )
-    for one, other in zip(got, expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+    assert_transform_agrees(lambda f: TRANSFORMS[name](f, len(inputs)), (ours(case), theirs(case)), inputs)
 
 
 def test_wgan_gp_on_a_critic_of_our_layers_is_that_of_torch_nn():

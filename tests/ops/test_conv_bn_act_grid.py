@@ -18,9 +18,9 @@ from helpers.grids import (
     assert_accurate,
     check_cases_under,
     laid_out,
+    name_of,
     nan_in_fresh_memory,
     pairwise,
-    short,
     widened,
     with_rounding,
 )
@@ -51,14 +51,7 @@ class Case:
     weight_layout: str = "contiguous"
     grad_layout: str = "contiguous"
 
-    def __str__(self) -> str:
-        values = dataclasses.asdict(self) | {
-            "dtype": short(self.dtype),
-            "transposed": "up" if self.transposed else "down",
-        }
-        values["steps"] = "_".join("x".join(map(str, v)) for v in self.steps)
-        values["bias"] = "bias" if self.bias else "no_bias"
-        return "-".join("x".join(map(str, v)) if isinstance(v, tuple) else str(v) for v in values.values())
+    __str__ = name_of
 
     def may_take_winograd(self) -> bool:
         return self.kernel == (4, 4) and self.steps[0] == (2, 2) and min(self.channels) >= 64

@@ -1,9 +1,11 @@
 """Each native implementation of the convolution, forced on one shape, against float64, and the choice among them."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.grids import DIRECT, WINOGRAD, assert_accurate, needs_native, widened, with_rounding
+from helpers.grids import DIRECT, WINOGRAD, assert_within_bound, needs_native, with_gradients
 from torch import Tensor
 
 from genkernels import backends
@@ -37,30 +39,19 @@ def inputs(transposed: bool, channels: int, outputs: int) -> list[Tensor]:
     return [x, weight, torch.randn(PLAIN[transposed](x, weight, stride=2, padding=1).shape, generator=generator)]
 
 
-def results(function, x: Tensor, weight: Tensor, grad: Tensor) -> list[Tensor]:
-    x, weight = (t.detach().requires_grad_() for t in (x, weight))
-    y = function(x, weight, stride=2, padding=1)
-    return [y.detach(), *torch.autograd.grad(y, (x, weight), grad)]
-
-
 @pytest.mark.parametrize(("shape", "name", "forward", "backward", "factor"), RUNS)
 def test_a_forced_implementation_runs_and_keeps_its_bound(seeded, shape, name, forward, backward, factor):
     transposed, *channels = SHAPES[shape]
-    x, weight, grad = inputs(transposed, *channels)
-    exact, units = with_rounding(
-        lambda *values: results(PLAIN[transposed], *values),
-        [widened(t) for t in (x, weight, grad)],
-        torch.finfo(torch.float32).eps,
-    )
+    values = inputs(transposed, *channels)
+    x, weight, grad = (t.detach().requires_grad_() for t in values)
+    plain = partial(PLAIN[transposed], stride=2, padding=1)
     with forced(name):
-        x.requires_grad_()
-        weight.requires_grad_()
         y = OURS[transposed](x, weight, stride=2, padding=1)
         assert last() == forward
         got = [y.detach(), *torch.autograd.grad(y, (x, weight), grad)]
         assert last() == backward
-    for part, *values in zip(("y", "grad of x", "grad of weight"), got, exact, units, strict=True):
-        assert_accurate(part, *values, factor)
+    names = ("y", "grad of x", "grad of weight")
+    assert_within_bound(names, got, lambda *t: with_gradients(plain, t[:2], t[2]), values, factor=factor)
 
 
 def test_numbers_of_very_different_size_take_the_direct_form():

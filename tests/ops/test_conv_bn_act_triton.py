@@ -5,16 +5,7 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.grids import (
-    DTYPES,
-    assert_accurate,
-    laid_out,
-    nan_in_fresh_memory,
-    pairwise,
-    short,
-    widened,
-    with_rounding,
-)
+from helpers.grids import DTYPES, assert_within_bound, laid_out, name_of, nan_in_fresh_memory, pairwise
 from helpers.strided import in_turn, strided, whole_numbers
 from helpers.triton_device import DEVICE, INTERPRETED, triton_tests
 from torch import Tensor
@@ -22,11 +13,7 @@ from torch import Tensor
 from genkernels.ops import conv2d_bn_act, conv_transpose2d_bn_act
 from genkernels.ops.core.activation import act
 
-pytestmark = triton_tests
-
-if torch.cuda.is_available() or INTERPRETED:
-    from genkernels.triton_conv import launch
-    from genkernels.triton_conv.tuning import Tile
+pytestmark = [*triton_tests, pytest.mark.usefixtures("one_small_tile")]
 
 AXES = {
     "dtype": DTYPES,
@@ -44,14 +31,6 @@ AXES = {
     "x_layout": ("contiguous", "channels_last", "window"),
     "grad_layout": ("contiguous", "channels_last", "expanded_pixels"),
 }
-
-
-@pytest.fixture(autouse=True)
-def one_small_tile(monkeypatch):
-    """Small images make several tiles, and a GPU compiles each kernel for one tile size."""
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    if not INTERPRETED:
-        monkeypatch.setattr(launch, "_tilings", lambda *_args, **_options: [Tile(32, 32, 16, 4, 2)])
 
 
 def plain(case: dict, inputs: dict[str, Tensor], grad_output: Tensor) -> list[Tensor]:
@@ -85,10 +64,6 @@ def ours(case: dict, inputs: dict[str, Tensor], grad_output: Tensor) -> list[Ten
     return [y.detach(), *torch.autograd.grad(y, list(leaves.values()), grad_output)]
 
 
-def name_of(case: dict) -> str:
-    return "-".join(short(v) if isinstance(v, torch.dtype) else str(v).replace(" ", "") for v in case.values())
-
-
 @pytest.mark.parametrize("case", pairwise(AXES), ids=name_of)
 def test_result_and_gradients_are_within_the_bound(case):
     generator = torch.Generator().manual_seed(0)
@@ -117,14 +92,14 @@ def test_result_and_gradients_are_within_the_bound(case):
         if flipped.any():  # beside a kink, where rounding decides: such elements send no gradient
             grad_output = grad_output.masked_fill(flipped, 0)
             got = ours(case, inputs, grad_output)
-    exact, units = with_rounding(
+    assert all(t.dtype == case["dtype"] for t in got[1:])
+    assert_within_bound(
+        ("y", *inputs)[: len(got)],
+        got,
         lambda *t: plain(case, dict(zip(inputs, t, strict=False)), t[-1]),
-        [widened(t) for t in (*inputs.values(), grad_output)],
-        torch.finfo(case["dtype"]).eps,  # z, and its gradient, are kept in the storage type
+        [*inputs.values(), grad_output],
+        eps=torch.finfo(case["dtype"]).eps,  # z, and its gradient, are kept in the storage type
     )
-    for name, *results in zip(("y", *inputs), got, exact, units, strict=False):
-        assert results[0].dtype == (case["dtype"] if name != "y" else results[0].dtype)
-        assert_accurate(name, *results)
 
 
 @pytest.mark.parametrize("transposed", [True, False])

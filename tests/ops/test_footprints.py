@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers.fresh_process import run_fresh
-from helpers.grids import needs_native
+from helpers.grids import needs_native, with_gradients
 from torch import Tensor
 
 from genkernels.ops import conv2d_bn_act, conv_transpose2d_bn_act, masked_conv2d
@@ -53,12 +53,6 @@ def operation(name: str):
     )
 
 
-def with_gradients(function, x: Tensor, weight: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
-    x, weight = x.detach().requires_grad_(), weight.detach().requires_grad_()
-    y = function(x, weight)
-    return y.detach(), *torch.autograd.grad(y, (x, weight), grad)
-
-
 def tensors(name: str) -> tuple[Tensor, Tensor, Tensor]:
     batch, inputs, _, height, width = SHAPES[name]
     torch.manual_seed(0)
@@ -71,7 +65,7 @@ def readers(plain, outlier: Tensor, wide: list[Tensor], where: str) -> list[Tens
     index = 0 if where == "x" else 2
     ones = [torch.ones_like(t) for t in wide]
     ones[index] = outlier
-    y, grad_x, grad_weight = (t > 0 for t in with_gradients(plain, *ones))
+    y, grad_x, grad_weight = (t > 0 for t in with_gradients(plain, ones[:2], ones[2]))
     return [y & (where == "x"), grad_x & (where == "gradient"), grad_weight]
 
 
@@ -83,7 +77,7 @@ def test_what_stands_out_reaches_what_reads_it_alone(name, value, where, channel
     ours, plain, _ = operation(name)
     wide = [t.double() for t in tensors(name)]
     index = 0 if where == "x" else 2
-    without = with_gradients(plain, *wide)
+    without = with_gradients(plain, wide[:2], wide[2])
     for row, column in ((0, 0), (3, 4), (wide[index].shape[2] - 1, wide[index].shape[3] - 1)):
         place = (1, slice(None) if channels == "all channels" else 3, row, column)
         outlier = torch.zeros_like(wide[index])
@@ -91,8 +85,9 @@ def test_what_stands_out_reaches_what_reads_it_alone(name, value, where, channel
         seen = readers(plain, outlier, wide, where)
         mine = [t.float() for t in wide]
         mine[index][place] = value
-        got = with_gradients(ours, *mine)
-        terms = with_gradients(plain, *(t.abs() for t in wide))
+        got = with_gradients(ours, mine[:2], mine[2])
+        sizes = [t.abs() for t in wide]
+        terms = with_gradients(plain, sizes[:2], sizes[2])
         for result, (one, before, size, touched) in enumerate(zip(got, without, terms, seen, strict=True)):
             elsewhere = ~touched
             if name == "masked" and result == 2 and not torch.tensor(value).isfinite():
@@ -116,15 +111,16 @@ def test_what_stands_out_reaches_what_reads_it_alone(name, value, where, channel
 def test_a_weight_that_stands_out_reaches_what_reads_it_alone(name, value):
     ours, plain, _ = operation(name)
     wide = [t.double() for t in tensors(name)]
-    terms = with_gradients(plain, *(t.abs() for t in wide))
-    without = with_gradients(plain, *wide)
+    sizes = [t.abs() for t in wide]
+    terms = with_gradients(plain, sizes[:2], sizes[2])
+    without = with_gradients(plain, wide[:2], wide[2])
     for place in ((3, 5, 0, 0), (3, 5, 1, 1)):
         one = torch.zeros_like(wide[1])
         one[place] = 1
-        y, grad_x, _ = with_gradients(plain, torch.ones_like(wide[0]), one, torch.ones_like(wide[2]))
+        y, grad_x, _ = with_gradients(plain, [torch.ones_like(wide[0]), one], torch.ones_like(wide[2]))
         mine = [t.float() for t in wide]
         mine[1][place] = value
-        got = with_gradients(ours, *mine)
+        got = with_gradients(ours, mine[:2], mine[2])
         for result, read in enumerate((y > 0, grad_x > 0)):
             error = (got[result].double() - without[result]).abs()[~read]
             allowed = 16 * EPS * terms[result][~read].clamp(min=terms[result].mean())

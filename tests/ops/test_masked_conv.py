@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.grids import DENSE, DTYPES, LAYOUTS, laid_out, nan_in_fresh_memory, needs_native, short
+from helpers.grids import DENSE, DTYPES, LAYOUTS, laid_out, nan_in_fresh_memory, needs_native, short, with_gradients
 from helpers.implementations import check_undisturbed, refuse
 from torch import Tensor
 
@@ -18,9 +18,7 @@ from genkernels.ops.masked_conv import cpu, reference
 
 def gradients(x: Tensor, weight: Tensor, bias: Tensor | None, grad_output: Tensor, **options) -> tuple[Tensor, ...]:
     """y and the gradients of those inputs that are there."""
-    inputs = [t if t is None else t.detach().requires_grad_() for t in (x, weight, bias)]
-    y = masked_conv2d(*inputs, **options)
-    return y.detach(), *torch.autograd.grad(y, [t for t in inputs if t is not None], grad_output)
+    return with_gradients(partial(masked_conv2d, **options), (x, weight, bias), grad_output)
 
 
 # --- the sum itself ---

@@ -4,8 +4,16 @@ import itertools
 
 import pytest
 import torch
-import torch.autograd.forward_ad as fwAD
 import torch.nn.functional as F
+from helpers.derivatives import (
+    assert_no_graph_where_none_is_wanted,
+    assert_same,
+    assert_transform_agrees,
+    forward_mode,
+    of_penalty,
+    scalar,
+    third,
+)
 from helpers.grids import needs_native
 from torch import Tensor, func
 
@@ -51,16 +59,6 @@ def plain(options: dict):
         return y.relu() if options.get("activation") else y
 
     return conv
-
-
-def assert_same(got, expected, dtype=torch.float64) -> None:
-    close = {"rtol": 1e-10, "atol": 1e-10} if dtype == torch.float64 else {"rtol": 1e-4, "atol": 1e-4}
-    torch.testing.assert_close(got, expected, **close)
-
-
-def scalar(conv):
-    """A scalar whose every derivative up to the third needs the convolution."""
-    return lambda *inputs: conv(*inputs).pow(3).sum()
 
 
 # --- numerically ---
@@ -112,16 +110,8 @@ def test_gradcheck_and_gradgradcheck_when_only_some_inputs_need_gradients(needs,
 @pytest.mark.parametrize("used", [u for u in itertools.product((True, False), repeat=3) if any(u)])
 def test_double_backward_through_any_of_the_gradients_is_that_of_pytorch(used, options, dtype):
     """As a gradient penalty does; the float32 kernels are held against float64."""
-
-    def penalty(conv, inputs):
-        inputs = [t.requires_grad_() for t in inputs]
-        gradients = torch.autograd.grad(scalar(conv)(*inputs), inputs, create_graph=True)
-        total = sum(g.square().sum() for g, use in zip(gradients, used, strict=True) if use)
-        return torch.autograd.grad(total, inputs, allow_unused=True, materialize_grads=True)
-
-    for got, expected in zip(
-        penalty(ours(options), inputs_for(dtype=dtype)), penalty(plain(options), inputs_for()), strict=True
-    ):
+    exact = of_penalty(plain(options), inputs_for(), used)
+    for got, expected in zip(of_penalty(ours(options), inputs_for(dtype=dtype), used), exact, strict=True):
         assert got.dtype == dtype
         size = float(expected.abs().max()) or 1.0
         assert_same(got.double() / size, expected / size, dtype)
@@ -137,14 +127,8 @@ def test_a_gradient_penalty_reaches_the_weight():
 
 @pytest.mark.parametrize("options", OPTIONS, ids=option_name)
 def test_the_third_derivative_is_that_of_pytorch(options):
-    def third(conv):
-        x, weight, _ = (t.requires_grad_() for t in inputs_for())
-        value = scalar(conv)(x, weight)
-        for _ in range(2):
-            value = sum(g.pow(2).sum() for g in torch.autograd.grad(value, (x, weight), create_graph=True))
-        return torch.autograd.grad(value, (x, weight))
-
-    for got, expected in zip(third(ours(options)), third(plain(options)), strict=True):
+    inputs = inputs_for()[:2]
+    for got, expected in zip(third(ours(options), inputs), third(plain(options), inputs), strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-9, atol=0)
 
 
@@ -212,12 +196,7 @@ TRANSFORMS = {
 @pytest.mark.parametrize("name", TRANSFORMS)
 def test_transforms_give_what_they_give_for_pytorch(name, dtype):
     for options in OPTIONS[1:3]:
-        inputs = inputs_for(dtype=dtype)
-        got, expected = (TRANSFORMS[name](conv(options))(*inputs) for conv in (ours, plain))
-        leaves, expected_leaves = (torch.utils._pytree.tree_leaves(t) for t in (got, expected))
-        for one, other in zip(leaves, expected_leaves, strict=True):
-            size = max(1.0, float(other.abs().max()))
-            assert_same(one / size, other / size, dtype)
+        assert_transform_agrees(TRANSFORMS[name], (ours(options), plain(options)), inputs_for(dtype=dtype))
 
 
 NESTED = {
@@ -238,25 +217,12 @@ def test_forward_mode_inside_forward_mode_is_refused_and_not_silently_wrong(name
 @pytest.mark.parametrize("requires_grad", [False, True])
 def test_forward_mode_by_hand_is_that_of_pytorch(which, dtype, requires_grad):
     options, tangents = OPTIONS[3], inputs_for(dtype=dtype, seed=1)
-    results = []
-    for conv in (ours(options), plain(options)):
-        with fwAD.dual_level():
-            primals = [t.requires_grad_(requires_grad) for t in inputs_for(dtype=dtype)]
-            duals = [fwAD.make_dual(p, t) if on else p for p, t, on in zip(primals, tangents, which, strict=True)]
-            results.append(fwAD.unpack_dual(conv(*duals)))
-    assert results[0].tangent is not None
-    assert_same(results[0].primal, results[1].primal, dtype)
-    assert_same(results[0].tangent, results[1].tangent, dtype)
+    primals = [t.requires_grad_(requires_grad) for t in inputs_for(dtype=dtype)]
+    results = (forward_mode(conv(options), primals, tangents, which) for conv in (ours, plain))
+    for got, expected in zip(*results, strict=True):
+        assert_same(got, expected, dtype)
 
 
 def test_inference_mode_and_no_grad_give_the_same_result_without_a_graph():
     inputs = [t.requires_grad_() for t in inputs_for(dtype=torch.float32)]
-    y = masked_conv2d(*inputs, mask_type="B")
-    with torch.inference_mode():
-        inferred = masked_conv2d(*inputs, mask_type="B")
-    with torch.no_grad():
-        bare = masked_conv2d(*inputs, mask_type="B")
-    assert y.requires_grad
-    for other in (inferred, bare):
-        assert not other.requires_grad
-        assert other.equal(y)
+    assert_no_graph_where_none_is_wanted(ours({"mask_type": "B"}), inputs)

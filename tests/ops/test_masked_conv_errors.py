@@ -92,17 +92,10 @@ def as_pattern(message: str) -> str:
     return "^" + re.escape(message).replace(re.escape("{}"), ".*") + "$"
 
 
-@pytest.mark.parametrize("name", BAD_VALUES)
-def test_a_bad_value_is_refused_with_name_expectation_and_value(name):
-    changes, message = BAD_VALUES[name]
-    with pytest.raises(ValueError, match=as_pattern(message)):
-        call(**changes)
-
-
-@pytest.mark.parametrize("name", BAD_TYPES)
-def test_a_bad_type_is_refused_with_name_expectation_and_value(name):
-    changes, message = BAD_TYPES[name]
-    with pytest.raises(TypeError, match=as_pattern(message)):
+@pytest.mark.parametrize("name", BAD_VALUES | BAD_TYPES)
+def test_a_bad_argument_is_refused_with_name_expectation_and_value(name):
+    changes, message = (BAD_VALUES | BAD_TYPES)[name]
+    with pytest.raises(ValueError if name in BAD_VALUES else TypeError, match=as_pattern(message)):
         call(**changes)
 
 

@@ -5,27 +5,14 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.grids import (
-    DTYPES,
-    assert_accurate,
-    laid_out,
-    nan_in_fresh_memory,
-    pairwise,
-    short,
-    widened,
-    with_rounding,
-)
+from helpers.grids import DTYPES, assert_within_bound, laid_out, name_of, nan_in_fresh_memory, pairwise
 from helpers.strided import in_turn, strided, whole_numbers
 from helpers.triton_device import DEVICE, INTERPRETED, overflow_is_an_error, triton_tests
 from torch import Tensor
 
 from genkernels.ops import masked_conv2d_gated
 
-pytestmark = triton_tests
-
-if torch.cuda.is_available() or INTERPRETED:
-    from genkernels.triton_conv import launch
-    from genkernels.triton_conv.tuning import Tile
+pytestmark = [*triton_tests, pytest.mark.usefixtures("one_small_tile")]
 
 AXES = {
     "dtype": DTYPES,
@@ -40,14 +27,6 @@ AXES = {
     "x_layout": ("contiguous", "window_channels_last"),
     "grad_layout": ("contiguous", "channels_last"),
 }
-
-
-@pytest.fixture(autouse=True)
-def one_small_tile(monkeypatch):
-    """Small images make several tiles, and a GPU compiles each kernel for one tile size."""
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    if not INTERPRETED:
-        monkeypatch.setattr(launch, "_tilings", lambda *_args, **_options: [Tile(32, 32, 16, 4, 2)])
 
 
 def live_taps(outputs: int, inputs: int, kernel: tuple[int, int], mask_type: str, groups: int) -> Tensor:
@@ -79,10 +58,6 @@ def ours(inputs: dict[str, Tensor], grad_output: Tensor, **options) -> list[Tens
     return [y.detach(), *torch.autograd.grad(y, list(leaves.values()), grad_output)]
 
 
-def name_of(case: dict) -> str:
-    return "-".join(short(v) if isinstance(v, torch.dtype) else str(v).replace(" ", "") for v in case.values())
-
-
 @pytest.mark.parametrize("case", pairwise(AXES), ids=name_of)
 def test_result_and_gradients_are_within_the_bound(case):
     generator = torch.Generator().manual_seed(0)
@@ -107,14 +82,14 @@ def test_result_and_gradients_are_within_the_bound(case):
         with torch.no_grad():
             assert masked_conv2d_gated(**inputs, **options).equal(got[0]), "what is kept for backward changes y"
     live = live_taps(2 * units, channels, case["kernel"], options["mask_type"], options["channel_groups"])
-    exact, units = with_rounding(
+    assert all(t.dtype == case["dtype"] for t in got)
+    assert_within_bound(
+        ("y", *inputs),
+        got,
         lambda *t: plain(dict(zip(inputs, t, strict=False)), t[-1], live),
-        [widened(t) for t in (*inputs.values(), grad_output)],
-        torch.finfo(case["dtype"]).eps,  # the features are kept, and their gradient handed on, in the storage type
+        [*inputs.values(), grad_output],
+        eps=torch.finfo(case["dtype"]).eps,  # the features are kept, and their gradient handed on, in the storage type
     )
-    for name, *results in zip(("y", *inputs), got, exact, units, strict=True):
-        assert results[0].dtype == case["dtype"]
-        assert_accurate(name, *results)
     assert not got[2][live.to(DEVICE) == 0].any(), "a masked tap has a gradient"
 
 

@@ -17,11 +17,12 @@ from helpers.grids import (
     assert_accurate,
     check_cases_under,
     laid_out,
+    name_of,
     nan_in_fresh_memory,
     needs_native,
     pairwise,
-    short,
     widened,
+    with_gradients,
     with_rounding,
 )
 from torch import Tensor
@@ -49,13 +50,7 @@ class Case:
     weight_layout: str = "contiguous"
     grad_layout: str = "contiguous"
 
-    def __str__(self) -> str:
-        values = dataclasses.asdict(self) | {
-            "dtype": short(self.dtype),
-            "activation": self.activation or "linear",
-        }
-        values["bias"] = "bias" if self.bias else "no_bias"
-        return "-".join("x".join(map(str, v)) if isinstance(v, tuple) else str(v) for v in values.values())
+    __str__ = name_of
 
     def channel_groups(self) -> int:
         return min(self.groups[0], *self.channels)
@@ -119,12 +114,6 @@ def tensors(case: Case, device: str = "cpu") -> tuple[Tensor, Tensor, Tensor | N
     return x, weight, bias, random(case.batch, outputs, height, width, layout=case.grad_layout)
 
 
-def conv_and_gradients(conv, inputs, grad_output) -> tuple[Tensor, ...]:
-    inputs = [t if t is None else t.detach().requires_grad_() for t in inputs]
-    y = conv(*inputs)
-    return y.detach(), *torch.autograd.grad(y, [t for t in inputs if t is not None], grad_output)
-
-
 def plain(case: Case, dtype: torch.dtype, inputs, grad_output: Tensor) -> tuple[Tensor, ...]:
     """The linear part in plain PyTorch, `conv2d(x, weight * mask)` in `dtype`, and its gradients."""
     padding = tuple(k // 2 * d for k, d in zip(case.kernel, case.dilation, strict=True))
@@ -133,7 +122,7 @@ def plain(case: Case, dtype: torch.dtype, inputs, grad_output: Tensor) -> tuple[
         return F.conv2d(x, weight * case.mask().to(weight), bias, padding=padding, dilation=case.dilation)
 
     inputs = [None if t is None else t.to(dtype, memory_format=torch.contiguous_format) for t in inputs]
-    return conv_and_gradients(conv, inputs, grad_output.to(dtype))
+    return with_gradients(conv, inputs, grad_output.to(dtype))
 
 
 def check(case: Case, device: str = "cpu", bound: float | None = None) -> None:
@@ -155,7 +144,7 @@ def check(case: Case, device: str = "cpu", bound: float | None = None) -> None:
         )
 
     with nan_in_fresh_memory():
-        got = conv_and_gradients(conv, inputs, grad_output)
+        got = with_gradients(conv, inputs, grad_output)
     if case.activation == "relu":
         # From the kernel's own result: near zero, rounding decides on which side an element is.
         grad_output = torch.where(got[0] > 0, grad_output, 0)

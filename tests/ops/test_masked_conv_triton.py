@@ -13,11 +13,10 @@ from genkernels.ops import masked_conv2d
 from ops.test_masked_conv import dead_taps, gradients
 from ops.test_masked_conv_grid import Case, check
 
-pytestmark = triton_tests
+pytestmark = [*triton_tests, pytest.mark.usefixtures("one_small_tile")]
 
 if torch.cuda.is_available() or INTERPRETED:
     from genkernels.triton_conv import launch
-    from genkernels.triton_conv.tuning import Tile
 
 AXES = {
     "dtype": DTYPES,
@@ -35,14 +34,6 @@ AXES = {
     "weight_layout": ("contiguous", "channels_last", "every_second"),
     "grad_layout": ("contiguous", "channels_last", "expanded_pixels"),
 }
-
-
-@pytest.fixture(autouse=True)
-def one_small_tile(monkeypatch, request):
-    """Small images make several tiles, and a GPU compiles each kernel for one tile size."""
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    if "every_tiling" not in request.fixturenames and not INTERPRETED:
-        monkeypatch.setattr(launch, "_tilings", lambda *_args, **_options: [Tile(32, 32, 16, 4, 2)])
 
 
 @pytest.fixture

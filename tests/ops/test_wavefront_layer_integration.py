@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from helpers.compiled import assert_compiled_equals_eager, assert_promised, gradients
+from helpers.derivatives import assert_transform_agrees, of_penalty, scalar, third
 from helpers.grids import DENSE, LAYOUTS, laid_out, needs_native, short
 from helpers.wavefront_layers import BOTH_B, DIAGONAL_B, ROW_A, ROW_B, layer_inputs
 from torch import func
@@ -10,19 +12,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from genkernels import nn as gnn
 from genkernels.ops.wavefront_lstm.schema import LAYERS
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "fresh_compiler")
 
 KINDS = (ROW_A, DIAGONAL_B, BOTH_B)
 FLOATS = [torch.float64, pytest.param(torch.float32, marks=needs_native)]
 # Fewer pixels than a kernel of 3x3 reaches over: every border is there.
 TINY = {"size": (2, 3), "channels": 2, "units": 2}
-
-
-@pytest.fixture(autouse=True)
-def fresh_compiler():
-    torch.compiler.reset()
-    yield
-    torch.compiler.reset()
 
 
 def options(kind) -> list:
@@ -79,31 +74,17 @@ def test_gradgradcheck_without_bias_and_initial_states():
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_a_gradient_penalty_has_the_gradients_of_pytorch(kind, dtype):
-    def penalty(function, dtype):
-        inputs = [t.requires_grad_() for t in layer_inputs(kind, dtype=dtype)]
-        gradients = torch.autograd.grad(function(*inputs).pow(3).sum(), inputs, create_graph=True)
-        return torch.autograd.grad(sum(g.square().sum() for g in gradients), inputs)
-
     close = {"rtol": 1e-9, "atol": 1e-9} if dtype == torch.float64 else {"rtol": 1e-4, "atol": 1e-4}
-    for got, expected in zip(penalty(kind, dtype), penalty(kind.plain, torch.float64), strict=True):
+    exact = of_penalty(kind.plain, layer_inputs(kind))
+    for got, expected in zip(of_penalty(kind, layer_inputs(kind, dtype=dtype)), exact, strict=True):
         size = max(1.0, float(expected.abs().max()))
         torch.testing.assert_close(got.double() / size, expected / size, **close)
 
 
 def test_the_third_derivative_is_that_of_pytorch():
-    def third(function):
-        inputs = [t.requires_grad_() for t in layer_inputs(BOTH_B, **TINY)]
-        value = function(*inputs).pow(3).sum()
-        for _ in range(2):
-            value = sum(g.pow(2).sum() for g in torch.autograd.grad(value, inputs, create_graph=True))
-        return torch.autograd.grad(value, inputs)
-
-    for got, expected in zip(third(BOTH_B), third(BOTH_B.plain), strict=True):
+    inputs = layer_inputs(BOTH_B, **TINY)
+    for got, expected in zip(third(BOTH_B, inputs), third(BOTH_B.plain, inputs), strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
-
-
-def scalar(function):
-    return lambda *inputs: function(*inputs).pow(3).sum()
 
 
 TRANSFORMS = {
@@ -125,10 +106,7 @@ TRANSFORMS = {
 @pytest.mark.parametrize("name", TRANSFORMS)
 def test_transforms_give_what_they_give_for_pytorch(name, kind):
     inputs = layer_inputs(kind, **TINY)
-    got, expected = (TRANSFORMS[name](f, tuple(range(len(inputs))))(*inputs) for f in (kind, kind.plain))
-    leaves = (torch.utils._pytree.tree_leaves(tree) for tree in (got, expected))
-    for one, other in zip(*leaves, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+    assert_transform_agrees(lambda f: TRANSFORMS[name](f, tuple(range(len(inputs)))), (kind, kind.plain), inputs)
 
 
 # --- the operators' promises ---
@@ -150,10 +128,7 @@ def test_the_fake_kernels_promise_the_strides_that_come(keep, layout, dtype):
         real = everything(inputs)
         with FakeTensorMode() as mode:
             fake = everything([mode.from_tensor(t) for t in inputs])
-        for index, (one, other) in enumerate(zip(real, fake, strict=True)):
-            assert (one.shape, one.dtype) == (other.shape, other.dtype), index
-            strides = [[s for n, s in zip(t.shape, t.stride(), strict=True) if n > 1] for t in (one, other)]
-            assert strides[0] == strides[1], index
+        assert_promised(real, fake)
 
 
 @pytest.mark.parametrize(
@@ -185,12 +160,6 @@ def test_opcheck_of_the_derivative_of_backward():
 # --- torch.compile, export, autocast ---
 
 
-def gradients(function, inputs):
-    inputs = [t.detach().requires_grad_() for t in inputs]
-    y = function(*inputs)
-    return y.detach(), *torch.autograd.grad(y.square().sum(), inputs)
-
-
 @pytest.mark.parametrize(("dtype", "layout"), [(torch.float64, "contiguous"), (torch.bfloat16, "channels_last")])
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("checkpoint", [False, True])
@@ -202,9 +171,7 @@ def test_it_traces_in_one_graph_forward_and_backward(layout, dtype, dynamic, che
 
         x, *others = layer_inputs(kind, dtype=dtype)
         inputs = [laid_out(x, layout), *others]
-        compiled = torch.compile(function, fullgraph=True, backend="aot_eager", dynamic=dynamic)
-        for one, other in zip(gradients(compiled, inputs), gradients(function, inputs), strict=True):
-            torch.testing.assert_close(one, other, check_stride=True)
+        assert_compiled_equals_eager(function, inputs, backend="aot_eager", dynamic=dynamic)
 
 
 @pytest.mark.slow
@@ -212,13 +179,8 @@ def test_it_traces_in_one_graph_forward_and_backward(layout, dtype, dynamic, che
 def test_layers_compile_with_inductor_forward_and_backward(layout):
     """With work before and after that Inductor generates code for, which relies on the promised strides."""
     for layer in (gnn.RowLSTM(4, 6, channel_groups=2), gnn.DiagonalBiLSTM(4, 6, learned_state=True)):
-        compiled = torch.compile(lambda x, layer=layer: layer(x.sin() * 2).sigmoid() * 3, fullgraph=True)
         x = laid_out(torch.randn(2, 4, 6, 5), layout)
-        for one, other in zip(
-            gradients(compiled, [x]), gradients(lambda x, layer=layer: layer(x.sin() * 2).sigmoid() * 3, [x]),
-            strict=True,
-        ):  # fmt: skip
-            torch.testing.assert_close(one, other)
+        assert_compiled_equals_eager(lambda x, layer=layer: layer(x.sin() * 2).sigmoid() * 3, [x])
 
 
 def test_a_compiled_layer_serves_other_batch_sizes_without_failing():

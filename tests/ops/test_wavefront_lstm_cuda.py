@@ -13,7 +13,7 @@ import pytest
 import torch
 from helpers import cuda_emulated
 from helpers.cuda_places import PLACES, Place, on_gpu
-from helpers.grids import assert_accurate, laid_out, nan_in_fresh_memory, pairwise, widened, with_rounding
+from helpers.grids import assert_accurate, laid_out, name_of, nan_in_fresh_memory, pairwise, widened, with_rounding
 from helpers.strided import in_turn, strided
 from helpers.wavefront_directions import (
     DIAGONAL,
@@ -76,9 +76,7 @@ class Case:
     grad_layout: str = "contiguous"
     limits: tuple[int, int, int] = (8, 100_000, 4)
 
-    def __str__(self) -> str:
-        values = dataclasses.asdict(self).values()
-        return "-".join("x".join(map(str, v)) if isinstance(v, tuple) else str(v) for v in values)
+    __str__ = name_of
 
 
 LAYOUTS = ("contiguous", "channels_last", "window_channels_last", "rows_and_columns_swapped", "expanded_pixels")

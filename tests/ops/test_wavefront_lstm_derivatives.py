@@ -4,7 +4,15 @@ import itertools
 
 import pytest
 import torch
-import torch.autograd.forward_ad as fwAD
+from helpers.derivatives import (
+    assert_no_graph_where_none_is_wanted,
+    assert_same,
+    assert_transform_agrees,
+    forward_mode,
+    of_penalty,
+    scalar,
+    third,
+)
 from helpers.grids import needs_native
 from helpers.wavefront_directions import (
     DIAGONAL,
@@ -31,16 +39,6 @@ def small(sweep=ROW, dtype=torch.float64, seed=0):
 
 def both(dtype=torch.float64):
     return bilstm_inputs(SIZE, units=2, dtype=dtype)
-
-
-def assert_same(got, expected, dtype=torch.float64) -> None:
-    close = {"rtol": 1e-10, "atol": 1e-10} if dtype == torch.float64 else {"rtol": 1e-4, "atol": 1e-4}
-    torch.testing.assert_close(got, expected, **close)
-
-
-def scalar(function):
-    """A scalar whose every derivative up to the third needs the recurrence."""
-    return lambda *inputs: function(*inputs).pow(3).sum()
 
 
 def plain(sweep):
@@ -108,14 +106,8 @@ def test_gradcheck_and_gradgradcheck_without_initial_states():
 @pytest.mark.parametrize("used", [(True,) * 4, (True, False, False, False), (False, True, False, True)])
 def test_double_backward_through_any_of_the_gradients_is_that_of_pytorch(used, sweep, dtype):
     """As a gradient penalty does; the float32 kernels are held against float64."""
-
-    def penalty(function, inputs):
-        inputs = [t.requires_grad_() for t in inputs]
-        gradients = torch.autograd.grad(scalar(function)(*inputs), inputs, create_graph=True)
-        total = sum(g.square().sum() for g, use in zip(gradients, used, strict=True) if use)
-        return torch.autograd.grad(total, inputs, allow_unused=True, materialize_grads=True)
-
-    for got, expected in zip(penalty(sweep, small(sweep, dtype)), penalty(plain(sweep), small(sweep)), strict=True):
+    exact = of_penalty(plain(sweep), small(sweep), used)
+    for got, expected in zip(of_penalty(sweep, small(sweep, dtype), used), exact, strict=True):
         assert got.dtype == dtype
         size = float(expected.abs().max()) or 1.0
         assert_same(got.double() / size, expected / size, dtype)
@@ -129,14 +121,7 @@ def test_a_gradient_penalty_reaches_the_weight():
 
 
 def test_the_third_derivative_is_that_of_pytorch():
-    def third(function):
-        inputs = [t.requires_grad_() for t in small()]
-        value = scalar(function)(*inputs)
-        for _ in range(2):
-            value = sum(g.pow(2).sum() for g in torch.autograd.grad(value, inputs, create_graph=True))
-        return torch.autograd.grad(value, inputs)
-
-    for got, expected in zip(third(ROW), third(plain(ROW)), strict=True):
+    for got, expected in zip(third(ROW, small()), third(plain(ROW), small()), strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-12)
 
 
@@ -193,11 +178,7 @@ TRANSFORMS = {
 @pytest.mark.parametrize("name", TRANSFORMS)
 def test_transforms_give_what_they_give_for_pytorch(name, dtype):
     for sweep in (ROW, DIAGONAL):
-        got, expected = (TRANSFORMS[name](f)(*small(sweep, dtype)) for f in (sweep, plain(sweep)))
-        leaves, expected_leaves = (torch.utils._pytree.tree_leaves(t) for t in (got, expected))
-        for one, other in zip(leaves, expected_leaves, strict=True):
-            size = max(1.0, float(other.abs().max()))
-            assert_same(one / size, other / size, dtype)
+        assert_transform_agrees(TRANSFORMS[name], (sweep, plain(sweep)), small(sweep, dtype))
 
 
 def test_transforms_of_both_directions():
@@ -214,25 +195,11 @@ def test_transforms_of_both_directions():
 @pytest.mark.parametrize("which", [w for w in itertools.product((True, False), repeat=4) if any(w)])
 @pytest.mark.parametrize("requires_grad", [False, True])
 def test_forward_mode_by_hand_is_that_of_pytorch(which, requires_grad):
-    results = []
-    for function in (ROW, plain(ROW)):
-        with fwAD.dual_level():
-            primals, tangents = [t.requires_grad_(requires_grad) for t in small()], small(seed=1)
-            duals = [fwAD.make_dual(p, t) if on else p for p, t, on in zip(primals, tangents, which, strict=True)]
-            results.append(fwAD.unpack_dual(function(*duals)))
-    assert results[0].tangent is not None
-    assert_same(results[0].primal, results[1].primal)
-    assert_same(results[0].tangent, results[1].tangent)
+    primals = [t.requires_grad_(requires_grad) for t in small()]
+    results = (forward_mode(function, primals, small(seed=1), which) for function in (ROW, plain(ROW)))
+    for got, expected in zip(*results, strict=True):
+        assert_same(got, expected)
 
 
 def test_inference_mode_and_no_grad_give_the_same_result_without_a_graph():
-    inputs = [t.requires_grad_() for t in small(dtype=torch.float32)]
-    y = ROW(*inputs)
-    with torch.inference_mode():
-        inferred = ROW(*inputs)
-    with torch.no_grad():
-        bare = ROW(*inputs)
-    assert y.requires_grad
-    for other in (inferred, bare):
-        assert not other.requires_grad
-        torch.testing.assert_close(other, y.detach())
+    assert_no_graph_where_none_is_wanted(ROW, [t.requires_grad_() for t in small(dtype=torch.float32)])

@@ -15,9 +15,9 @@ from helpers.grids import (
     assert_accurate,
     check_cases_under,
     laid_out,
+    name_of,
     nan_in_fresh_memory,
     pairwise,
-    short,
     with_rounding,
 )
 from helpers.wavefront_directions import OTHER_TAPS, SWEEPS, plain_bilstm, plain_sweep, rounded_inputs, with_gradients
@@ -44,9 +44,7 @@ class Case:
     grad_layout: str = "contiguous"
     threads: int = 2
 
-    def __str__(self) -> str:
-        values = dataclasses.asdict(self) | {"dtype": short(self.dtype)}
-        return "-".join("x".join(map(str, v)) if isinstance(v, tuple) else str(v) for v in values.values())
+    __str__ = name_of
 
 
 AXES = {

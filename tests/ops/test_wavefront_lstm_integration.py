@@ -2,12 +2,15 @@
 
 import pytest
 import torch
+from helpers.compiled import assert_compiled_equals_eager, assert_promised, gradients
 from helpers.grids import DENSE, DTYPES, LAYOUTS, SLICED, laid_out, needs_native, short
 from helpers.wavefront_directions import DIAGONAL, MIRRORED, ROW, bilstm_inputs, inputs_for
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from genkernels.ops import diagonal_bilstm, row_lstm
+
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
 op = torch.ops.genkernels.wavefront_lstm.default
 backward_op = torch.ops.genkernels.wavefront_lstm_backward.default
@@ -29,17 +32,6 @@ def in_layout(inputs: list[Tensor], layout: str) -> list[Tensor]:
 def pair_inputs(dtype=torch.float32, layout: str = "contiguous") -> list[Tensor]:
     """As the operator takes them: the four of one sweep, the four of the other."""
     return in_layout([t for seed in (0, 1) for t in inputs_for(SIZE, dtype=dtype, seed=seed)], layout)
-
-
-def gradients(function, inputs) -> tuple[Tensor, ...]:
-    inputs = [t.detach().requires_grad_() for t in inputs]
-    y = function(*inputs)
-    return y.detach(), *torch.autograd.grad(y.square().sum(), inputs)
-
-
-def significant_strides(t: Tensor) -> list[int]:
-    """A dimension of size 1 may have any stride."""
-    return [stride for size, stride in zip(t.shape, t.stride(), strict=True) if size > 1]
 
 
 # --- layouts ---
@@ -87,9 +79,7 @@ def test_the_fake_kernels_promise_the_strides_that_come(keep, layout, dtype):
         real = everything(inputs)
         with FakeTensorMode() as mode:
             fake = everything([mode.from_tensor(t) for t in inputs])
-        for index, (one, other) in enumerate(zip(real, fake, strict=True)):
-            assert (one.shape, one.dtype) == (other.shape, other.dtype), index
-            assert significant_strides(one) == significant_strides(other), index
+        assert_promised(real, fake)
 
 
 # --- opcheck ---
@@ -134,20 +124,6 @@ def test_opcheck_of_the_derivative_of_backward():
 
 
 # --- torch.compile ---
-
-
-@pytest.fixture(autouse=True)
-def fresh_compiler():
-    torch.compiler.reset()
-    yield
-    torch.compiler.reset()
-
-
-def assert_compiled_equals_eager(function, inputs, **compile_options) -> None:
-    expected = gradients(function, inputs)
-    got = gradients(torch.compile(function, fullgraph=True, **compile_options), inputs)
-    for one, other in zip(got, expected, strict=True):
-        torch.testing.assert_close(one, other, check_stride=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=short)

@@ -4,7 +4,7 @@ there is one. The sources are the same, and so are the tests.
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -13,8 +13,10 @@ from helpers.cuda_places import PLACES, Place, on_gpu
 from helpers.sampler_cases import CASES, predict, program_of, random_images
 from helpers.sampler_checks import (
     FUNCTIONS,
+    MIXTURES,
     PARAMETERS,
     assert_draws_as_float64_at_boundaries,
+    assert_mixture_draws_as_float64_at_boundaries,
     assert_same_where_clear,
     constant_program,
     drawn,
@@ -23,6 +25,7 @@ from helpers.sampler_checks import (
 )
 
 from genkernels import sampling
+from genkernels.distributions import DiscretizedLogisticMixture
 from genkernels.models import GatedPixelCNN, PixelCNN
 from genkernels.sampling.executors import cuda, registry
 from genkernels.sampling.executors.pytorch import evaluate
@@ -127,15 +130,39 @@ def test_temperature_and_top_k_act_as_in_the_pytorch_executor(options, place):
     assert_same_where_clear(program, ours, theirs, uniforms, **options)
 
 
-@pytest.mark.parametrize("levels", [2, 3, 37, 256])
-def test_a_drawn_level_is_the_one_that_float64_gives_even_at_a_boundary(levels, place):
+def executed_on(place: Place) -> Callable[[Program, Request], torch.Tensor]:
     def execute(program, request):
         there = dataclasses.replace(
             request, **{f: getattr(request, f).to(place.tensors) for f in ("images", "free", "uniforms")}
         )
         return registry.execute(on(program, place.tensors), there, backend="cuda")
 
-    assert_draws_as_float64_at_boundaries(levels, execute)
+    return execute
+
+
+@pytest.mark.parametrize("levels", [2, 3, 37, 256])
+def test_a_drawn_level_is_the_one_that_float64_gives_even_at_a_boundary(levels, place):
+    assert_draws_as_float64_at_boundaries(levels, executed_on(place))
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_a_mixture_is_drawn_from_as_in_float64_even_at_a_boundary(name, place):
+    assert_mixture_draws_as_float64_at_boundaries(name, executed_on(place))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_parameters_that_are_no_mixture_are_an_error_that_names_the_image(value, place):
+    distribution = DiscretizedLogisticMixture(7, 1, 40)
+    bad = torch.randn(3, distribution.channels)
+    request = Request(
+        torch.zeros(3, 1, 1, 1, dtype=torch.uint8), torch.ones(3, 1, 1, 1, dtype=torch.bool), torch.rand(3, 1, 1, 1),
+        1.0, None,
+    )  # fmt: skip
+    for channel in (0, 41, distribution.channels - 1):
+        bad[2] = torch.randn(distribution.channels)
+        bad[2, channel] = value
+        with pytest.raises(ValueError, match=r"parameters: expected finite .* at image 2, channel 0, row 0, column 0"):
+            executed_on(place)(constant_program(bad, distribution), request)
 
 
 @pytest.mark.parametrize("levels", [2, 37, 256])
@@ -159,7 +186,9 @@ def test_logits_that_are_no_distribution_are_an_error_that_names_the_image(level
             cuda.run(on(constant_program(bad), place.tensors), run)
 
 
-@pytest.mark.parametrize("name", ["pixelcnn colours", "diagonal lstm colours", "gated colours classes", "row lstm"])
+@pytest.mark.parametrize(
+    "name", ["pixelcnn colours", "diagonal lstm colours", "gated colours classes", "mixture colours"]
+)
 def test_completion_keeps_every_known_sub_pixel(name, place):
     case = CASES[name]
     model = case.model(torch.float32)

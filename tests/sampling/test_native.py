@@ -12,8 +12,10 @@ from helpers.fresh_process import run_fresh
 from helpers.sampler_cases import CASES, program_of, random_images
 from helpers.sampler_checks import (
     FUNCTIONS,
+    MIXTURES,
     PARAMETERS,
     assert_draws_as_float64_at_boundaries,
+    assert_mixture_draws_as_float64_at_boundaries,
     assert_same_where_clear,
     constant_program,
     drawn,
@@ -87,7 +89,16 @@ def test_a_drawn_level_is_the_one_that_float64_gives_even_at_a_boundary(levels):
     )
 
 
-@pytest.mark.parametrize("name", ["pixelcnn colours", "diagonal lstm colours", "gated colours classes", "row lstm"])
+@pytest.mark.parametrize("name", MIXTURES)
+def test_a_mixture_is_drawn_from_as_in_float64_even_at_a_boundary(name):
+    assert_mixture_draws_as_float64_at_boundaries(
+        name, lambda program, request: registry.execute(program, request, backend="cpu")
+    )
+
+
+@pytest.mark.parametrize(
+    "name", ["pixelcnn colours", "diagonal lstm colours", "gated colours classes", "row lstm", "mixture colours"]
+)
 @torch.no_grad()
 def test_completion_keeps_every_known_sub_pixel(name):
     case = CASES[name]

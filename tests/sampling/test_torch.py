@@ -7,9 +7,9 @@ import torch
 from helpers.sampler_cases import CASES, logits_from_poisoned_memory, predict, program_of, random_images
 
 from genkernels import sampling
+from genkernels.distributions.categorical import draw
 from genkernels.models import PixelCNN
 from genkernels.sampling.executors import registry
-from genkernels.sampling.executors.draw import draw
 from genkernels.sampling.request import check_request
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -24,7 +24,11 @@ def both(case, model, n, **options):
         settings = {"given": None, "known": None, "temperature": 1.0, "top_k": None, "generator": None} | options
         request = check_request((n, *case.size), model.levels, torch.device("cpu"), uniforms=uniforms, **settings)
         table = model._scaled(torch.arange(model.levels))
-        drawn.append(sampling.sample(model, model.predict, table, request, condition=condition, backend=backend))
+        images = sampling.sample(
+            model, model.predict, table, request,
+            distribution=model.distribution, condition=condition, backend=backend,
+        )  # fmt: skip
+        drawn.append(images)
     return drawn
 
 

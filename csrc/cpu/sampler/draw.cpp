@@ -1,4 +1,4 @@
-// Drawing a level from logits by inverse CDF, as genkernels/sampling/executors/draw.py defines it in float64.
+// Drawing a level from logits by inverse CDF, as genkernels/distributions/categorical.py defines it in float64.
 //
 // The exponentials are taken in float32 on vectors, their sums in float64. That decides unless u lies within a few parts
 // in a million of an end of the level's interval; there everything is done again in float64, one level after the other.
@@ -53,9 +53,6 @@ int64_t draw_exactly(const float* logits, int64_t levels, double u, double tempe
   }
   return levels - 1;
 }
-
-// Logits that are no distribution: a NaN, +inf, or -inf alone.
-constexpr int64_t NO_LEVEL = -1;
 
 }  // namespace
 
@@ -126,18 +123,22 @@ void Interpreter::draw(const SamplerInstruction& in, int64_t x) {
   const SamplerRun& run = call_.run;
   if (x >= sizes.width) return;
   const int64_t colour = in.number, k = in.places, area = sizes.height * sizes.width, pixel = y_ * sizes.width + x;
+  const int64_t prediction = sizes.predictions > 1 ? colour : 0;
   for (int64_t i = 0; i < images_; ++i) {
     float* const own = arena_ + i * sizes.image_floats;
     const float* const logits = own + position_[k + 1] + x * stride(k + 1);
     const int64_t image = first_ + i, sub_pixel = (image * sizes.colours + colour) * area + pixel;
     if (run.logits)
-      for (int64_t level = 0; level < sizes.levels; ++level)
-        run.logits[((image * sizes.levels + level) * sizes.colours + colour) * area + pixel] = logits[level];
+      for (int64_t c = 0; c < sizes.channels; ++c)
+        run.logits[((image * sizes.channels + c) * sizes.predictions + prediction) * area + pixel] = logits[c];
     if (run.free[sub_pixel]) {
       const int64_t level =
-          draw_level(logits, sizes.levels, run.uniforms[sub_pixel], run.temperature, run.top_k, scratch_);
+          in.kind == SamplerKind::draw_logistic_mixture
+              ? draw_from_mixture(logits, colour, sub_pixel)
+              : draw_level(logits, sizes.levels, run.uniforms[sub_pixel], run.temperature, run.top_k, scratch_);
       if (level == NO_LEVEL) {
-        __atomic_store_n(call_.undrawable, sub_pixel, __ATOMIC_RELAXED);
+        int64_t none = -1;  // the first one counts: the later colours of the pixel are drawn, too
+        __atomic_compare_exchange_n(call_.undrawable, &none, sub_pixel, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
         return;
       }
       run.levels[sub_pixel] = static_cast<uint8_t>(level);

@@ -12,7 +12,7 @@ Interpreter::Layout::Layout(const SamplerProgram& p, int64_t images) {
   image = all.take<int64_t>(MOST_ROWS);
   column = all.take<int64_t>(MOST_ROWS);
   staging = all.take<float>(STAGING);
-  scratch = all.take<float>(p.sizes.levels + 2 * DRAW_BLOCK);
+  scratch = all.take<float>(max64(p.sizes.levels + 2 * DRAW_BLOCK, 9 * p.sizes.components + 3 * VL));
   arena = all.take<float>(images * p.sizes.image_floats + PANEL_MAX);  // whole vectors may be read beyond the last
 }
 
@@ -80,7 +80,7 @@ void Interpreter::step(int64_t number, int64_t x) {
 }
 
 void Interpreter::apply(const SamplerInstruction& in, int64_t x0, int64_t x1) {
-  if (in.kind == SamplerKind::draw) return draw(in, x0);
+  if (is_draw(in.kind)) return draw(in, x0);
   for (int64_t width = max64(MOST_ROWS / images_, 1); x0 < x1; x0 += width) {
     const int64_t end = min64(x0 + width, x1);
     int64_t r = 0;

@@ -52,6 +52,7 @@ class Interpreter {
  private:
   static constexpr int64_t MOST_ROWS = 384;  // of a product at a time: their pointers stay in L1
   static constexpr int64_t STAGING = MR_MAX * PANEL_MAX * 4;
+  static constexpr int64_t NO_LEVEL = -1;    // what is no distribution: logits with a NaN, +inf, or -inf alone
   static constexpr int64_t DRAW_BLOCK = 16;  // levels whose probabilities are summed together
 
   struct Layout {
@@ -78,6 +79,7 @@ class Interpreter {
   void draw(const SamplerInstruction& in, int64_t x);
   static int64_t draw_level(const float* logits, int64_t levels, double u, double temperature, int64_t top_k,
                             float* scratch);
+  int64_t draw_from_mixture(const float* parameters, int64_t colour, int64_t sub_pixel);
 
   int64_t stride(int64_t place) const { return p_.buffers[p_.places[place].value].column_stride; }
   // Where row r reads or writes place k, which a constant map has outside the image's own memory.

@@ -8,6 +8,7 @@
 namespace gk::cuda {
 
 constexpr int QUAD = 4;
+constexpr int NO_LEVEL = -1;      // what is no distribution: logits with a NaN, +inf, or -inf alone
 constexpr int ROW_TILE = 32;      // rows of a product in the row phase that a block multiplies at once
 constexpr int ROW_CHUNK = 64;     // reductions, likewise
 constexpr int ROW_STRIDE = ROW_CHUNK + QUAD;  // floats: eight rows at a time are read from all banks

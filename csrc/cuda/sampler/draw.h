@@ -1,4 +1,4 @@
-// Drawing a level from logits by inverse CDF, one warp for an image, as genkernels/sampling/executors/draw.py defines it in
+// Drawing a level from logits by inverse CDF, one warp for an image, as genkernels/distributions/categorical.py defines it in
 // float64.
 //
 // A lane has up to eight levels that follow each other. Exponentials are taken in float32, their sums in float64, which
@@ -7,6 +7,7 @@
 #pragma once
 
 #include "cuda/sampler/block.h"
+#include "cuda/sampler/draw_logistic_mixture.h"
 
 namespace gk::cuda {
 
@@ -42,9 +43,6 @@ __device__ __forceinline__ float kth_largest(const LaneLogits& own, int each, in
 }
 
 GK_NOINLINE inline __device__ double exact_exponential(double x) { return exp(x); }
-
-// Logits that are no distribution: a NaN, +inf, or -inf alone.
-constexpr int NO_LEVEL = -1;
 
 // The level of a warp, or NO_LEVEL, the same in every lane. A function of its own, as is the exponential: their
 // registers would be too many beside the interpreter's.
@@ -111,16 +109,24 @@ __device__ __forceinline__ void draw(const SamplerBlock& b, const DeviceInstruct
   const SamplerLaunch& call = b.call;
   const int64_t area = static_cast<int64_t>(b.shape.height) * b.shape.width;
   const int64_t pixel = static_cast<int64_t>(y) * b.shape.width + x;
+  const int prediction = b.shape.predictions > 1 ? in.number : 0;
   for (int i = b.warp; i < b.images; i += b.warps) {
     const int64_t image = b.first_image + i, sub_pixel = (image * b.shape.colours + in.number) * area + pixel;
     const float* const logits = b.own(b.place(in.places + 1), i, x);
-    for (int level = b.lane; call.logits && level < b.shape.levels; level += WARP)
-      call.logits[((image * b.shape.levels + level) * b.shape.colours + in.number) * area + pixel] = logits[level];
+    for (int c = b.lane; call.logits && c < b.shape.channels; c += WARP)
+      call.logits[((image * b.shape.channels + c) * b.shape.predictions + prediction) * area + pixel] = logits[c];
     int level = call.levels[sub_pixel];
     if (call.free[sub_pixel]) {
-      level = draw_level(logits, b.shape.levels, b.lane, call.uniforms[sub_pixel], call.temperature, call.top_k);
+      if (static_cast<SamplerKind>(in.kind) == SamplerKind::draw_logistic_mixture) {
+        const LogisticMixture mixture = {logits,          call.levels + sub_pixel - in.number * area, area,
+                                         b.shape.levels,  b.shape.colours,                            b.shape.components,
+                                         call.temperature};
+        level = draw_from_mixture(mixture, b.shape.channels, in.number, b.lane, call.uniforms[sub_pixel]);
+      } else {
+        level = draw_level(logits, b.shape.levels, b.lane, call.uniforms[sub_pixel], call.temperature, call.top_k);
+      }
       if (level == NO_LEVEL) {
-        if (b.lane == 0) *call.undrawable = sub_pixel;
+        if (b.lane == 0 && *call.undrawable < 0) *call.undrawable = sub_pixel;  // an image's first one
         level = 0;
       }
       if (b.lane == 0) call.levels[sub_pixel] = static_cast<uint8_t>(level);

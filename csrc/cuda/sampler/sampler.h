@@ -11,6 +11,7 @@ namespace gk::cuda {
 constexpr int SAMPLER_MAX_MAPS = 16;
 constexpr int SAMPLER_MAX_IMAGES = 16;  // of a block
 constexpr int SAMPLER_MAX_LEVELS = 256;
+constexpr int SAMPLER_MAX_COMPONENTS = 128;  // of a mixture
 constexpr int SAMPLER_SEGMENT = 32;  // reductions of a segment at most, and none reaches beyond a multiple of it
 
 // gk::SamplerInstruction, as blocks keep it in shared memory. `weight` counts floats of the pixel phase's weights, or,
@@ -41,6 +42,7 @@ struct alignas(16) DeviceSpan {
 // whole quads) and places, in this order.
 struct SamplerShape {
   int height, width, grid_width, colours, levels;
+  int channels, predictions, components;  // of what a level is drawn from
   int image_floats;
   int table;  // of levels, in `floats`
   int instructions, spans, places;
@@ -75,7 +77,7 @@ struct SamplerLaunch {
   uint8_t* levels;         // [images, C, H, W], read where known, written where free
   const uint8_t* free;     // the same shape
   const double* uniforms;  // the same shape
-  float* logits;           // [images, levels, C, H, W], or nullptr
+  float* logits;           // [images, channels, predictions, H, W], or nullptr
   double temperature;
   int top_k;               // 0 for all
   int last_row, last_column, last_colour;

@@ -32,7 +32,7 @@ def run(program: Program, run: Run) -> None:
 
     Raises:
         MemoryError: there is none for the values' caches.
-        ValueError: no level can be drawn from the logits.
+        ValueError: no level can be drawn from what the model predicts.
     """
     plan = program.cache.get("cpu")
     if plan is None:
@@ -50,7 +50,7 @@ def run(program: Program, run: Run) -> None:
     )
     run.take(contiguous)
     if undrawable >= 0:
-        raise run.no_level(undrawable)
+        raise run.unsound(program.distribution, undrawable)
 
 
 def _vector(program: Program, k: int) -> tuple[Tensor, int]:

@@ -61,7 +61,7 @@ def run(program: Program, run: Run) -> None:
     """Draws the open sub-pixels of ``run.images`` in place.
 
     Raises:
-        ValueError: no level can be drawn from the logits; not while a CUDA graph is captured.
+        ValueError: no level can be drawn from what the model predicts; not while a CUDA graph is captured.
     """
     device = device_of(program.table)
     with device.current():
@@ -86,7 +86,7 @@ def run(program: Program, run: Run) -> None:
     for y in range(run.last[0] + 1):
         run.row_done(y)
     if not (undrawable.is_cuda and torch.cuda.is_current_stream_capturing()) and int(undrawable) >= 0:
-        raise run.no_level(int(undrawable))
+        raise run.unsound(program.distribution, int(undrawable))
 
 
 def _plan(program: Program, native: Any) -> Plan:

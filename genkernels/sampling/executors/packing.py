@@ -27,7 +27,7 @@ from .records import (
 )
 
 _OPERANDS = 4  # of a record
-_KINDS: dict[type, str] = {Affine: "affine", Pointwise: "pointwise", Cell: "cell", Scan: "scan", Draw: "draw"}
+_KINDS: dict[type, str] = {Affine: "affine", Pointwise: "pointwise", Cell: "cell", Scan: "scan"}
 
 
 class Packed(NamedTuple):
@@ -85,6 +85,9 @@ class Packer:
             grid_width=program.grid_width,
             colours=program.colours,
             levels=program.levels,
+            channels=program.distribution.channels,
+            predictions=program.distribution.predictions,
+            components=program.distribution.components,
             image_floats=where.floats,
             table=self.keep(program.table),
         )
@@ -116,7 +119,7 @@ class Packer:
 
     def instruction(self, instruction: Instruction) -> InstructionRecord:
         record = InstructionRecord(
-            kind=_KINDS[type(instruction)],
+            kind=self.program.distribution.kind if isinstance(instruction, Draw) else _KINDS[type(instruction)],
             places=len(self.places),
             groups=len(self.groups),
             spans=len(self.spans),
@@ -125,7 +128,9 @@ class Packer:
             self.scan(record, instruction)
         elif isinstance(instruction, Draw):
             self.place(0, channel=instruction.colour)
-            self.place(instruction.value, channel=instruction.colour * self.program.levels)
+            distribution = self.program.distribution
+            first = distribution.prediction_of(instruction.colour) * distribution.channels
+            self.place(instruction.value, channel=first)
             record.operands, record.number, record.last_column = 1, instruction.colour, self.program.width
         else:
             self.support(record, self.program.values[instruction.value])

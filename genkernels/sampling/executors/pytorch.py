@@ -26,7 +26,6 @@ from ..program.instructions import (
     span_indices,
 )
 from ..program.program import Program
-from .draw import draw, has_level
 from .run_arguments import Run
 
 
@@ -84,7 +83,7 @@ class Execution:
             self.row(y)
             wrong = self.undrawable[self.undrawable >= 0]  # once for a row: on a GPU asking means waiting
             if len(wrong):
-                raise self.run.no_level(int(wrong[0]))
+                raise self.run.unsound(self.program.distribution, int(wrong[0]))
             self.run.row_done(y)
 
     def row(self, y: int) -> None:
@@ -174,17 +173,19 @@ class Execution:
             self._write(value, y, columns, cell.channels, hidden)
 
     def _draw(self, instruction: Draw, y: int, x: int) -> None:
-        run, colour, levels = self.run, instruction.colour, self.program.levels
-        spans = ((colour * levels, (colour + 1) * levels),)
-        logits = self._read(Read(instruction.value, 0, 0, spans), y, slice(x, x + 1))[:, 0]
+        run, colour, distribution = self.run, instruction.colour, self.program.distribution
+        prediction = distribution.prediction_of(colour)
+        spans = ((prediction * distribution.channels, (prediction + 1) * distribution.channels),)
+        own = self._read(Read(instruction.value, 0, 0, spans), y, slice(x, x + 1))[:, 0]
         if run.logits is not None:
-            run.logits[:, :, colour, y, x] = logits
+            run.logits[:, :, prediction, y, x] = own
         free = run.free[:, colour, y, x]
         shown = self.known[:, colour, y, x]
         if free.is_cuda or bool(free.any()):  # on a GPU asking would mean waiting
-            drawn = draw(logits, run.uniforms[:, colour, y, x], run.temperature, run.top_k)
+            earlier = run.images[:, :colour, y, x]
+            drawn = distribution.draw(own, earlier, run.uniforms[:, colour, y, x], run.temperature, run.top_k)
             here = run.images[:, colour, y, x]
-            self._note_undrawable(free & ~has_level(logits), colour, y, x)
+            self._note_undrawable(free & ~distribution.is_sound(own), colour, y, x)
             here.copy_(torch.where(free, drawn.to(here.dtype), here))
             shown = torch.where(free, self.program.table[drawn], shown)
         image = self.maps[0]

@@ -16,6 +16,9 @@ class SizesRecord:
     grid_width: int
     colours: int
     levels: int
+    channels: int
+    predictions: int
+    components: int
     image_floats: int
     table: int
 

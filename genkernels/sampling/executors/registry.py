@@ -97,16 +97,19 @@ def run_of(request: Request, part: slice, row_done: Callable[[int], None]) -> Ru
 
 
 def teacher_forced(program: Program, images: Tensor, backend: str = "torch") -> Tensor:
-    """The logits of every sub-pixel as the program computes them on its way through given images.
+    """The logits of every sub-pixel, or what else it is drawn from, as the program computes them on its way through
+    given images.
 
     Args:
         images: uint8 [n, C, H, W].
 
     Returns:
-        [n, levels, C, H, W]; a forward pass of the model gives the same.
+        [n, levels, C, H, W], or [n, channels, predictions, H, W] of the distribution; a forward pass of the model gives
+        the same.
     """
     n, colours, height, width = images.shape
-    logits = program.table.new_zeros(n, program.levels, colours, height, width)
+    distribution = program.distribution
+    logits = program.table.new_zeros(n, distribution.channels, distribution.predictions, height, width)
     free = torch.zeros_like(images, dtype=torch.bool)
     run = Run(
         images.clone(), free, torch.zeros(images.shape), 1.0, None, (height - 1, width - 1, colours - 1),

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .draw import no_level
+from ...distributions import Distribution
 
 
 @dataclass(eq=False)
@@ -22,11 +22,11 @@ class Run:
         free: bool [n, C, H, W], true where a level is to be drawn.
         uniforms: floating-point [n, C, H, W] in [0, 1).
         temperature: above 0.
-        top_k: None, or at least 1; see :func:`genkernels.sampling.executors.draw.draw`.
+        top_k: None, or at least 1; see :meth:`genkernels.distributions.Distribution.draw`.
         last: (row, column, colour) of the last sub-pixel that is open in any image: nothing beyond it is computed.
         row_done: to be called with y after each row.
         first: the number of the first image, where the run has a part of a batch.
-        logits: None, or [n, levels, C, H, W] to write the logits of every visited sub-pixel to.
+        logits: None, or [n, channels, predictions, H, W] to write what every visited sub-pixel is drawn from to.
     """
 
     images: Tensor
@@ -69,7 +69,7 @@ class Run:
         if self.logits is not None and done.logits is not None and done.logits is not self.logits:
             self.logits.copy_(done.logits)
 
-    def no_level(self, sub_pixel: int) -> ValueError:
-        """The error for logits from which no level can be drawn, at an element of ``images``, counted through."""
+    def unsound(self, distribution: Distribution, sub_pixel: int) -> ValueError:
+        """The error where no level can be drawn at an element of ``images``, counted through."""
         image, channel, row, column = (int(k) for k in np.unravel_index(sub_pixel, self.images.shape))
-        return no_level(self.first + image, channel, row, column)
+        return distribution.unsound(self.first + image, channel, row, column)

@@ -228,8 +228,9 @@ class Scan:
 class Draw:
     """Draws one colour of pixel (y, x) and writes the image, value 0: ``table[level]`` in channel ``colour``.
 
-    Its logits are channels [colour * levels, (colour + 1) * levels) of ``value`` at (y, x). The level is drawn by
-    inverse CDF as :func:`genkernels.sampling.executors.draw.draw` does; a known sub-pixel keeps its level.
+    It is drawn from the colour's prediction of the program's distribution, at (y, x) of ``value``, which has all
+    predictions one after the other. The level is drawn by inverse CDF as
+    :meth:`genkernels.distributions.Distribution.draw` does; a known sub-pixel keeps its level.
     """
 
     colour: int

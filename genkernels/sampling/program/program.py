@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ...distributions import Distribution
 from .format import instruction_line
 from .instructions import Affine, Draw, Instruction, Scan, Value
 
@@ -19,8 +20,7 @@ class Program:
     Attributes:
         height, width: of the image.
         grid_width: columns of the sweep, at least ``width``.
-        colours: sub-pixels of a pixel.
-        levels: values of a sub-pixel.
+        distribution: what is drawn from; it knows the colours and levels.
         table: [levels], the model's input for each level.
         values: by index; value 0 is the image.
         row: instructions of the row phase.
@@ -32,8 +32,7 @@ class Program:
     height: int
     width: int
     grid_width: int
-    colours: int
-    levels: int
+    distribution: Distribution
     table: Tensor
     values: tuple[Value, ...]
     row: tuple[Instruction, ...]
@@ -41,8 +40,18 @@ class Program:
     cache: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @property
+    def colours(self) -> int:
+        """Sub-pixels of a pixel."""
+        return self.distribution.colours
+
+    @property
+    def levels(self) -> int:
+        """Values of a sub-pixel."""
+        return self.distribution.levels
+
+    @property
     def logits(self) -> int:
-        """The value that holds the logits, ``colours * levels`` channels."""
+        """The value that holds what is drawn from, one prediction of the distribution after the other."""
         return next(i.value for i in self.steps[0] if isinstance(i, Draw))
 
     @property
@@ -81,8 +90,8 @@ class Program:
         """One line for each instruction."""
         image = f"{self.height} x {self.width} x {self.colours}"
         lines = [
-            f"sampling program: images {image}, {self.levels} levels, {self.grid_width} columns, "
-            f"{len(self.values)} values, {self.multiplications():,} multiply-adds an image"
+            f"sampling program, {self.distribution.name}: images {image}, {self.levels} levels, "
+            f"{self.grid_width} columns, {len(self.values)} values, {self.multiplications():,} multiply-adds an image"
         ]
         lines += ["before each row:"] + [instruction_line(self.values, i) for i in self.row]
         for step, instructions in enumerate(self.steps):

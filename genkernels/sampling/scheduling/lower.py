@@ -41,7 +41,7 @@ def lower(scheduled: Schedule, table: Tensor) -> Program:
         if node in scheduled.needed:
             builder.add(node)
     logits = builder.number[graph.logits]
-    for colour in range(graph.colours):
+    for colour in range(graph.distribution.colours):
         builder.steps[colour].append(Draw(colour, logits))
     values = tuple(builder.values)
     grid_width = max(graph.width, *(v.columns[1] for v in values))
@@ -49,7 +49,7 @@ def lower(scheduled: Schedule, table: Tensor) -> Program:
         if isinstance(node, ConstantNode) and not node.is_vector:
             builder.values[index] = replace(values[index], constant=_on_grid(node.tensor, graph.height, grid_width))
     program = Program(
-        graph.height, graph.width, grid_width, graph.colours, graph.levels, table,
+        graph.height, graph.width, grid_width, graph.distribution, table,
         tuple(builder.values), tuple(builder.row), tuple(tuple(step) for step in builder.steps),
     )  # fmt: skip
     return replace(program, values=_with_reach(program))
@@ -87,7 +87,7 @@ class _Builder:
         self.values: list[Value] = []
         self.number: dict[Node, int] = {}
         self.row: list[Instruction] = []
-        self.steps: list[list[Instruction]] = [[] for _ in range(schedule.graph.colours + 1)]
+        self.steps: list[list[Instruction]] = [[] for _ in range(schedule.graph.distribution.colours + 1)]
 
     def value(
         self, name: str, labels: Tensor, node: Node, outside: Tensor | None = None, constant: Tensor | None = None

@@ -201,13 +201,12 @@ def _check_logits(schedule: Schedule) -> None:
     graph = schedule.graph
     if schedule.anchor[graph.logits] != (0, 0):
         raise NotTraceable(schedule.culprit[graph.logits])
-    labels = schedule.labels[graph.logits].view(graph.colours, graph.levels).amax(1)
-    for colour, label in enumerate(labels.tolist()):
+    predictions, channels = graph.distribution.predictions, graph.distribution.channels
+    labels = schedule.labels[graph.logits].view(predictions, channels)
+    for colour, own in enumerate(labels):  # a prediction for all colours must be there before the first
+        label = int(own.max())
         if label > colour:
-            channel = colour * graph.levels + int(
-                schedule.labels[graph.logits][colour * graph.levels :][: graph.levels].argmax()
-            )
-            layer = _sees_itself(schedule, graph.logits, channel, label)
+            layer = _sees_itself(schedule, graph.logits, colour * channels + int(own.argmax()), label)
             raise NotTraceable(
                 f"not causal: the logits of colour {colour} depend on colour {label - 1} of the same pixel, "
                 f"which layer {layer!r} lets through"

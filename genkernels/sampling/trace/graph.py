@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from ...distributions import Distribution
 from ...ops.wavefront_lstm.geometry import Geometry
 from ..program.instructions import Function
 
@@ -146,15 +147,16 @@ class LstmNode(Node):
 
 @dataclass(eq=False)
 class Graph:
-    """Nodes in an order in which each reads only earlier ones; ``logits`` has channel ``colour * levels + level``."""
+    """Nodes in an order in which each reads only earlier ones; ``logits`` has the distribution's predictions, one after
+    the other.
+    """
 
     nodes: list[Node]
     image: ImageNode
     logits: Node
     height: int
     width: int
-    colours: int
-    levels: int
+    distribution: Distribution
 
 
 def inputs_of(node: Node) -> list[Tap | Link]:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...distributions import Distribution
 from ...ops.core.torch_internals import TorchDispatchMode, module_call_code, name_of, tree_flatten, tree_map
 from ..program.instructions import Function
 from .graph import Box, ConstantNode, Graph, ImageNode, Link, Node, NotTraceable, PointNode
@@ -366,12 +367,13 @@ def trace(
     function: Callable[[Tensor], Tensor],
     model: nn.Module | None,
     shape: tuple[int, int, int, int],
-    levels: int,
+    distribution: Distribution,
     dtype: torch.dtype,
     device: torch.device,
     operators: OperatorTable,
 ) -> Graph:
-    """The graph of ``function``, from an image [N, C, H, W] to logits [N, levels, C, H, W] (or, if C is 1, without C).
+    """The graph of ``function``, from an image [N, C, H, W] to logits [N, levels, C, H, W]; or what else a distribution
+    predicts, [N, channels, predictions, H, W] (or, if there is one, without it).
 
     Raises:
         NotTraceable: with the name of the layer and the reason.
@@ -397,13 +399,16 @@ def trace(
             f"{reason}"
         ) from error
     tracer.operator = "logits"
-    expected = [[batch, levels, colours, height, width]] + ([[batch, levels, height, width]] if colours == 1 else [])
+    channels, predictions = distribution.channels, distribution.predictions
+    expected = [[batch, channels, predictions, height, width]]
+    if predictions == 1:
+        expected.append([batch, channels, height, width])
     if not isinstance(logits, Traced):
         raise NotTraceable(f"logits: expected a tensor computed from the image; got {type(logits).__name__}")
     if list(logits.shape) not in expected:
         forms = " or ".join("[N, " + ", ".join(map(str, form[1:])) + "]" for form in expected)
         raise NotTraceable(f"logits: expected {forms}; got [N, {', '.join(map(str, logits.shape[1:]))}]")
-    index = logits.as_index().reshape(1, levels, colours, height, width).transpose(1, 2)
+    index = logits.as_index().reshape(1, channels, predictions, height, width).transpose(1, 2)
     plane = tracer.numbering.plane(index, "logits")
-    head = PointNode("logits", colours * levels, plane.box, Function("copy"), [tracer.operand(plane)])
-    return Graph([*tracer.nodes, head], image, head, height, width, colours, levels)
+    head = PointNode("logits", predictions * channels, plane.box, Function("copy"), [tracer.operand(plane)])
+    return Graph([*tracer.nodes, head], image, head, height, width, distribution)
