@@ -181,7 +181,7 @@ class Trainer:
         return not signal
 
     def _one_step(self) -> None:
-        batch = self.batches.batch(self.epoch, self.batch, self.device)
+        batch = processes.together(lambda: self.batches.batch(self.epoch, self.batch, self.device))
         dtype = PRECISIONS[self.settings.precision]
 
         def step() -> dict[str, float]:

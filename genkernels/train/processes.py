@@ -126,9 +126,8 @@ def gather(value: T) -> list[T]:
 def together(work: Callable[[], T]) -> T:
     """What this process' work returns; an error that a user can mend, of any process, is raised in all of them."""
     result, error = _tried(work)
-    for found in gather(error):
-        if found is not None:
-            raise found
+    if any(largest(error is not None)):  # one number at every step, and not the errors themselves
+        raise next(found for found in gather(error) if found is not None)
     return result
 
 
