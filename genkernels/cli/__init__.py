@@ -1,6 +1,6 @@
 """The command ``genkernels``.
 
-app.py         its commands: info, demo, train, sample, evaluate
+app.py         its commands: info, demo, defaults, train, sample, evaluate
 train.py       genkernels train
 train_options.py  its options
 options.py     options that several commands take

@@ -1,4 +1,4 @@
-"""The commands: options and output of info, demo, sample and evaluate; the work is :mod:`genkernels.train`'s."""
+"""The commands: options and output of all but train; the work is :mod:`genkernels.train`'s."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from ..models import AutoregressiveModel
 from ..train import processes
 from ..train.checkpoint import checkpoint_in, open_model
 from ..train.data.binarise import METHODS
+from ..train.defaults import DEFAULTS
 from ..train.errors import GenkernelsError
 from ..train.objectives import Drawing, Evaluating
 from ..version import __version__
@@ -101,6 +102,16 @@ def demo(
 
 
 app.command()(train)
+
+
+@app.command()
+def defaults() -> None:
+    """Defaults of train by model and data set, where a paper or a run gives a number, and which."""
+    table = Table("model", "data", "settings", "source", box=None, pad_edge=False)
+    for row in DEFAULTS:
+        values = ", ".join(f"{name} {value}" for name, value in {**row.settings, **row.model}.items())
+        table.add_row(row.recipe, row.data or "any", values, row.source)
+    make_console().print(table)
 
 
 @app.command()

@@ -19,7 +19,6 @@ from ..train.run import start_run
 from ..train.settings import Limits
 from .progress import counted, progress
 
-BATCH_SIZE, LEARNING_RATE = 32, 5e-4
 EPOCHS = 40  # a minute on two cores; a quicker machine would go on to learn these few digits by heart
 
 
@@ -33,8 +32,7 @@ def run_demo(console: Console, seconds: float, out: Path, seed: int, overwrite: 
     check_picture_path(Path("samples.png"))
     if (out / CHECKPOINT).exists() and not overwrite:  # start_run would offer --resume, which a demo does not have
         raise TrainingError(f"{out} holds a run already: replace it with --overwrite, or name another with --out")
-    settings = {"data": "digits", "batch_size": BATCH_SIZE, "learning_rate": LEARNING_RATE, "seed": seed}
-    trainer, dataset = start_run("pixelcnn", out, settings, {}, overwrite=overwrite)
+    trainer, dataset = start_run("pixelcnn", out, {"data": "digits", "seed": seed}, {}, overwrite=overwrite)
     model, train, test = trainer.model, trainer.train.images[:], trainer.test.images[:]
     assert isinstance(model, PixelCNN)
     console.print(
@@ -60,7 +58,7 @@ def run_demo(console: Console, seconds: float, out: Path, seed: int, overwrite: 
     save_grids(out / "samples.png", {"drawn by the model": drawn, "real": test[:64]}, dataset.levels)
     save_curve(out / "curve.png", trainer.history, trainer.objective.curves, trainer.objective.unit)
     console.print(f"written to {out}: samples.png, curve.png, model.pt, history.jsonl\n")
-    _show_timings(console, compare_with_plain(model, train[:BATCH_SIZE]))
+    _show_timings(console, compare_with_plain(model, train[: trainer.settings.batch_size]))
 
 
 def _show_timings(console: Console, rows: list[Comparison]) -> None:

@@ -56,8 +56,9 @@ def train(
             model, place, {"data": "digits", **settings}, model_options, objective_options,
             limits=limits, device=where, overwrite=overwrite, skip_broken=skip_broken,
         )  # fmt: skip
-    if options["samples"] is not None:
-        trainer.samples = options["samples"]
+    for name in ("samples", "images_every", "tensorboard"):
+        if options[name] is not None:
+            setattr(trainer, name, options[name])
     if options["workers"] is not None:
         if not isinstance(trainer.train.images, FileImages):
             raise GenkernelsError(f"workers: the images of {dataset.name} are in memory; nothing is left to decode")

@@ -110,6 +110,8 @@ OPTIONS = (
     Option(RUN, "minutes", float, "Stop after so much training from now.", 0.01),
     Option(RUN, "workers", int, f"Processes that decode images too large for memory; {DEFAULT_WORKERS} by default.", 0),
     Option(RUN, "samples", int, f"Images to draw at the end; {DEFAULT_SAMPLES} by default.", 0),
+    Option(RUN, "images_every", int, "Draw images after every so many epochs, too: samples-EPOCH.png.", 1),
+    Option(RUN, "tensorboard", bool, "Write the history and these images for TensorBoard, too."),
 )  # fmt: skip
 
 

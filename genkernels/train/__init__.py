@@ -1,6 +1,7 @@
 """Training by recipe, from the command line or from a script.
 
-recipes.py          recipes by name: model, objective, defaults
+recipes.py          recipes by name: model, objective, general settings
+defaults.py         defaults by model and data set, with their sources
 settings.py         settings and limits of a run
 optimization.py     the descent of one loss
 schedule.py         schedules of the learning rate
@@ -12,6 +13,7 @@ data/               data sets by name, as uint8 tensors
 metrics.py          means over images, the likelihood first of all
 point_metrics.py    modes covered by generated points
 pictures.py         grids of images, and curves
+tensorboard.py      the same and the history for TensorBoard
 checkpoint.py       model and training state in one file
 atomic_write.py     files that are written whole or not at all
 lock.py             one process at a time in a run's folder

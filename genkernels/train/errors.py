@@ -22,9 +22,9 @@ class TrainingError(GenkernelsError):
 class MissingPackageError(GenkernelsError):
     """An optional package is not installed."""
 
-    def __init__(self, package: str, purpose: str) -> None:
-        self._arguments = (package, purpose)
-        super().__init__(f"{purpose} needs {package}, which is not installed: pip install 'genkernels[cli]'")
+    def __init__(self, package: str, purpose: str, extra: str = "cli") -> None:
+        self._arguments = (package, purpose, extra)
+        super().__init__(f"{purpose} needs {package}, which is not installed: pip install 'genkernels[{extra}]'")
 
-    def __reduce__(self) -> tuple[type[MissingPackageError], tuple[str, str]]:
+    def __reduce__(self) -> tuple[type[MissingPackageError], tuple[str, str, str]]:
         return type(self), self._arguments  # it travels between processes

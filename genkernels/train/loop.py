@@ -26,10 +26,12 @@ from .data.file_images import fingerprint
 from .diagnosis import first_layer_not_finite
 from .errors import TrainingError
 from .lock import FolderLock
-from .objectives import Evaluating, Objective
+from .objectives import Drawing, Evaluating, Objective
 from .optimization import PRECISIONS, NotFiniteError
+from .pictures import save_grids
 from .recipes import Recipe
 from .settings import Limits, Settings
+from .tensorboard import TensorBoard
 
 HISTORY = "history.jsonl"
 
@@ -101,6 +103,9 @@ class Trainer:
         self.seconds = 0.0  # of training so far, over all resumed parts
         self.history: list[dict[str, Any]] = []
         self.samples = DEFAULT_SAMPLES  # images to draw at the end
+        self.images_every: int | None = None  # epochs from one drawing of images to the next while training
+        self.tensorboard = False  # whether the history and these images are for TensorBoard, too
+        self._board: TensorBoard | None = None
         self.stopped_by: int | None = None  # the number of the signal that ended the last part early
         self._recent: list[dict[str, float]] = []  # results of the steps since the last record
         self._saved_step = -1
@@ -147,6 +152,7 @@ class Trainer:
         self.model.train()
         with ExitStack() as stack, closing(self.batches), InterruptRequest() as interrupt:
             processes.first_does(lambda: stack.enter_context(FolderLock(self.folder)) and None)
+            processes.first_does(lambda: self._open_board(stack))
             if self._saved_step != self.step:
                 self.save()  # a folder that cannot be written shows now, not after the first hour
             began, before = time.monotonic(), self.seconds
@@ -160,6 +166,8 @@ class Trainer:
                     self._record()
                 if self.step % max(len(self.batches), EVALUATION_STEPS) == 0:
                     self._evaluate()
+                if self.images_every is not None and self.batch == 0 and self.epoch % self.images_every == 0:
+                    processes.first_does(self._draw)
                 if on_step is not None:
                     on_step(self.done(limits, elapsed))
                 # The clocks and the signals of processes differ; what follows from them may not.
@@ -173,7 +181,7 @@ class Trainer:
         return not signal
 
     def _one_step(self) -> None:
-        batch = self.batches.batch(self.epoch, self.batch, self.device)
+        batch = processes.together(lambda: self.batches.batch(self.epoch, self.batch, self.device))
         dtype = PRECISIONS[self.settings.precision]
 
         def step() -> dict[str, float]:
@@ -202,7 +210,7 @@ class Trainer:
         for key in {key: None for step in self._recent for key in step}:  # a generator may rest at some steps
             values = [step[key] for step in self._recent if key in step]
             means[key] = sum(values) / len(values)
-        self.history.append(self._now() | means)
+        self._note(means)
         self._recent = []
 
     def _evaluate(self) -> None:
@@ -210,7 +218,7 @@ class Trainer:
         measures = self.objective.evaluate(self.result, self.test.first(EVALUATION_IMAGES), Evaluating())
         if not measures:
             return
-        self.history.append(self._now() | {f"test_{measure.key}": measure.mean for measure in measures})
+        self._note({f"test_{measure.key}": measure.mean for measure in measures})
         if measures[0].mean < self._best:
             self._best = measures[0].mean
             progress = {"step": self.step, measures[0].key: measures[0].mean}
@@ -221,13 +229,37 @@ class Trainer:
                 )
             )  # fmt: skip
 
-    def _now(self) -> dict[str, Any]:
-        return {
-            "step": self.step,
-            "epoch": round(self.step / len(self.batches), 4),
-            "seconds": round(self.seconds, 3),
-            **({} if self.settings.binarize is None else {"binarize": self.settings.binarize}),
-        }
+    def _note(self, figures: dict[str, float]) -> None:
+        """A line of the history."""
+        self.history.append(
+            {
+                "step": self.step,
+                "epoch": round(self.step / len(self.batches), 4),
+                "seconds": round(self.seconds, 3),
+                **({} if self.settings.binarize is None else {"binarize": self.settings.binarize}),
+                **figures,
+            }
+        )
+        if self._board is not None:
+            self._board.write(self.history[-1])
+
+    def _open_board(self, stack: ExitStack) -> None:
+        self._board = TensorBoard(self.folder, self.step) if self.tensorboard else None
+        if self._board is not None:
+            stack.callback(self._board.close)
+
+    def _draw(self) -> None:
+        """Write the pictures of this epoch; they compare, since their random numbers are the same at every epoch."""
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):  # whatever a family draws without the generator
+            torch.manual_seed(self.settings.seed)
+            drawing = Drawing(torch.Generator().manual_seed(self.settings.seed))
+            pictures = self.objective.pictures(self.result, self.test, max(self.samples, 1), drawing)
+        for name, grids in pictures.items():
+            path = self.folder / f"{name}-{self.epoch}.png"
+            save_grids(path, grids, 256)
+            if self._board is not None:
+                self._board.show(name, path, self.step)
 
     def save(self) -> None:
         """Write the checkpoint and the history, each atomically; the first process does."""
@@ -248,6 +280,8 @@ class Trainer:
             progress={"epoch": self.epoch, "batch": self.batch, "step": self.step, "seconds": self.seconds},
             limits=asdict(self.limits),
             samples=self.samples,
+            images_every=self.images_every,
+            tensorboard=self.tensorboard,
             images=self.fingerprint,
             history=self.history,
             recent=self._recent,
@@ -274,6 +308,7 @@ class Trainer:
             self.step, self.seconds = progress["step"], progress["seconds"]
             self.limits = Limits(**content["limits"])
             self.samples, self._best = content["samples"], content["best"]
+            self.images_every, self.tensorboard = content["images_every"], content["tensorboard"]
             if self._average is not None:
                 self._average.module.load_state_dict(content["model"])
                 self._average.n_averaged.fill_(content["averaged_steps"])

@@ -22,7 +22,6 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.distributed.nn import functional as differentiable
 
 from .errors import GenkernelsError
 
@@ -74,11 +73,27 @@ def add_gradients(gradients: Sequence[Tensor]) -> None:
             gradient.copy_(total.view_as(gradient))
 
 
+class _Sum(torch.autograd.Function):
+    """The sum over the processes; of its gradients, too, since each process has a loss of its own."""
+
+    @staticmethod
+    def forward(context: Any, own: Tensor) -> Tensor:
+        total = own.contiguous().clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        total = gradient.contiguous().clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+
 def mean_over_rows(rows: Tensor, whole: int) -> Tensor:
     """[N, ...] -> [...]: the mean over the ``whole`` rows of all processes; its gradient is exact in the sum."""
     if count() == 1 or len(rows) == whole:
         return rows.mean(0)
-    return differentiable.all_reduce(rows.sum(0)) / whole
+    return _Sum.apply(rows.sum(0)) / whole
 
 
 def total(*values: float) -> list[float]:
@@ -111,9 +126,8 @@ def gather(value: T) -> list[T]:
 def together(work: Callable[[], T]) -> T:
     """What this process' work returns; an error that a user can mend, of any process, is raised in all of them."""
     result, error = _tried(work)
-    for found in gather(error):
-        if found is not None:
-            raise found
+    if any(largest(error is not None)):  # one number at every step, and not the errors themselves
+        raise next(found for found in gather(error) if found is not None)
     return result
 
 

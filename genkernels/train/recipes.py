@@ -41,7 +41,7 @@ class Recipe:
         model: its constructor.
         summary: one line for people.
         objective: how a step is taken, what is measured and which pictures are made; its fields are options of a run.
-        batch_size, learning_rate, optimizer: the defaults of a run; "adam" or "rmsprop".
+        batch_size, learning_rate, optimizer: of a run for which :mod:`~genkernels.train.defaults` has no others.
         clip: the largest gradient norm of the objective's loss; larger gradients are scaled down to it.
         takes_points: whether the model can be trained on points of the plane, too.
     """
@@ -85,7 +85,6 @@ _ALL = (
         "pixelrnn",
         PixelRNN,
         "an LSTM that sweeps over diagonals or rows (van den Oord et al. 2016)",
-        optimizer="rmsprop",
     ),
     Recipe("vae", VAE, "a convolutional VAE (Kingma & Welling 2014)", VariationalObjective, batch_size=128),
     Recipe(
@@ -118,8 +117,6 @@ _ALL = (
         DCGAN,
         "convolutional adversarial networks (Radford et al. 2016)",
         AdversarialObjective,
-        batch_size=128,
-        learning_rate=2e-4,
         clip=math.inf,
     ),
 )

@@ -19,6 +19,7 @@ from .data.batches import LabelledImages
 from .data.binarise import METHODS, TEST_SEED, stochastic
 from .data.file_images import FileImages, Images
 from .data.sources import Dataset, in_levels, open_dataset
+from .defaults import defaults_of
 from .errors import TrainingError
 from .loop import Trainer, augmentation_of
 from .objectives import Objective
@@ -45,7 +46,8 @@ def start_run(
     Args:
         recipe: name of what to train.
         folder: made when it is missing.
-        settings: ``data`` and any other fields of :class:`Settings`; what is missing comes from the recipe.
+        settings: ``data`` and any other fields of :class:`Settings`; what is missing comes from the table of
+            :mod:`~genkernels.train.defaults`, else from the recipe.
         model_options: arguments of the model's constructor; the size and colours of the images come from the
             data, and what else the objective takes from there, such as ``levels``, when missing, too.
         objective_options: fields of the recipe's objective.
@@ -60,6 +62,7 @@ def start_run(
     chosen_recipe = find_recipe(recipe)
     if processes.first_does((folder / CHECKPOINT).exists) and not overwrite:
         raise TrainingError(f"{folder} holds a run already: go on with --resume, or replace it with --overwrite")
+    own_settings, own_model = defaults_of(recipe, settings["data"])
     defaults = {
         "size": None,
         "batch_size": chosen_recipe.batch_size,
@@ -67,6 +70,7 @@ def start_run(
         "optimizer": chosen_recipe.optimizer,
         "clip": chosen_recipe.clip,
         "seed": 0,
+        **own_settings,
     }
     chosen = Settings(**{**defaults, **settings, "data": absolute_spec(settings["data"])})
     _check(chosen)
@@ -78,6 +82,7 @@ def start_run(
     _, channels, height, width = dataset.test.shape
     options = {
         **objective.model_options(dataset, model_options),
+        **own_model,
         **model_options,
         "in_channels": channels,
         "image_size": (height, width),

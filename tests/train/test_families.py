@@ -11,7 +11,7 @@ from genkernels.train import Limits, resume_run, start_run
 from genkernels.train.checkpoint import load_model, read_checkpoint
 from genkernels.train.errors import GenkernelsError, TrainingError
 from genkernels.train.objectives import Drawing, Evaluating
-from genkernels.train.recipes import RECIPES, find_recipe
+from genkernels.train.recipes import RECIPES
 
 pytest.importorskip("sklearn", reason="the embedded digits need the extra 'cli'")
 
@@ -100,9 +100,9 @@ def test_dcgan_learns_where_the_ink_is(tmp_path):
 
 
 def test_dcgan_has_the_optimisers_of_the_paper(tmp_path):
-    recipe = find_recipe("dcgan")
-    assert (recipe.batch_size, recipe.learning_rate, recipe.optimizer, recipe.clip) == (128, 2e-4, "adam", float("inf"))
     trainer = start_run("dcgan", tmp_path, {"data": "digits"}, SMALL)[0]
+    chosen = trainer.settings
+    assert (chosen.batch_size, chosen.learning_rate, chosen.optimizer, chosen.clip) == (128, 2e-4, "adam", float("inf"))
     for name in ("generator", "discriminator"):
         (group,) = trainer.descents[name].optimizer.param_groups
         assert isinstance(trainer.descents[name].optimizer, torch.optim.Adam)

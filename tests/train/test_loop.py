@@ -95,7 +95,7 @@ def test_every_image_is_used_once_in_an_epoch(tmp_path):
 
 def test_a_resumed_run_cannot_be_given_other_settings(tmp_path):
     start(tmp_path).run(Limits(steps=1))
-    with pytest.raises(TrainingError, match=r"learning_rate: .* has 0.001; it cannot go on with 0.5"):
+    with pytest.raises(TrainingError, match=r"learning_rate: .* has 0.0005; it cannot go on with 0.5"):
         resume(tmp_path, learning_rate=0.5)
     with pytest.raises(TrainingError, match=r"hidden_channels: .* has 4; it cannot go on with 8"):
         resume_run("pixelcnn", tmp_path, {}, {"hidden_channels": 8})

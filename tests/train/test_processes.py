@@ -155,12 +155,13 @@ def test_a_run_of_two_processes_goes_on_in_one(pair, tmp_path):
 
 
 def test_processes_end_together(tmp_path):
-    """Where one gets a signal, numbers that are not finite, other data than the rest, or a folder that is in use."""
+    """Where one gets a signal, numbers that are not finite, other data, a damaged image, or a folder that is in use."""
     (tmp_path / "first").mkdir()
     results = two_processes(
         tmp_path,
         f"""
         import os, signal, time
+        from genkernels.train.errors import DataError
         from genkernels.train.lock import FolderLock
         small = {PIXELCNN!r}
         result = []
@@ -195,6 +196,14 @@ def test_processes_end_together(tmp_path):
         images = "folder:" + str(folder / "nowhere") if rank == 1 else "digits"
         result.append(run(lambda: start("data", data=images)))
 
+        trainer = start("image")
+        trainer.run(Limits(steps=2))
+        def damaged(*place):
+            raise DataError("cat.png: damaged")
+        if rank == 1:
+            trainer.batches.batch = damaged
+        result.append(run(lambda: trainer.run(Limits(steps=9))))
+
         trainer = start("locked")
         if rank == 0:
             lock = FolderLock(folder / "locked")
@@ -204,11 +213,12 @@ def test_processes_end_together(tmp_path):
         """,
     )
     assert results[0] == results[1]
-    stopped, steps, diverged, data, locked, held = results[0]
+    stopped, steps, diverged, data, image, locked, held = results[0]
     assert stopped == [3, signal.SIGTERM]
     assert steps > 0
     assert "TrainingError: training diverged: the loss became nan at step 3, first in layers.0;" in diverged
     assert "nowhere" in data
+    assert image == "DataError: cat.png: damaged"
     assert "another run is writing" in locked
     assert "holds a run already" in held
 
@@ -239,7 +249,7 @@ def test_a_missing_package_is_told_in_every_process():
 
     from genkernels.train.errors import MissingPackageError
 
-    error = MissingPackageError("matplotlib", "drawing a picture")
+    error = MissingPackageError("tensorboard", "--tensorboard", extra="tensorboard")
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
 
 
