@@ -15,6 +15,7 @@ NCCL. What processes decide together must be the same in all: any of these calls
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -40,6 +41,8 @@ def launched() -> Iterator[None]:
     try:
         yield
     finally:
+        # The traceback of an error may still hold the group, and one that outlives the interpreter aborts the process.
+        gc.collect()
         torch.distributed.destroy_process_group()
 
 
