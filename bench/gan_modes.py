@@ -2,7 +2,7 @@
 
     python -m bench.gan_modes [--steps 5000] [--seeds 5] [--data ring] [--json FILE]
 
-Prints a table and writes its figures with the machine and the commit. Not a matter of speed: the seconds are there to
+Prints a table and writes its figures with the machine and the commit; those of one run are in gan_modes.json. Not a matter of speed: the seconds are there to
 show what a stabiliser costs.
 """
 
