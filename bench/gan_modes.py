@@ -2,8 +2,8 @@
 
     python -m bench.gan_modes [--steps 5000] [--seeds 5] [--data ring] [--json FILE]
 
-Prints a table and writes its figures with the machine and the commit; those of one run are in gan_modes.json. Not a matter of speed: the seconds are there to
-show what a stabiliser costs.
+Prints a table and writes its figures with the machine and the commit; those of one run are in gan_modes.json. Not a
+matter of speed: the seconds are there to show what a stabiliser costs.
 """
 
 from __future__ import annotations
