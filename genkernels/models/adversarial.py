@@ -5,12 +5,11 @@ from __future__ import annotations
 import itertools
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from ..nn import MinibatchDiscrimination
-from .autoregressive import check_labels, check_whole
+from .autoregressive import check_whole, one_hot_labels
 from .base import GenerativeModel, evaluation_mode
 
 DISCRIMINATOR_NORMS = ("batch", "none")
@@ -40,7 +39,7 @@ class AdversarialModel(GenerativeModel):
 
     def generate(self, latents: Tensor, condition: Tensor | None = None) -> Tensor:
         """Images of latents [N, latent_dim] and, where there are classes, int64 labels [N]."""
-        classes = self._one_hot(condition, latents)
+        classes = one_hot_labels(condition, self.num_classes, latents)
         return self.generator(latents if classes is None else torch.cat([latents, classes], 1))
 
     def judge(self, images: Tensor, condition: Tensor | None = None) -> Tensor:
@@ -53,19 +52,10 @@ class AdversarialModel(GenerativeModel):
         return self.discriminator[-2:](features), features.flatten(1)
 
     def _labelled(self, images: Tensor, condition: Tensor | None) -> Tensor:
-        classes = self._one_hot(condition, images)
+        classes = one_hot_labels(condition, self.num_classes, images)
         if classes is None:
             return images
         return torch.cat([images, classes[:, :, None, None].expand(-1, -1, *images.shape[2:])], 1)
-
-    def _one_hot(self, condition: Tensor | None, like: Tensor) -> Tensor | None:
-        if self.num_classes is None:
-            if condition is not None:
-                raise ValueError(f"condition: this model has no classes; got {type(condition).__name__}")
-            return None
-        check_labels("condition", condition, len(like), self.num_classes)
-        assert condition is not None
-        return F.one_hot(condition, self.num_classes).to(like.dtype)
 
     @torch.no_grad()
     def sample(

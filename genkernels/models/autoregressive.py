@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import sampling
@@ -269,3 +270,18 @@ def check_labels(name: str, labels: Tensor | None, batch: int, classes: int) -> 
         low, high = (value.item() for value in torch.aminmax(unwrapped(labels)))
         if low < 0 or high >= classes:
             raise ValueError(f"{name}: expected {wanted}; got {low} .. {high}")
+
+
+def one_hot_labels(condition: Tensor | None, num_classes: int | None, like: Tensor) -> Tensor | None:
+    """[N, num_classes] in the dtype of ``like``, which has N entries; None for a model without classes.
+
+    Raises:
+        ValueError: the condition does not fit; the message names it.
+    """
+    if num_classes is None:
+        if condition is not None:
+            raise ValueError(f"condition: this model has no classes; got {type(condition).__name__}")
+        return None
+    check_labels("condition", condition, len(like), num_classes)
+    assert condition is not None
+    return F.one_hot(condition, num_classes).to(like.dtype)

@@ -6,10 +6,9 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .autoregressive import check_labels, check_levels, check_whole
+from .autoregressive import check_levels, check_whole, one_hot_labels
 from .base import evaluation_mode
 from .conv_stacks import ConvolutionalModel, down, up
 
@@ -93,23 +92,13 @@ class VariationalModel(ConvolutionalModel):
         self.check_images(x)
         check_levels("x", x, self.levels)
         seen = self._scaled(x)
-        if (classes := self._one_hot(condition, seen)) is not None:
+        if (classes := one_hot_labels(condition, self.num_classes, seen)) is not None:
             seen = torch.cat([seen, classes[:, :, None, None].expand(-1, -1, *x.shape[2:])], 1)
         mean, log_variance = self.encoder(seen).chunk(2, 1)
         return mean, log_variance
 
-    def _one_hot(self, condition: Tensor | None, like: Tensor) -> Tensor | None:
-        """[N, num_classes] in the dtype of ``like``, which has N entries; None for a model without classes."""
-        if self.num_classes is None:
-            if condition is not None:
-                raise ValueError(f"condition: this model has no classes; got {type(condition).__name__}")
-            return None
-        check_labels("condition", condition, len(like), self.num_classes)
-        assert condition is not None
-        return F.one_hot(condition, self.num_classes).to(like.dtype)
-
     def _decoded(self, z: Tensor, condition: Tensor | None) -> Tensor:
-        classes = self._one_hot(condition, z)
+        classes = one_hot_labels(condition, self.num_classes, z)
         return self.decoder(z if classes is None else torch.cat([z, classes], 1))
 
     def log_likelihood(self, x: Tensor, z: Tensor, condition: Tensor | None = None) -> Tensor:

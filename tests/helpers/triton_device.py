@@ -62,4 +62,4 @@ if INTERPRETED:
     masked_conv_kernels._backend = lambda x: masked_conv_triton
     conv_bn_act_kernels._backend = lambda x: conv_bn_act_triton
     instance_norm_kernels._backend = lambda x: instance_norm_triton
-    softmax_nll_kernels._backend = lambda x, weight, live: softmax_nll_triton
+    softmax_nll_kernels._backend = lambda x, weight, target, live: softmax_nll_triton

@@ -267,6 +267,19 @@ def test_compiled_it_is_what_it_is_eager():
         assert got.equal(expected)
 
 
+@pytest.mark.parametrize("wrong", [4, -1, 70000])
+@pytest.mark.parametrize("reduction", ["none", "sum"])
+def test_a_target_that_is_no_level_is_refused_in_a_compiled_program_too(wrong, reduction):
+    inputs, target = small(torch.float32)
+    compiled = torch.compile(
+        lambda t: softmax_nll(*inputs, t, reduction=reduction), fullgraph=True, backend="aot_eager"
+    )
+    compiled(target)
+    target[0, 1, 0, 2] = wrong
+    with pytest.raises(ValueError, match=r"target: expected levels 0 \.\. 3; got"):
+        compiled(target)
+
+
 def test_under_autocast_sums_stay_float32():
     inputs, target = small(torch.float32)
     with torch.autocast("cpu", torch.bfloat16):

@@ -15,8 +15,17 @@ from . import cpu, reference, schema
 from .derivatives import softmax_nll, softmax_nll_backward, softmax_nll_total
 
 
-def _backend(x: Tensor, weight: Tensor, live: Sequence[int]) -> ModuleType:
-    if x.is_cpu and weight.shape[0] // len(live) > cpu.MOST_LEVELS:
+def _backend(x: Tensor, weight: Tensor, target: Tensor, live: Sequence[int]) -> ModuleType:
+    """What computes a call; looked at here are the targets' values, which are places in memory to the kernels.
+
+    Here and not before, since in a compiled program no other code sees them. (Not on a GPU, which would wait.)
+    """
+    levels = weight.shape[0] // len(live)
+    if target.is_cpu:
+        low, high = (value.item() for value in torch.aminmax(target))
+        if low < 0 or high >= levels:
+            raise ValueError(f"target: expected levels 0 .. {levels - 1}; got {low} .. {high}")
+    if x.is_cpu and levels > cpu.MOST_LEVELS:
         return reference
     return kernels_for(x, cpu, reference)
 
@@ -27,7 +36,7 @@ def _forward(
     if target.numel() == 0:
         return _forward_fake(x, weight, bias, target, live)
     with torch.autocast(x.device.type, enabled=False):
-        return _backend(x, weight, live).forward(x, weight, bias, target, live)
+        return _backend(x, weight, target, live).forward(x, weight, bias, target, live)
 
 
 def _backward(
@@ -42,7 +51,7 @@ def _backward(
         )
         return a, b, c
     with torch.autocast(x.device.type, enabled=False):
-        found = _backend(x, weight, live).backward(grad, x, weight, bias, target, log_sum_exp, live, needs)
+        found = _backend(x, weight, target, live).backward(grad, x, weight, bias, target, log_sum_exp, live, needs)
     a, b, c = (empty if g is None else g.contiguous() for g in found)
     return a, b, c
 
@@ -53,7 +62,7 @@ def _total(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     empty = x.new_empty(0)
     with torch.autocast(x.device.type, enabled=False):
-        backend = reference if target.numel() == 0 else _backend(x, weight, live)
+        backend = reference if target.numel() == 0 else _backend(x, weight, target, live)
         total, found = backend.total(x, weight, bias, target, counts, live, needs)
     a, b, c = (empty if g is None else g.contiguous() for g in found)
     return total, a, b, c

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from ..core.differentiable_op import may_need_derivative
 from ..core.dtypes import accumulator
-from ..core.torch_internals import unwrapped
 from . import dispatch as _dispatch  # noqa: F401 - gives the operators their kernels
 from .derivatives import softmax_nll as _softmax_nll
 from .derivatives import softmax_nll_total as _softmax_nll_total
@@ -112,9 +111,4 @@ def _check(x: Any, weight: Any, bias: Any, target: Any, channel_groups: int) -> 
         raise ValueError(f"bias: expected [{shape[0]}]; got shape {list(bias.shape)}")
     if channel_groups not in (1, colours):
         raise ValueError(f"channel_groups: expected 1 or {colours}, the colours of target; got {channel_groups}")
-    levels = shape[0] // colours
-    if target.numel() and not torch.compiler.is_compiling() and type(values := unwrapped(target)) is Tensor:
-        low, high = (value.item() for value in torch.aminmax(values))
-        if low < 0 or high >= levels:
-            raise ValueError(f"target: expected levels 0 .. {levels - 1}; got {low} .. {high}")
-    return colours, levels
+    return colours, shape[0] // colours
