@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,9 +17,13 @@ from ..models import AutoregressiveModel
 from ..train import processes
 from ..train.checkpoint import checkpoint_in, open_model
 from ..train.data.binarise import METHODS
+from ..train.data.file_images import mapped
+from ..train.data.sources import dequantise
 from ..train.defaults import DEFAULTS
+from ..train.drawing import draw
 from ..train.errors import GenkernelsError
-from ..train.objectives import Drawing, Evaluating
+from ..train.objectives import Evaluating
+from ..train.sample_metrics import LEAST_IMAGES, sample_measures
 from ..version import __version__
 from .demo import run_demo
 from .drawn import Destination, check_file, refuse_single_points
@@ -27,11 +32,13 @@ from .info import show_info
 from .options import Checkpoint, Data, Device, Seed, SkipBroken, device_of
 from .progress import counted, make_console
 from .train import train
-from .trained import binarised, complete_images, evaluation_images, given_images
+from .trained import binarised, complete_images, evaluation_images, given_images, judge_of
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Fast kernels for generative image models.")
 
-SHARED = ("train", "evaluate")  # the commands that several processes do together
+DRAWN = 5000  # images that a classifier judges
+
+SHARED = ("train", "evaluate", "sample")  # the commands that several processes do together
 
 # The base of what typer raises about a command line; its recent versions carry a click of their own.
 _CommandLineError: type[Any] = next(t for t in typer.BadParameter.__mro__ if t.__name__ == "ClickException")
@@ -81,7 +88,7 @@ def main(
 ) -> None:
     """Fast kernels for generative image models."""
     if processes.count() > 1 and context.invoked_subcommand not in SHARED:
-        raise typer.BadParameter(f"torchrun is for {' and '.join(SHARED)}; run {context.invoked_subcommand} without it")
+        raise typer.BadParameter(f"torchrun is for {', '.join(SHARED)}; run {context.invoked_subcommand} without it")
 
 
 @app.command()
@@ -137,22 +144,26 @@ def sample(
         raise typer.BadParameter("--label: images to complete have classes of their own")
     if data is not None and not complete:
         raise typer.BadParameter("--data: only --complete takes images from a data set")
-    where, console, destination = device_of(device), make_console(), Destination(out)
-    trained = open_model(checkpoint)
+    if complete and processes.count() > 1:
+        raise typer.BadParameter("--complete: run it without torchrun")
+    where, console = device_of(device), make_console()
+    destination = processes.together(lambda: Destination(out))
+    trained = processes.together(lambda: open_model(checkpoint))
     model = trained.model.to(where)
     refuse_single_points(destination, model)
-    generator = torch.Generator().manual_seed(seed)
     with counted(console, "sampling") as step:
         if complete:
             if not isinstance(model, AutoregressiveModel):
                 raise GenkernelsError(
                     f"--complete: only autoregressive models complete images; not a {type(model).__name__}"
                 )
-            real = given_images(console, trained, data, n)
+            real, generator = given_images(console, trained, data, n), torch.Generator().manual_seed(seed)
             grids = complete_images(model, real, generator, step, 1.0 if temperature is None else temperature)
         else:
-            grids = {"samples": trained.objective.sample(model, n, Drawing(generator, step, temperature, label))}
-    destination.write(grids, "completed" if complete else "samples")
+            grids = {
+                "samples": draw(trained.objective, model, n, seed, progress=step, temperature=temperature, label=label)
+            }
+    processes.first_does(lambda: destination.write(grids, "completed" if complete else "samples"))
     console.print(f"written to {out}")
 
 
@@ -168,33 +179,54 @@ def evaluate(
     importance_samples: Annotated[
         int | None, typer.Option(min=1, help="Of a VAE: codes per image for a tighter bound.")
     ] = None,
+    classifier: Annotated[
+        Path | None,
+        typer.Option(
+            help="A run of train classifier: judge drawn images by it instead, by Inception score and Fréchet distance."
+        ),
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option(min=LEAST_IMAGES, help=f"How many images to draw for it; {DRAWN} by default.")
+    ] = None,
+    seed: Seed = 0,
     json: Annotated[
         Path | None, typer.Option(help="Write the figures to this file, too, with what they are of.")
     ] = None,
     device: Device = None,
 ) -> None:
     """Figures of the test images of a data set: for a likelihood, nats per image and bits per sub-pixel."""
+    if classifier is None and samples is not None:
+        raise typer.BadParameter("--samples: only --classifier draws images")
+    if classifier is not None and importance_samples is not None:
+        raise typer.BadParameter("--importance-samples and --classifier exclude each other")
     where, console = device_of(device), make_console()
     if json is not None:
         check_file(json)
     trained = processes.together(lambda: open_model(checkpoint))
-    objective = trained.objective
+    objective, model = trained.objective, trained.model.to(where)
     found = processes.together(lambda: evaluation_images(console, trained, data, skip_broken, binarize))
-    with counted(console, "evaluating") as step:
-        measures = objective.evaluate(
-            trained.model.to(where), found.test, Evaluating(batch_size, step, importance_samples)
-        )
-    if not measures:
-        assert objective.unmeasured is not None
-        raise GenkernelsError(objective.unmeasured)
+    if classifier is None:
+        with counted(console, "evaluating") as step:
+            measures = objective.evaluate(model, found.test, Evaluating(batch_size, step, importance_samples))
+        if not measures:
+            assert objective.unmeasured is not None
+            raise GenkernelsError(objective.unmeasured)
+    else:
+        judge = processes.together(lambda: judge_of(classifier, model, found)).to(where)
+        with counted(console, "drawing") as step:
+            drawn = draw(objective, model, samples or DRAWN, seed, progress=step)
+        with counted(console, "judging") as step:
+            real = mapped(found.test.images, partial(dequantise, levels=objective.levels(model)))
+            measures = sample_measures(judge, drawn, real, batch_size, step)
     for measure in measures:
         if math.isnan(measure.mean):
             raise GenkernelsError(f"{checkpoint}: the model gives no number of {measure.label} for these images (nan)")
-    what = "images" if found.test.mixture is None else "points"
+    what = "points" if found.test.mixture is not None else "images" if classifier is None else "images drawn"
     table = Table("data", what, *(measure.label for measure in measures), box=None, pad_edge=False)
     table.add_row(found.name + binarised(found.binarize), f"{measures[0].images:,}", *map(str, measures))
     console.print(table)
     if json is not None:
         file = checkpoint_in(checkpoint)
-        processes.first_does(lambda: write_figures(json, file, trained, found, measures))
+        judged_by = None if classifier is None else checkpoint_in(classifier)
+        processes.first_does(lambda: write_figures(json, file, trained, found, measures, judged_by))
         console.print(f"written to {json}")

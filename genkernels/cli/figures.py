@@ -19,9 +19,14 @@ from .trained import EvaluationData
 
 
 def write_figures(
-    path: Path, checkpoint: Path, trained: TrainedModel, data: EvaluationData, measures: Sequence[Measure]
+    path: Path,
+    checkpoint: Path,
+    trained: TrainedModel,
+    data: EvaluationData,
+    measures: Sequence[Measure],
+    classifier: Path | None = None,
 ) -> None:
-    """Write the figures of a trained model over ``data``.
+    """Write the figures of a trained model over ``data``; ``classifier`` is the checkpoint of what judged its images.
 
     Standard errors that do not exist (of one image) are null. ``binarisation`` is null for images of other than two
     levels, ``commit`` where the program is not run from a clone of its repository.
@@ -35,14 +40,15 @@ def write_figures(
             "what": measure.label,
             "mean": measure.mean,
             "standard_error": measure.standard_error if math.isfinite(measure.standard_error) else None,
+            "images": measure.images,
         }
         for measure in measures
     }
     record: dict[str, Any] = {
         "figures": figures,
         "data": absolute_spec(data.name),
-        "images": measures[0].images,
         "binarisation": None if data.binarize is None else {"name": data.binarize, "what": METHODS[data.binarize]},
+        "classifier": None if classifier is None else str(classifier.absolute()),
         "levels": trained.objective.levels(model),
         "model": {
             "name": trained.recipe.name,

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 
-from ..models import AutoregressiveModel
-from ..train.checkpoint import TrainedModel
+from ..models import AutoregressiveModel, Classifier, GenerativeModel
+from ..train.checkpoint import TrainedModel, open_model
 from ..train.data.batches import LabelledImages
 from ..train.data.binarise import METHODS
 from ..train.data.sources import Dataset, dequantise, open_dataset
 from ..train.errors import GenkernelsError
 from ..train.run import absolute_spec, labels_for, levels_of_test
+from ..train.sample_metrics import check_classifier
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,17 @@ def _unlike_training(content: dict[str, Any], dataset: Dataset, levels: int) -> 
     if levels < dataset.levels:
         notes.append(f"the model knows {levels} grey levels; these images have {dataset.levels}, and are rounded down")
     return notes
+
+
+def judge_of(classifier: Path, model: GenerativeModel, data: EvaluationData) -> Classifier:
+    """The classifier in a checkpoint, to judge what a model draws beside the images of ``data``.
+
+    Raises:
+        GenkernelsError: there is none, or it takes other images.
+    """
+    found = open_model(classifier).model
+    check_classifier(found, *data.test.images.shape[1:])
+    return check_classifier(found, model.in_channels, *model.image_size)
 
 
 def binarised(method: str | None) -> str:

@@ -12,6 +12,7 @@ vae.py               variational autoencoder
 pixel_vae.py         VAE with a PixelCNN as its decoder
 autoencoder.py       autoencoder, and a classifier that starts from its encoder
 adversarial_autoencoder.py  autoencoder whose codes are distributed as the prior
+classifier.py        classes of images, to judge what the others draw
 adversarial.py       base class of GANs: classes, minibatch discrimination, spectral norm
 gan.py               GAN of multilayer perceptrons
 dcgan.py             DCGAN: generator and discriminator
@@ -24,6 +25,7 @@ from .autoencoder import Autoencoder
 from .autoregressive import AutoregressiveModel, bits_per_dim
 from .base import GenerativeModel
 from .causal_audio import CausalAudioNet, mu_law_decode, mu_law_encode
+from .classifier import Classifier
 from .dcgan import DCGAN
 from .fvbn import FVBN
 from .gan import GAN
@@ -44,6 +46,7 @@ __all__ = [
     "Autoencoder",
     "AutoregressiveModel",
     "CausalAudioNet",
+    "Classifier",
     "GatedPixelCNN",
     "GenerativeModel",
     "PixelCNN",

@@ -12,6 +12,8 @@ objectives/         one training objective per family
 data/               data sets by name, as uint8 tensors
 metrics.py          means over images, the likelihood first of all
 point_metrics.py    modes covered by generated points
+sample_metrics.py   Inception score and Fréchet distance by a trained classifier
+drawing.py          many images of a trained model, by all processes
 pictures.py         grids of images, and curves
 tensorboard.py      the same and the history for TensorBoard
 checkpoint.py       model and training state in one file

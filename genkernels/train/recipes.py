@@ -15,6 +15,7 @@ from ..models import (
     VAE,
     AdversarialAutoencoder,
     Autoencoder,
+    Classifier,
     GatedPixelCNN,
     GenerativeModel,
     PixelCNN,
@@ -25,6 +26,7 @@ from .errors import GenkernelsError
 from .objectives import (
     AdversarialAutoencoderObjective,
     AdversarialObjective,
+    ClassificationObjective,
     LikelihoodObjective,
     Objective,
     ReconstructionObjective,
@@ -118,6 +120,13 @@ _ALL = (
         "convolutional adversarial networks (Radford et al. 2016)",
         AdversarialObjective,
         clip=math.inf,
+    ),
+    Recipe(
+        "classifier",
+        Classifier,
+        "a convolutional classifier, to judge what the others draw",
+        ClassificationObjective,
+        batch_size=128,
     ),
 )
 RECIPES = {recipe.name: recipe for recipe in _ALL}

@@ -209,7 +209,7 @@ def labels_for(
         return None, None
     classes = model.config["num_classes"]
     if dataset.train_labels is None or dataset.test_labels is None:
-        raise TrainingError(f"num_classes: {dataset.name} has no labels to condition on")
+        raise TrainingError(f"num_classes: {dataset.name} has no labels")
     found = int(max(dataset.train_labels.max(), dataset.test_labels.max())) + 1
     if found > classes:
         raise TrainingError(f"num_classes: expected at least {found}, the classes of {dataset.name}; got {classes}")

@@ -169,6 +169,7 @@ FAMILIES = {
     "vae": (["--latent-dim", "2"], ["latent_grid.png", "reconstructions.png", "samples.png"]),
     "autoencoder": (["--latent-dim", "4"], ["reconstructions.png"]),
     "dcgan": (["--latent-dim", "4"], ["samples.png"]),
+    "classifier": (["--latent-dim", "4"], []),
 }
 
 
@@ -202,6 +203,9 @@ def test_every_family_trains_and_leaves_its_pictures(families, name):
         ("sample vae -n 3", 0, "written to samples.png"),
         ("sample dcgan -n 3", 0, "written to samples.png"),
         ("sample autoencoder", 1, "an autoencoder has no distribution of codes to draw images from"),
+        ("evaluate classifier", 0, "share of classes found"),
+        ("evaluate classifier --importance-samples 5", 1, "importance_samples: a classifier takes none; got 5"),
+        ("sample classifier", 1, "a classifier draws no images; it judges those of others"),
         ("sample vae --complete", 1, "--complete: only autoregressive models complete images; not a VAE"),
         ("sample dcgan --temperature 0.5", 1, "temperature: a GAN takes none; got 0.5"),
     ],
@@ -212,6 +216,45 @@ def test_every_family_samples_and_evaluates_or_says_why_not(command, families, w
     assert got == code, err
     assert said in (err if code else out)
     assert err == "" if code == 0 else is_one_sentence(err)
+
+
+@pytest.mark.parametrize("name", ["vae", "dcgan"])
+def test_a_classifier_judges_what_a_family_draws(command, families, name):
+    judge = families / "classifier"
+    code, out, err = command(
+        "evaluate", families / name, "--classifier", judge, "--samples", 300, "--json", "judged.json"
+    )
+    assert (code, err) == (0, "")
+    assert "images drawn" in out and "Inception score by the classifier" in out and "300" in out
+    record = json.loads(Path("judged.json").read_text())
+    assert record["classifier"] == str(judge / "model.pt")
+    figures = record["figures"]
+    assert list(figures) == ["inception_score", "real_inception_score", "frechet_distance"]
+    assert [figure["images"] for figure in figures.values()] == [300, 299, 300]
+    assert figures["frechet_distance"]["mean"] > 0 and 1 <= figures["inception_score"]["mean"] <= 10
+
+
+@pytest.mark.parametrize(
+    "words, code, said",
+    [
+        ("dcgan --classifier vae", 1, "classifier: expected a run of train classifier; got a VAE"),
+        ("dcgan --classifier nowhere", 1, "there is no checkpoint"),
+        ("dcgan --samples 100", 2, "--samples: only --classifier draws images"),
+        ("dcgan --classifier classifier --samples 19", 2, "--samples"),
+        ("vae --classifier classifier --importance-samples 2", 2, "exclude each other"),
+        ("autoencoder --classifier classifier", 1, "an autoencoder has no distribution of codes to draw images from"),
+        ("classifier --classifier classifier", 1, "a classifier draws no images"),
+        ("points --classifier classifier", 1, "classifier: expected one of images 2 x 1 x 1; got one of 1 x 8 x 8"),
+    ],
+)
+def test_what_a_classifier_cannot_judge_is_refused(command, families, words, code, said):
+    if not (families / "points").exists():
+        points = ["--out", str(families / "points"), "--data", "ring", "--steps", "1", "--hidden-channels", "4"]
+        assert command("train", "gan", *points)[0] == 0
+    name, option, *rest = words.split()
+    place = families / rest[0] if option == "--classifier" else rest[0]
+    got, _, err = command("evaluate", families / name, option, place, *rest[1:])
+    assert got == code and said in err and is_one_sentence(err), err
 
 
 def test_samples_of_a_gan_follow_from_the_seed(command, families):

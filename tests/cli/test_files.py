@@ -15,7 +15,7 @@ from helpers.command_lines import SMALL, is_one_sentence  # noqa: E402
 import genkernels  # noqa: E402
 from genkernels.cli import main  # noqa: E402
 from genkernels.train.checkpoint import open_model  # noqa: E402
-from genkernels.train.objectives import Drawing  # noqa: E402
+from genkernels.train.drawing import draw  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -42,7 +42,7 @@ def ring(tmp_path_factory):
 
 def drawn(folder: Path, n: int, seed: int) -> torch.Tensor:
     trained = open_model(folder)
-    return trained.objective.sample(trained.model, n, Drawing(torch.Generator().manual_seed(seed)))
+    return draw(trained.objective, trained.model, n, seed)
 
 
 def test_an_array_holds_the_images_that_the_seed_gives(command, digits):
@@ -110,7 +110,7 @@ def test_figures_are_written_with_what_they_are_of(command, digits, binary):
     assert figures["nats"]["what"] == "nats per image" and figures["nats"]["standard_error"] > 0
     assert f"{figures['nats']['mean']:.3f} ± " in printed
     assert figures["bits_per_dim"]["mean"] == pytest.approx(figures["nats"]["mean"] / 64 / np.log(2))
-    assert (record["data"], record["images"], record["levels"]) == ("digits", 299, 2)
+    assert (record["data"], record["levels"], record["classifier"]) == ("digits", 2, None)
     assert record["binarisation"] == {"name": "threshold", "what": "binarised at half grey"}
     assert record["model"]["name"] == "pixelcnn" and record["model"]["config"]["hidden_channels"] == 4
     assert record["model"]["step"] == 3 and record["model"]["checkpoint"] == str(binary / "model.pt")

@@ -88,7 +88,7 @@ def test_labels_that_the_data_lack_or_the_model_has_no_class_for_are_named(tmp_p
     image = pytest.importorskip("PIL.Image", reason="the folder data set needs pillow")
     for i in range(3):
         image.new("L", (4, 4), i).save(tmp_path / f"{i}.png")
-    with pytest.raises(TrainingError, match="num_classes: folder has no labels to condition on"):
+    with pytest.raises(TrainingError, match="num_classes: folder has no labels"):
         start_run("gated-pixelcnn", tmp_path / "run", {"data": f"folder:{tmp_path}"}, SMALL | {"num_classes": 2})
     with pytest.raises(GenkernelsError, match="num_classes: this model has no such option"):
         start_run("autoencoder", tmp_path / "run", {"data": "digits"}, {"num_classes": 10})

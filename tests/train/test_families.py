@@ -6,7 +6,7 @@ import signal
 import pytest
 import torch
 
-from genkernels.models import DCGAN, GAN, VAE, AdversarialAutoencoder, Autoencoder, PixelVAE
+from genkernels.models import DCGAN, GAN, VAE, AdversarialAutoencoder, Autoencoder, Classifier, PixelVAE
 from genkernels.train import Limits, resume_run, start_run
 from genkernels.train.checkpoint import load_model, read_checkpoint
 from genkernels.train.errors import GenkernelsError, TrainingError
@@ -22,6 +22,7 @@ FAMILIES = {
     "adversarial-autoencoder": AdversarialAutoencoder,
     "gan": GAN,
     "dcgan": DCGAN,
+    "classifier": Classifier,
 }
 SMALL = {"hidden_channels": 4, "latent_dim": 2}
 
@@ -73,7 +74,9 @@ def test_a_checkpoint_gives_back_the_model_and_every_optimiser(tmp_path, recipe)
 
 
 @pytest.mark.parametrize(
-    "recipe, key, share", [("vae", "test_nats", 0.75), ("autoencoder", "test_error", 0.25)], ids=["vae", "autoencoder"]
+    "recipe, key, share",
+    [("vae", "test_nats", 0.75), ("autoencoder", "test_error", 0.25), ("classifier", "test_nats", 0.25)],
+    ids=["vae", "autoencoder", "classifier"],
 )
 def test_training_lowers_the_loss_of_digits_it_has_not_seen(tmp_path, recipe, key, share):
     trainer = start(recipe, tmp_path, {"hidden_channels": 8, "latent_dim": 8}, batch_size=100, learning_rate=5e-3)
@@ -159,6 +162,7 @@ def test_a_vae_is_measured_by_its_bound_whatever_its_beta_and_the_same_every_tim
         ("gan", "discriminator"),
         ("dcgan", "generator"),
         ("dcgan", "discriminator"),
+        ("classifier", "encoder"),
     ],
 )
 def test_weights_that_are_not_finite_stop_with_the_last_good_checkpoint(tmp_path, recipe, part):
@@ -183,6 +187,7 @@ PICTURES = {
     "adversarial-autoencoder": {"samples": ["samples", "real"], "reconstructions": ["real", "reconstructed"]},
     "gan": {"samples": ["samples", "real"]},
     "dcgan": {"samples": ["samples", "real"]},
+    "classifier": {},
 }  # fmt: skip
 
 

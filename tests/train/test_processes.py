@@ -8,12 +8,15 @@ import subprocess
 import sys
 import textwrap
 import time
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from helpers.fresh_process import run_fresh
 
 from genkernels.train import Limits, resume_run, start_run
+from genkernels.train.drawing import draw
 
 pytestmark = pytest.mark.skipif(
     not torch.distributed.is_available() or not torch.distributed.is_gloo_available(),
@@ -33,6 +36,7 @@ RUNS = {
     "autoencoder": ("autoencoder", {"batch_size": 75}, VAE, {}, 10),
     "adversarial autoencoder": ("adversarial-autoencoder", {"batch_size": 75}, VAE, {}, 10),
     "dcgan": ("dcgan", {"batch_size": 75}, DCGAN, {"feature_matching": 0.1, "r1": 0.1}, 10),
+    "classifier": ("classifier", {"batch_size": 75}, VAE, {}, 10),
     "penalty": ("dcgan", {"batch_size": 75}, DCGAN | {"discriminator_norm": "none"}, {"gradient_penalty": 10.0}, 5),
     "history": ("gan", {"batch_size": 75, "data": "ring"}, {"latent_dim": 3}, {"historical_averaging": 0.1}, 5),
 }
@@ -152,6 +156,51 @@ def test_a_run_of_two_processes_goes_on_in_one(pair, tmp_path):
     resumed.run(Limits(steps=steps + 3))
     for own, expected in zip(resumed._recent, whole._recent, strict=True):
         assert own == pytest.approx(expected, rel=1e-3)
+
+
+DRAWN_AND_JUDGED = """
+from genkernels.models import DCGAN, Classifier, PixelCNN
+from genkernels.train import open_dataset
+from genkernels.train.drawing import draw
+from genkernels.train.objectives import AdversarialObjective, LikelihoodObjective
+from genkernels.train.sample_metrics import sample_measures
+result = []
+torch.manual_seed(0)
+small = {"in_channels": 1, "hidden_channels": 4, "image_size": 8, "num_classes": 10}
+models = [(AdversarialObjective(), DCGAN(**small)), (LikelihoodObjective(), PixelCNN(num_layers=1, **small))]
+for objective, model in models:
+    drawn = draw(objective, model.eval(), 600, seed=3)
+    measures = sample_measures(Classifier(**small), drawn, open_dataset("digits").test, 64)
+    sums = drawn.sum((1, 2, 3)).tolist()
+    result.append([sums, [m.mean for m in measures], [m.standard_error for m in measures]])
+"""
+
+
+def test_two_processes_draw_and_judge_as_one_does(tmp_path):
+    alone: dict[str, Any] = {"torch": torch}
+    exec(DRAWN_AND_JUDGED, alone)
+    first, second = two_processes(tmp_path, DRAWN_AND_JUDGED)
+    assert first == second
+    for together, own in zip(first, alone["result"], strict=True):
+        assert together[0] == own[0] and len(set(own[0])) > 20
+        for a, b in zip(together[1:], own[1:], strict=True):
+            assert a == pytest.approx(b, rel=1e-4)
+
+
+def test_the_command_sample_writes_once_what_one_process_draws(tmp_path):
+    pytest.importorskip("typer", reason="the command line needs the extra 'cli'")
+    trainer, _ = start_run("vae", tmp_path / "run", {"data": "digits"}, VAE)
+    trainer.run(Limits(steps=2))
+    body = """
+    import os
+    from genkernels.cli.app import _run
+    os.chdir(folder)
+    result = [_run(["sample", "run", "-n", "600", "--out", out]) for out in ("two.npy", "nowhere/two.npy")]
+    result.append(_run(["sample", "run", "--complete"]))
+    """
+    assert two_processes(tmp_path, body) == [[0, 1, 2]] * 2
+    alone = draw(trainer.objective, trainer.model, 600, seed=0).permute(0, 2, 3, 1)
+    assert torch.equal(torch.from_numpy(np.load(tmp_path / "two.npy")), alone)
 
 
 def test_processes_end_together(tmp_path):

@@ -170,14 +170,12 @@ class AdversarialObjective(Objective[AdversarialModel]):
         refuse("importance_samples", how.importance_samples, "a GAN")
         if test.mixture is None:
             return []
-        points = model.sample(
-            POINTS, classes_to_draw(model, model.num_classes, POINTS, None), generator=torch.Generator().manual_seed(0)
-        )
-        return mode_measures(points.flatten(1).cpu(), test.mixture)
+        points = self.sample(model, POINTS, Drawing(torch.Generator().manual_seed(0)))
+        return mode_measures(points.flatten(1), test.mixture)
 
     def sample(self, model: AdversarialModel, n: int, how: Drawing) -> Tensor:
         refuse("temperature", how.temperature, "a GAN")
-        condition = classes_to_draw(model, model.num_classes, n, how.label)
+        condition = classes_to_draw(model, model.num_classes, n, how)
         drawn = model.sample(n, condition, generator=how.generator)
         return drawn.cpu() if model.image_size == (1, 1) else as_picture((drawn + 1) / 2)
 

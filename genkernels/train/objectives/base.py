@@ -46,12 +46,14 @@ class Drawing:
         progress: called as ``progress(done, total)`` now and then.
         temperature: of an autoregressive model; below 1 plays safe.
         label: the class of all images; without one, a model with classes draws them in turn.
+        first: the number of the first of these images among all that are drawn, from which the turns go on.
     """
 
     generator: torch.Generator
     progress: Progress | None = None
     temperature: float | None = None
     label: int | None = None
+    first: int = 0
 
 
 @dataclass(frozen=True)
@@ -139,12 +141,14 @@ def refuse(name: str, value: object, family: str) -> None:
         raise GenkernelsError(f"{name}: {family} takes none; got {value}")
 
 
-def classes_to_draw(model: nn.Module, num_classes: int | None, n: int, label: int | None) -> Tensor | None:
-    """The class of each of n images: ``label``, or all classes in turn; None for a model without classes."""
+def classes_to_draw(model: nn.Module, num_classes: int | None, n: int, how: Drawing) -> Tensor | None:
+    """The class of each of n images: the label, or all classes in turn; None for a model without classes."""
+    label = how.label
     if num_classes is None:
         refuse("label", label, "a model without classes")
         return None
     if label is not None and not 0 <= label < num_classes:
         raise GenkernelsError(f"label: expected one of the model's classes 0 .. {num_classes - 1}; got {label}")
     device = next(model.parameters()).device
-    return torch.arange(n, device=device) % num_classes if label is None else torch.full((n,), label).to(device)
+    in_turn = torch.arange(how.first, how.first + n, device=device) % num_classes
+    return in_turn if label is None else torch.full_like(in_turn, label)

@@ -50,7 +50,7 @@ class LikelihoodObjective(Objective[AutoregressiveModel]):
 
     def sample(self, model: AutoregressiveModel, n: int, how: Drawing) -> Tensor:
         temperature = 1.0 if how.temperature is None else how.temperature
-        condition = classes_to_draw(model, model.num_classes, n, how.label)
+        condition = classes_to_draw(model, model.num_classes, n, how)
         drawn = model.sample(
             n, temperature=temperature, generator=how.generator, progress=how.progress, condition=condition
         )

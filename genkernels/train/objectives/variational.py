@@ -93,7 +93,7 @@ class VariationalObjective(Objective[VariationalModel]):
 
     def sample(self, model: VariationalModel, n: int, how: Drawing) -> Tensor:
         refuse("temperature", how.temperature, "a VAE")
-        condition = classes_to_draw(model, model.num_classes, n, how.label)
+        condition = classes_to_draw(model, model.num_classes, n, how)
         return as_picture(model.sample(n, condition, generator=how.generator))
 
     def pictures(
