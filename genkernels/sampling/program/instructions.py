@@ -179,6 +179,21 @@ class Pointwise:
 
 
 @dataclass(frozen=True, eq=False)
+class Lookup:
+    """``value[channels] = table[number]``: a row of a table [numbers, channels].
+
+    ``source`` reads the number, one channel; outside the table the nearest row is meant.
+    """
+
+    name: str
+    phase: int
+    value: int
+    channels: Spans
+    source: Read
+    table: Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class Cell:
     """The cell of an LSTM, for some of its h units.
 
@@ -242,7 +257,7 @@ class Draw:
         return self.colour
 
 
-Instruction = Affine | Pointwise | Cell | Scan | Draw
+Instruction = Affine | Pointwise | Lookup | Cell | Scan | Draw
 
 
 def reads_of(instruction: Instruction) -> list[Read]:
@@ -251,6 +266,8 @@ def reads_of(instruction: Instruction) -> list[Read]:
         return [*instruction.taps, *instruction.terms]
     if isinstance(instruction, Pointwise):
         return list(instruction.operands)
+    if isinstance(instruction, Lookup):
+        return [instruction.source]
     if isinstance(instruction, Cell):
         units = span_count(instruction.channels)
         return [instruction.previous, Read(instruction.gates, 0, 0, ((0, 4 * units),))]

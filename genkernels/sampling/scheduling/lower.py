@@ -15,6 +15,7 @@ from ..program.instructions import (
     Draw,
     Function,
     Instruction,
+    Lookup,
     Pointwise,
     Read,
     Scan,
@@ -24,7 +25,18 @@ from ..program.instructions import (
     to_spans,
 )
 from ..program.program import Program
-from ..trace.graph import AffineNode, ConstantNode, ImageNode, Link, LstmNode, Node, NotTraceable, PointNode, Tap
+from ..trace.graph import (
+    AffineNode,
+    ConstantNode,
+    ImageNode,
+    Link,
+    LookupNode,
+    LstmNode,
+    Node,
+    NotTraceable,
+    PointNode,
+    Tap,
+)
 from .schedule import Schedule
 
 
@@ -113,6 +125,8 @@ class _Builder:
             )
         elif isinstance(node, PointNode):
             self._point(node, labels)
+        elif isinstance(node, LookupNode):
+            self._lookup(node, labels)
         else:
             assert isinstance(node, (ImageNode, ConstantNode))
 
@@ -126,6 +140,16 @@ class _Builder:
             channels = (labels == phase).nonzero().flatten().tolist()
             for spans, operands in self.aligned(node, channels, node.operands):
                 self.emit(Pointwise(node.name, phase, self.number[node], spans, node.function, tuple(operands)))
+
+    def _lookup(self, node: LookupNode, labels: Tensor) -> None:
+        width = node.table.shape[1]
+        for link in node.operand:
+            dy, dx = self.schedule.offset(node, link)
+            for channel, row in zip(link.channels, link.rows, strict=True):
+                read = Read(self.number[link.node], dy, dx, ((channel, channel + 1),))
+                written = ((row * width, (row + 1) * width),)
+                phase = int(labels[row * width])
+                self.emit(Lookup(node.name, phase, self.number[node], written, read, node.table))
 
     def aligned(
         self, node: Node, channels: Sequence[int], operands: Sequence[list[Link]]

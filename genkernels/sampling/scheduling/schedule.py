@@ -21,6 +21,7 @@ from ..trace.graph import (
     Graph,
     ImageNode,
     Link,
+    LookupNode,
     LstmNode,
     Node,
     NotTraceable,
@@ -142,6 +143,10 @@ def _label(schedule: Schedule, node: Node) -> None:
         schedule.labels[node] = _latest(
             schedule, node, node.channels, [], [link for part in node.operands for link in part]
         )
+    elif isinstance(node, LookupNode):
+        width = node.table.shape[1]
+        numbers = _latest(schedule, node, node.channels // width, [], node.operand)
+        schedule.labels[node] = numbers.repeat_interleave(width)
     elif isinstance(node, AffineNode):
         schedule.labels[node] = _latest(schedule, node, node.channels, node.taps, node.terms)
     else:
@@ -226,6 +231,8 @@ def _reads_of_channel(schedule: Schedule, node: Node, channel: int, label: int) 
     """The reads of a channel (with the place in ``channels``) that are available at ``label`` only."""
     units = node.channels if isinstance(node, LstmNode) else 0
     rows = [channel + block * units for block in range(4)] if units else [channel]
+    if isinstance(node, LookupNode):
+        rows = [channel // node.table.shape[1]]
     found: list[tuple[Tap | Link, int]] = []
     for read in inputs_of(node):
         when = schedule.available(node, read)
@@ -244,7 +251,7 @@ def _postpone(schedule: Schedule) -> None:
     for node in reversed(schedule.graph.nodes):
         if (
             node is schedule.graph.logits
-            or not isinstance(node, (AffineNode, PointNode))
+            or not isinstance(node, (AffineNode, PointNode, LookupNode))
             or node not in schedule.needed
         ):
             continue

@@ -126,6 +126,17 @@ class PointNode(Node):
 
 
 @dataclass(eq=False)
+class LookupNode(Node):
+    """Rows of a table: channels [k D, (k + 1) D) are row number ``operand``[k] of ``table`` [numbers, D].
+
+    The operand is a list of links that covers channels 0, 1, ... of it, whole numbers.
+    """
+
+    table: Tensor
+    operand: list[Link]
+
+
+@dataclass(eq=False)
 class LstmNode(Node):
     """A wavefront LSTM. Its gates [4h] are an affine sum, as in :class:`AffineNode`, plus the state taps.
 
@@ -165,6 +176,8 @@ def inputs_of(node: Node) -> list[Tap | Link]:
         return [*node.taps, *node.terms]
     if isinstance(node, PointNode):
         return [link for operand in node.operands for link in operand]
+    if isinstance(node, LookupNode):
+        return [*node.operand]
     return []
 
 
