@@ -148,6 +148,7 @@ class __attribute__((visibility("hidden"))) SamplerRecords {
       require(inside(i.groups, i.group_count, size(groups)), "groups: out of range");
       require(inside(i.spans, i.span_count, size(spans)), "spans: out of range");
       require(inside(i.body, i.count, size(instructions)), "a scan's body: out of range");
+      require(i.kind != SamplerKind::across || i.operands == 1, "a function across channels of other than one operand");
     }
   }
 };

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..program.instructions import Affine, Cell, Draw, Function, Instruction, Pointwise, Read, Scan, Spans, Value
+from ..program.instructions import Across, Affine, Cell, Draw, Function, Instruction, Pointwise, Read, Scan, Spans, Value
 from ..program.program import Program
 from .layout import ALIGN, layout, up
 from .records import (
@@ -27,7 +27,13 @@ from .records import (
 )
 
 _OPERANDS = 4  # of a record
-_KINDS: dict[type, str] = {Affine: "affine", Pointwise: "pointwise", Cell: "cell", Scan: "scan"}
+_KINDS: dict[type, str] = {
+    Affine: "affine",
+    Pointwise: "pointwise",
+    Across: "across",
+    Cell: "cell",
+    Scan: "scan",
+}
 
 
 class Packed(NamedTuple):
@@ -141,6 +147,8 @@ class Packer:
                 self.operands(record, instruction.operands)
                 self.span(instruction.channels, [read.channels for read in instruction.operands])
                 self.function(record, instruction.function)
+            elif isinstance(instruction, Across):
+                self.across(record, instruction)
             else:
                 self.cell(record, instruction)
         record.span_count = len(self.spans) - record.spans
@@ -172,14 +180,25 @@ class Packer:
         """Spans of channels; cut where a panel ends."""
         at = 0
         for number, (start, stop) in enumerate(channels):
+            own = [spans[number] for spans in operands]
+            step = [int(last - first == stop - start) for first, last in own]
             done = 0
             while start + done < stop:
                 length = stop - start - done
                 if panel is not None:
                     length = min(length, panel - at % panel)
-                operand = [spans[number][0] + done for spans in operands]
-                self.spans.append(SpanRecord(at, length, start + done, operand))
+                operand = [first + done * by for (first, _), by in zip(own, step, strict=True)]
+                self.spans.append(SpanRecord(at, length, start + done, operand, step))
                 at, done = at + length, done + length
+
+    def across(self, record: InstructionRecord, across: Across) -> None:
+        self.place(across.value)
+        self.operands(record, [across.operand])
+        at = 0
+        for (channel, _), (start, stop) in zip(across.channels, across.operand.channels, strict=True):
+            self.spans.append(SpanRecord(at, stop - start, channel, [start], [1]))
+            at += stop - start
+        self.function(record, across.function)
 
     def affine(self, record: InstructionRecord, affine: Affine) -> None:
         self.place(affine.value)

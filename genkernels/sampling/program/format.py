@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .instructions import ROW, Affine, Cell, Draw, Instruction, Pointwise, Read, Scan, Spans, Value, span_count
+from .instructions import ROW, Across, Affine, Cell, Draw, Instruction, Pointwise, Read, Scan, Spans, Value, span_count
 
 
 def instruction_line(values: Sequence[Value], instruction: Instruction) -> str:
@@ -25,6 +25,10 @@ def _text(values: Sequence[Value], instruction: Instruction) -> str:
     if isinstance(instruction, Pointwise):
         operands = ", ".join(_read(values, read) for read in instruction.operands)
         return f"{target} = {instruction.function}({operands})"
+    if isinstance(instruction, Across):
+        groups = instruction.operand.channels
+        each = f"{len(groups)} x {groups[0][1] - groups[0][0]} channels"
+        return f"{target} = {instruction.function}({each} of {_read(values, instruction.operand)})"
     terms = [_read(values, read) for read in instruction.terms]
     if instruction.weight.shape[1]:
         rows, columns = instruction.weight.shape

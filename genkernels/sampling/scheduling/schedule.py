@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..program.instructions import ROW
 from ..trace.graph import (
+    AcrossNode,
     AffineNode,
     Box,
     ConstantNode,
@@ -142,6 +143,9 @@ def _label(schedule: Schedule, node: Node) -> None:
         schedule.labels[node] = _latest(
             schedule, node, node.channels, [], [link for part in node.operands for link in part]
         )
+    elif isinstance(node, AcrossNode):
+        groups = schedule.available(node, node.operand).view(node.groups, node.size).amax(1)
+        schedule.labels[node] = groups.repeat_interleave(node.results)
     elif isinstance(node, AffineNode):
         schedule.labels[node] = _latest(schedule, node, node.channels, node.taps, node.terms)
     else:
@@ -226,6 +230,9 @@ def _reads_of_channel(schedule: Schedule, node: Node, channel: int, label: int) 
     """The reads of a channel (with the place in ``channels``) that are available at ``label`` only."""
     units = node.channels if isinstance(node, LstmNode) else 0
     rows = [channel + block * units for block in range(4)] if units else [channel]
+    if isinstance(node, AcrossNode):
+        first = channel // node.results * node.size
+        rows = list(range(first, first + node.size))
     found: list[tuple[Tap | Link, int]] = []
     for read in inputs_of(node):
         when = schedule.available(node, read)
@@ -244,7 +251,7 @@ def _postpone(schedule: Schedule) -> None:
     for node in reversed(schedule.graph.nodes):
         if (
             node is schedule.graph.logits
-            or not isinstance(node, (AffineNode, PointNode))
+            or not isinstance(node, (AffineNode, PointNode, AcrossNode))
             or node not in schedule.needed
         ):
             continue
