@@ -21,7 +21,7 @@ GK_MIXTURE_FUNCTION inline double mixture_log_sigmoid(double x) { return x < 0 ?
 // The components of one pixel. `drawn[e * stride]` is the level of its colour e.
 struct LogisticMixture {
   const float* parameters;
-  const uint8_t* drawn;
+  const int32_t* drawn;
   int64_t stride;
   int levels, colours, components;
   double temperature;

@@ -68,7 +68,7 @@ using SamplerOperands = int64_t[SAMPLER_OPERANDS];
 GK_SAMPLER_RECORD(SamplerSpan, GK_SAMPLER_SPAN)
 
 #define GK_SAMPLER_KINDS(NAME) \
-  NAME(affine) NAME(pointwise) NAME(cell) NAME(scan) NAME(draw_categorical) NAME(draw_logistic_mixture) \
+  NAME(affine) NAME(pointwise) NAME(lookup) NAME(cell) NAME(scan) NAME(draw_categorical) NAME(draw_logistic_mixture) \
   NAME(across)
 enum class SamplerKind : int64_t { GK_SAMPLER_KINDS(GK_SAMPLER_ENUMERATOR) };
 
@@ -86,8 +86,9 @@ enum class SamplerKind : int64_t { GK_SAMPLER_KINDS(GK_SAMPLER_ENUMERATOR) };
 enum class SamplerFunction : int64_t { GK_SAMPLER_FUNCTIONS(GK_SAMPLER_ENUMERATOR) };
 
 // Its places stand one after the other: what is written, `operands` operands (terms), `segments` segments. A cell has
-// hidden, state and memory, then previous and gates. A span of a function across channels is a group of channels of the
-// operand; its result stands at `channel`, one number or `length`.
+// hidden, state and memory, then previous and gates. A lookup's `weight` is a table [number, rows] in `floats`.
+// A span of a function across channels is a group of channels of the operand; its result stands at `channel`, one number
+// or `length`.
 #define GK_SAMPLER_INSTRUCTION(FIELD)                                                                \
   FIELD(SamplerKind, kind)                                                                           \
   FIELD(int64_t, first_row) FIELD(int64_t, first_column) FIELD(int64_t, last_column) /* of the value written */ \
@@ -100,7 +101,7 @@ enum class SamplerFunction : int64_t { GK_SAMPLER_FUNCTIONS(GK_SAMPLER_ENUMERATO
   FIELD(int64_t, rows) FIELD(int64_t, reductions) /* of the weight */                                \
   FIELD(int64_t, weight) FIELD(int64_t, bias)     /* where they start; packed as the executor reads them */ \
   FIELD(int64_t, body) FIELD(int64_t, count)      /* of a scan: instructions [body, body + count) */ \
-  FIELD(int64_t, number)                          /* a cell's units, the colour of a draw */
+  FIELD(int64_t, number)          /* a cell's units, the colour of a draw, the numbers that a table is for */
 GK_SAMPLER_RECORD(SamplerInstruction, GK_SAMPLER_INSTRUCTION)
 
 // Instructions [first, last) of a phase.
@@ -119,7 +120,7 @@ constexpr bool is_draw(SamplerKind kind) {
 // Images to draw, up to the last open sub-pixel of any.
 struct SamplerRun {
   int64_t images;
-  uint8_t* levels;         // [images, C, H, W], read where known, written where free
+  int32_t* levels;         // [images, C, H, W], read where known, written where free
   const uint8_t* free;     // the same shape
   const double* uniforms;  // the same shape
   float* logits;           // [images, channels, predictions, H, W], or nullptr

@@ -42,7 +42,7 @@ class CudaSamplerPlan {
       : records_(records, float_count), shape_({}) {
     const Records& r = records_;
     const SamplerSizes& sizes = r.sizes;
-    r.require(sizes.levels >= 1 && sizes.levels <= SAMPLER_MAX_LEVELS, "levels: expected 1 to 256");
+    r.require(sizes.levels >= 1 && sizes.levels <= SAMPLER_MAX_LEVELS, "levels: expected 1 to 65536");
     r.require(sizes.components <= SAMPLER_MAX_COMPONENTS, "components: expected at most 128");
     r.require(r.maps <= SAMPLER_MAX_MAPS, "maps: more than 16");
     shape_.height = whole(sizes.height), shape_.width = whole(sizes.width), shape_.grid_width = whole(sizes.grid_width);
@@ -134,7 +134,7 @@ class CudaSamplerPlan {
     d.weight = whole(i.weight), d.bias = whole(i.bias);
     d.body = whole(i.body), d.count = whole(i.count), d.number = whole(i.number);
     d.lanes = lanes_for(i.reductions);
-    if (i.kind == SamplerKind::scan || is_draw(i.kind)) return d;
+    if (i.kind == SamplerKind::scan || i.kind == SamplerKind::lookup || is_draw(i.kind)) return d;
     d.rows = whole(rows_of_spans(i));
     if (i.kind != SamplerKind::affine) return d;
     records_.require(d.rows == i.rows, "spans: not those of the weight's rows");

@@ -29,7 +29,7 @@ class __attribute__((visibility("hidden"))) SamplerRecords {
         spans(list<SamplerSpan>(given, "spans")),
         phases(list<SamplerPhase>(given, "phases")) {
     check_memory(float_count);
-    check_instructions();
+    check_instructions(float_count);
   }
 
   static void require(bool ok, const std::string& what) {
@@ -138,7 +138,7 @@ class __attribute__((visibility("hidden"))) SamplerRecords {
     }
   }
 
-  void check_instructions() const {
+  void check_instructions(int64_t float_count) const {
     require(size(phases) == sizes.colours + 2, "phases: expected the row's and one for each step");
     for (const auto& phase : phases)
       require(inside(phase.first, phase.last - phase.first, size(instructions)), "phases: out of range");
@@ -148,6 +148,12 @@ class __attribute__((visibility("hidden"))) SamplerRecords {
       require(inside(i.groups, i.group_count, size(groups)), "groups: out of range");
       require(inside(i.spans, i.span_count, size(spans)), "spans: out of range");
       require(inside(i.body, i.count, size(instructions)), "a scan's body: out of range");
+      if (i.kind == SamplerKind::lookup) {
+        require(i.operands == 1, "a lookup without its number");
+        require(i.number >= 1 && i.rows >= 1 && i.number <= float_count && i.rows <= float_count &&
+                    inside(i.weight, i.number * i.rows, float_count),
+                "a table: out of range");
+      }
       require(i.kind != SamplerKind::across || i.operands == 1, "a function across channels of other than one operand");
     }
   }
@@ -169,7 +175,7 @@ inline void bind_sampler_run(py::module_& m) {
   const auto make = [](int64_t images, Address levels, Address free, Address uniforms, Address logits,
                        double temperature, int64_t top_k, const std::array<int64_t, 3>& last) {
     return SamplerRun{images,
-                      reinterpret_cast<uint8_t*>(levels),
+                      reinterpret_cast<int32_t*>(levels),
                       reinterpret_cast<const uint8_t*>(free),
                       reinterpret_cast<const double*>(uniforms),
                       reinterpret_cast<float*>(logits),

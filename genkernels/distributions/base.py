@@ -38,6 +38,15 @@ class Distribution(ABC):
     def predictions(self) -> int:
         """Predictions for a pixel: one for each colour from those before it, or one for all of them."""
 
+    @property
+    def outputs(self) -> int:
+        """Numbers that a model gives for a prediction."""
+        return self.channels
+
+    def from_outputs(self, outputs: Tensor) -> Tensor:
+        """The predictions from what a model gives: [N, outputs, ...] -> [N, channels, ...]."""
+        return outputs
+
     def prediction_of(self, colour: int) -> int:
         """The prediction that a colour is drawn from."""
         return colour if self.predictions > 1 else 0
@@ -67,6 +76,6 @@ class Distribution(ABC):
             temperature, top_k: see the distribution.
         """
 
-    def check_top_k(self, top_k: int | None) -> None:
-        """Raises a ValueError where ``top_k`` is given and the distribution has no such thing."""
+    def check_options(self, temperature: float, top_k: int | None) -> None:
+        """Raises a ValueError where an option of :meth:`draw` is given that the distribution does not have."""
         return

@@ -95,3 +95,21 @@ class Categorical(Distribution):
         self, parameters: Tensor, earlier: Tensor, uniforms: Tensor, temperature: float = 1.0, top_k: int | None = None
     ) -> Tensor:
         return draw(parameters, uniforms, temperature, top_k)
+
+
+@dataclass(frozen=True)
+class Bernoulli(Categorical):
+    """The categorical one of two levels, of which a model gives one logit: that of level 1, level 0 having 0."""
+
+    name = "bernoulli"
+
+    def __post_init__(self) -> None:
+        if self.levels != 2:
+            raise ValueError(f"levels: expected 2 with distribution 'bernoulli'; got {self.levels}")
+
+    @property
+    def outputs(self) -> int:
+        return 1
+
+    def from_outputs(self, outputs: Tensor) -> Tensor:
+        return torch.cat([torch.zeros_like(outputs), outputs], 1)

@@ -128,7 +128,7 @@ class DiscretizedLogisticMixture(Distribution):
         cdf = (weights[:, :, None] * below).sum(1)
         return (cdf <= (uniforms.double() * weights.sum(1))[:, None]).sum(1)
 
-    def check_top_k(self, top_k: int | None) -> None:
+    def check_options(self, temperature: float, top_k: int | None) -> None:
         if top_k is not None:
             raise ValueError(f"top_k: expected None with a mixture of logistics; got {top_k!r}")
 

@@ -13,10 +13,12 @@ from torch import Tensor, nn
 
 from ..distributions import Categorical, Distribution
 from ..ops.core.torch_internals import tree_flatten
+from .predictor import Interface
 from .program.program import Program
 from .scheduling.fold import fold
 from .scheduling.lower import lower
 from .scheduling.schedule import schedule
+from .trace import lookup  # noqa: F401  (it fills the table of operators, too)
 from .trace.operators import OPERATORS
 from .trace.tracer import trace
 
@@ -43,6 +45,7 @@ def compile_program(
     table: Tensor,
     condition: Any = None,
     distribution: Distribution | None = None,
+    interface: Interface = Interface(),  # noqa: B008  (it cannot be changed)
 ) -> Program:
     """The program that samples from a model with its present weights.
 
@@ -57,6 +60,7 @@ def compile_program(
         table: [levels], the image's values for each level, in the model's dtype and on its device.
         condition: passed on to predict.
         distribution: of the levels; None for the categorical one.
+        interface: what ``predict`` takes; its layout is what ``predict`` has brought into the one above.
 
     Raises:
         NotTraceable: the model cannot be sampled this way; with the layer and the reason.
@@ -65,7 +69,7 @@ def compile_program(
     n = shape[0] if condition is not None else 2
     leaves, layout = tree_flatten(condition)
     others = [leaf for leaf in leaves if not isinstance(leaf, Tensor)]
-    structure = ((n, *shape[1:]), distribution, repr(model), str(layout), others)
+    structure = ((n, *shape[1:]), distribution, interface, repr(model), str(layout), others)
     tensors = [*model.parameters(), *model.buffers(), *(leaf for leaf in leaves if isinstance(leaf, Tensor)), table]
     with _lock:
         kept = _kept.get(model)
@@ -79,6 +83,7 @@ def compile_program(
                 shape=(n, *shape[1:]),
                 distribution=distribution,
                 dtype=table.dtype,
+                image_dtype=torch.int64 if interface.index else table.dtype,
                 device=table.device,
                 operators=OPERATORS,
             )

@@ -20,7 +20,7 @@ def full_forward_sample(
     """Draws what is open in ``request.images``, in place, and returns them.
 
     Args:
-        predict: from levels, uint8 [n, C, H, W], to [n, channels, predictions, H, W], or without a single prediction's
+        predict: from levels [n, C, H, W], to [n, channels, predictions, H, W], or without a single prediction's
             dimension; called once for each sub-pixel that is open in any image, or for each such pixel where one
             prediction is for all colours.
         distribution: what is drawn from.

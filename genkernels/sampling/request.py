@@ -19,7 +19,7 @@ class Request:
     """Images to draw.
 
     Attributes:
-        images: uint8 [n, C, H, W] on the model's device, known levels in place and 0 elsewhere.
+        images: :func:`level_dtype` [n, C, H, W] on the model's device, known levels in place and 0 elsewhere.
         free: bool [n, C, H, W], what is to be drawn.
         uniforms: [n, C, H, W] in [0, 1).
         temperature, top_k: see :func:`genkernels.distributions.Distribution.draw`.
@@ -30,6 +30,14 @@ class Request:
     uniforms: Tensor
     temperature: float
     top_k: int | None
+
+
+MAX_LEVELS = 65536
+
+
+def level_dtype(levels: int) -> torch.dtype:
+    """The smallest dtype of samples that PyTorch computes with and that holds levels 0 .. levels - 1."""
+    return torch.uint8 if levels <= 256 else torch.int16 if levels <= 32768 else torch.int32
 
 
 def check_request(
@@ -56,8 +64,8 @@ def check_request(
 def _start(
     shape: tuple[int, int, int, int], levels: int, given: Tensor | None, known: Tensor | None, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """The images before anything is drawn (uint8, 0 where unknown), and what is to be drawn."""
-    images = torch.zeros(shape, dtype=torch.uint8, device=device)
+    """The images before anything is drawn (0 where unknown), and what is to be drawn."""
+    images = torch.zeros(shape, dtype=level_dtype(levels), device=device)
     if given is None and known is None:
         return images, torch.ones(shape, dtype=torch.bool, device=device)
     if given is None or known is None:

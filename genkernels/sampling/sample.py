@@ -16,6 +16,7 @@ from ..distributions import Categorical, Distribution
 from .compile import Predict, compile_program
 from .executors.registry import execute
 from .full_forward import full_forward_sample
+from .predictor import Interface
 from .request import Progress, Request
 from .trace.graph import NotTraceable
 
@@ -56,6 +57,7 @@ def sample(
     *,
     distribution: Distribution | None = None,
     condition: Any = None,
+    interface: Interface = Interface(),  # noqa: B008  (it cannot be changed)
     progress: Progress | None = None,
     backend: str | None = None,
 ) -> Tensor:
@@ -65,7 +67,7 @@ def sample(
     full forward passes, with a warning that names the reason; with an explicit ``backend`` that is an error.
 
     Args:
-        model, predict, table, condition: see :func:`genkernels.sampling.compile_program`.
+        model, predict, table, condition, interface: see :func:`genkernels.sampling.compile_program`.
         request: what is to be drawn.
         distribution: what it is drawn from; None for the categorical one.
         progress: called as ``progress(done, total)``, in sub-pixels, after each row at least; where one CUDA launch
@@ -73,7 +75,7 @@ def sample(
         backend: "torch", "cpu", ...: the executor; "full_forward": without a program; None: the quickest.
     """
     distribution = distribution or Categorical(len(table), request.images.shape[1])
-    distribution.check_top_k(request.top_k)
+    distribution.check_options(request.temperature, request.top_k)
     if not bool(request.free.any()):
         return request.images
     with in_evaluation(model):
@@ -81,7 +83,7 @@ def sample(
             try:
                 n, colours, height, width = request.images.shape
                 shape = (n, colours, height, width)
-                program = compile_program(model, predict, shape, table, condition, distribution)
+                program = compile_program(model, predict, shape, table, condition, distribution, interface)
             except NotTraceable as reason:
                 if backend is not None:
                     raise
@@ -93,5 +95,5 @@ def sample(
             else:
                 return execute(program, request, progress, backend)
         return full_forward_sample(
-            lambda images: predict(table[images.long()], condition), distribution, request, progress
+            lambda images: predict(interface.seen(images, table), condition), distribution, request, progress
         )

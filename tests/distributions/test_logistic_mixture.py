@@ -164,4 +164,4 @@ def test_wrong_arguments_are_named():
     ):
         make_distribution("normal", 256, 3, 10)
     with pytest.raises(ValueError, match=r"top_k: expected None with a mixture of logistics; got 3"):
-        DiscretizedLogisticMixture(256, 3).check_top_k(3)
+        DiscretizedLogisticMixture(256, 3).check_options(1.0, 3)

@@ -108,7 +108,7 @@ def test_completion_temperature_and_top_k_are_those_of_the_models(usual):
 
 def test_it_says_what_it_has_verified(usual):
     fast = genkernels.fast_sampler(usual, torch.randint(0, 4, (2, 1, 5, 3)), levels=4)
-    assert fast.verification.size == (5, 3)
+    assert fast.verification.sizes == ((5, 3),)
     assert fast.verification.pairs == 2 * 15 * 16 / 2
     assert fast.verification.error < 1e-12 < fast.verification.scale
     assert "FastSampler(Usual, in_channels=1, levels=4)\nverified on 5 x 3 images, none of 240 pairs" in repr(fast)
@@ -127,7 +127,8 @@ def test_our_own_models_need_no_further_argument():
 def test_a_program_that_computes_something_else_is_found_out(usual, monkeypatch):
     teacher_forced = sampling.teacher_forced
     monkeypatch.setattr(
-        "genkernels.sampling.sampler.teacher_forced", lambda program, images: teacher_forced(program, images) + 1e-3
+        "genkernels.sampling.verification.teacher_forced",
+        lambda program, images: teacher_forced(program, images) + 1e-3,
     )
     with pytest.raises(ValueError, match=r"model: the logits of its sampling program differ by 0\.001"):
         genkernels.fast_sampler(usual, levels=4, in_channels=1)
@@ -147,12 +148,26 @@ def test_a_model_that_hides_its_future_from_the_trace_is_found_out():
     "keywords, message",
     [
         ({}, "levels: expected the number of values"),
-        ({"levels": 300}, "levels: expected a whole number in 2 .. 256; got 300"),
+        ({"levels": 65537}, "levels: expected a whole number in 2 .. 65536; got 65537"),
         ({"levels": 4}, "in_channels: expected the number of sub-pixels of a pixel, or an example; got neither"),
         ({"levels": 4, "example": torch.zeros(3, 5)}, r"example: expected levels \[n, C, H, W\]; got shape \[3, 5\]"),
         ({"levels": 4, "example": torch.full((1, 1, 3, 3), 4)}, "example: expected levels 0 .. 3; got 4"),
         ({"levels": 4, "in_channels": 1, "scale": lambda x: x.sum()}, r"scale: expected floating-point numbers \[4\]"),
-        ({"levels": 5, "in_channels": 1}, r"logits: expected \[N, 5, 1, 6, 7\] or \[N, 5, 6, 7\]; got \[N, 4, 6, 7\]"),
+        (
+            {"levels": 5, "in_channels": 1},
+            r"model: expected logits \[N, 5, 1, 6, 7\] \(NLCHW\) or \[N, 5, 6, 7\] \(NLHW\) or another of LAYOUTS; "
+            r"got \[N, 4, 6, 7\]",
+        ),
+        (
+            {"levels": 4, "in_channels": 1, "scale": "labels"},
+            "scale: expected a function, 'index' or None; got 'labels'",
+        ),
+        ({"levels": 4, "in_channels": 1, "layout": "NCHW"}, "layout: expected one of NLCHW, .*; got 'NCHW'"),
+        (
+            {"levels": 4, "in_channels": 1, "layout": "NHWL"},
+            r"model: expected logits \[N, 6, 7, 4\] \(NHWL\); got \[N, 4, 6, 7\]",
+        ),
+        ({"levels": 3, "in_channels": 1, "distribution": "bernoulli"}, "levels: expected 2 with distribution 'bernou"),
     ],
 )
 def test_a_wrong_argument_is_named(usual, keywords, message):

@@ -141,7 +141,7 @@ void Interpreter::draw(const SamplerInstruction& in, int64_t x) {
         __atomic_compare_exchange_n(call_.undrawable, &none, sub_pixel, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
         return;
       }
-      run.levels[sub_pixel] = static_cast<uint8_t>(level);
+      run.levels[sub_pixel] = static_cast<int32_t>(level);
     }
     own[position_[k] + x * stride(k)] = p_.floats[sizes.table + run.levels[sub_pixel]];
   }

@@ -75,6 +75,7 @@ class Interpreter {
   void finish(const SamplerInstruction& in, int64_t span, int64_t last_span, int64_t column, int64_t first,
               int64_t count, int64_t width);
   void pointwise(const SamplerInstruction& in);
+  void lookup(const SamplerInstruction& in);
   void across(const SamplerInstruction& in);
   void cell(const SamplerInstruction& in);
   void draw(const SamplerInstruction& in, int64_t x);

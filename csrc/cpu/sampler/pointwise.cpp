@@ -1,4 +1,6 @@
-// Instructions that work channel by channel: functions of up to three numbers, and the cell of an LSTM.
+// Instructions that work channel by channel: functions of up to three numbers, rows of a table, and the cell of an LSTM.
+#include <string.h>
+
 #include "cpu/sampler/functions.h"
 #include "cpu/sampler/interpreter.h"
 
@@ -28,6 +30,15 @@ void Interpreter::pointwise(const SamplerInstruction& in) {
         store_up_to(target + part.channel + j, v, part.length - j);
       }
     }
+  }
+}
+
+void Interpreter::lookup(const SamplerInstruction& in) {
+  const int64_t out_stride = stride(in.places);
+  for (int64_t r = 0; r < rows_count_; ++r) {
+    const float number = *map_at(in.places + 1, r), last = static_cast<float>(in.number - 1);
+    const int64_t row = number > 0 ? static_cast<int64_t>(number < last ? number : last) : 0;  // NaN is no number
+    memcpy(at(in.places, out_stride, r), p_.floats + in.weight + row * in.rows, in.rows * sizeof(float));
   }
 }
 

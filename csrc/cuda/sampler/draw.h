@@ -1,30 +1,25 @@
 // Drawing a level from logits by inverse CDF, one warp for an image, as genkernels/distributions/categorical.py defines it in
 // float64.
 //
-// A lane has up to eight levels that follow each other. Exponentials are taken in float32, their sums in float64, which
-// decides unless u lies within a few parts in a million of an end of the level's interval; there everything is done
-// again in float64. So a level differs from the definition's only where u is within float64 rounding of a boundary.
+// A lane has up to eight levels that follow each other (draw_many.h has more). Exponentials are taken in float32, their
+// sums in float64, which decides unless u lies within a few parts in a million of an end of the level's interval; there
+// everything is done again in float64. So a level differs from the definition's only where u is within float64 rounding
+// of a boundary.
 #pragma once
 
 #include "cuda/sampler/block.h"
 #include "cuda/sampler/draw_logistic_mixture.h"
+#include "cuda/sampler/draw_many.h"
 
 namespace gk::cuda {
 
-constexpr int LANE_LEVELS = SAMPLER_MAX_LEVELS / WARP;
+constexpr int LANE_LEVELS = 8, FEW_LEVELS = LANE_LEVELS * WARP;
 
 // A lane's levels: those from lane * each on, as many as there are.
 struct LaneLogits {
   float v[LANE_LEVELS];
   unsigned there;  // a bit for each
 };
-
-// Numbers as whole numbers of the same order; NaN is the largest.
-inline __device__ uint32_t ordered(float x) {
-  const uint32_t bits = float_as_word(x);
-  return bits >> 31 ? ~bits : bits | 0x80000000u;
-}
-inline __device__ float from_ordered(uint32_t x) { return word_as_float(x >> 31 ? x & 0x7fffffffu : ~x); }
 
 // The k-th largest of a warp's logits, by deciding its bits one after the other.
 __device__ __forceinline__ float kth_largest(const LaneLogits& own, int each, int k) {
@@ -41,8 +36,6 @@ __device__ __forceinline__ float kth_largest(const LaneLogits& own, int each, in
   }
   return from_ordered(found);
 }
-
-GK_NOINLINE inline __device__ double exact_exponential(double x) { return exp(x); }
 
 // The level of a warp, or NO_LEVEL, the same in every lane. A function of its own, as is the exponential: their
 // registers would be too many beside the interpreter's.
@@ -123,6 +116,9 @@ __device__ __forceinline__ void draw(const SamplerBlock& b, const DeviceInstruct
                                          b.shape.levels,  b.shape.colours,                            b.shape.components,
                                          call.temperature};
         level = draw_from_mixture(mixture, b.shape.channels, in.number, b.lane, call.uniforms[sub_pixel]);
+      } else if (b.shape.levels > FEW_LEVELS) {
+        level = draw_level_of_many(logits, b.shape.levels, b.lane, call.uniforms[sub_pixel], call.temperature,
+                                   call.top_k);
       } else {
         level = draw_level(logits, b.shape.levels, b.lane, call.uniforms[sub_pixel], call.temperature, call.top_k);
       }
@@ -130,7 +126,7 @@ __device__ __forceinline__ void draw(const SamplerBlock& b, const DeviceInstruct
         if (b.lane == 0 && *call.undrawable < 0) *call.undrawable = sub_pixel;  // an image's first one
         level = 0;
       }
-      if (b.lane == 0) call.levels[sub_pixel] = static_cast<uint8_t>(level);
+      if (b.lane == 0) call.levels[sub_pixel] = level;
     }
     if (b.lane == 0) *b.own(b.place(in.places), i, x) = call.floats[b.shape.table + level];
   }

@@ -53,6 +53,17 @@ __device__ __forceinline__ void pointwise(const SamplerBlock& b, const DeviceIns
   }
 }
 
+__device__ __forceinline__ void lookup(const SamplerBlock& b, const DeviceInstruction& in, int x0, int x1) {
+  const Standing target = b.place(in.places), source = b.place(in.places + 1);
+  const int columns = x1 - x0, count = in.rows * columns * b.images;
+  for (int i = b.thread; i < count; i += b.threads) {
+    const int n = i % in.rows, x = x0 + i / in.rows % columns, image = i / in.rows / columns;
+    const float number = *b.at(source, image, x), last = static_cast<float>(in.number - 1);
+    const int row = number > 0.0f ? static_cast<int>(number < last ? number : last) : 0;
+    b.own(target, image, x)[n] = b.call.floats[in.weight + row * in.rows + n];
+  }
+}
+
 __device__ __forceinline__ void cell(const SamplerBlock& b, const DeviceInstruction& in, int x0, int x1) {
   const Standing hidden = b.place(in.places), state = b.place(in.places + 1), memory = b.place(in.places + 2);
   const Standing previous = b.place(in.places + 3), gates = b.place(in.places + 4);
@@ -77,6 +88,7 @@ __device__ __forceinline__ void at_pixel(const SamplerBlock& b, const DeviceInst
   switch (static_cast<SamplerKind>(in.kind)) {
     case SamplerKind::affine: pixel_affine(b, in, x); break;
     case SamplerKind::pointwise: pointwise(b, in, x, x + 1); break;
+    case SamplerKind::lookup: lookup(b, in, x, x + 1); break;
     case SamplerKind::across: across(b, in, x, x + 1); break;
     case SamplerKind::cell: cell(b, in, x, x + 1); break;
     default: draw<MIXTURE>(b, in, y, x); break;
@@ -89,6 +101,7 @@ __device__ __forceinline__ void in_row(const SamplerBlock& b, const DeviceInstru
   switch (static_cast<SamplerKind>(in.kind)) {
     case SamplerKind::affine: row_affine(b, in); break;
     case SamplerKind::pointwise: pointwise(b, in, in.first_column, in.last_column); break;
+    case SamplerKind::lookup: lookup(b, in, in.first_column, in.last_column); break;
     case SamplerKind::across: across(b, in, in.first_column, in.last_column); break;
     case SamplerKind::cell: cell(b, in, in.first_column, in.last_column); break;
     default:  // a scan

@@ -10,7 +10,7 @@ namespace gk::cuda {
 
 constexpr int SAMPLER_MAX_MAPS = 16;
 constexpr int SAMPLER_MAX_IMAGES = 16;  // of a block
-constexpr int SAMPLER_MAX_LEVELS = 256;
+constexpr int SAMPLER_MAX_LEVELS = 65536;
 constexpr int SAMPLER_MAX_COMPONENTS = 128;  // of a mixture
 constexpr int SAMPLER_SEGMENT = 32;  // reductions of a segment at most, and none reaches beyond a multiple of it
 
@@ -74,7 +74,7 @@ struct SamplerLaunch {
   float* memory;  // [images, image_floats]: zero, or what is read outside of a value, and the vectors
   SamplerConstant maps[SAMPLER_MAX_MAPS];
   int images;
-  uint8_t* levels;         // [images, C, H, W], read where known, written where free
+  int32_t* levels;         // [images, C, H, W], read where known, written where free
   const uint8_t* free;     // the same shape
   const double* uniforms;  // the same shape
   float* logits;           // [images, channels, predictions, H, W], or nullptr

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ... import backends
+from ...distributions import Custom
 from ..program.program import Program
 from .cpu_packing import build
 from .layout import layout, map_memory
@@ -18,6 +19,8 @@ def why_not(program: Program) -> str | None:
         return "the native extension is not loaded"
     if program.table.device.type != "cpu":
         return f"the program is on {program.table.device}"
+    if isinstance(program.distribution, Custom):
+        return "levels are drawn by a function of Python"
     if program.table.dtype != torch.float32:
         return f"no native sampler for {program.table.dtype}"
     return None

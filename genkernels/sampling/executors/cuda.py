@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ... import backends
+from ...distributions import Custom
 from ...ops.core.cuda_device import device_of
 from ..program.program import Program
 from .cuda_packing import Plan, build
@@ -28,6 +29,8 @@ def why_not(program: Program) -> str | None:
     """The reason why the CUDA executor cannot run a program, or None where it can."""
     if program.table.device.type != DEVICE_TYPE:
         return f"the program is on {program.table.device}"
+    if isinstance(program.distribution, Custom):
+        return "levels are drawn by a function of Python"
     if program.table.dtype != torch.float32:
         return f"no CUDA sampler for {program.table.dtype}"
     if DEVICE_TYPE == "cuda" and not hasattr(backends.native(), "CudaSamplerPlan"):

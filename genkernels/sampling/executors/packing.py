@@ -12,7 +12,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..program.instructions import Across, Affine, Cell, Draw, Function, Instruction, Pointwise, Read, Scan, Spans, Value
+from ..program.instructions import (
+    Across,
+    Affine,
+    Cell,
+    Draw,
+    Function,
+    Instruction,
+    Lookup,
+    Pointwise,
+    Read,
+    Scan,
+    Spans,
+    Value,
+)
 from ..program.program import Program
 from .layout import ALIGN, layout, up
 from .records import (
@@ -31,6 +44,7 @@ _KINDS: dict[type, str] = {
     Affine: "affine",
     Pointwise: "pointwise",
     Across: "across",
+    Lookup: "lookup",
     Cell: "cell",
     Scan: "scan",
 }
@@ -147,6 +161,8 @@ class Packer:
                 self.operands(record, instruction.operands)
                 self.span(instruction.channels, [read.channels for read in instruction.operands])
                 self.function(record, instruction.function)
+            elif isinstance(instruction, Lookup):
+                self.lookup(record, instruction)
             elif isinstance(instruction, Across):
                 self.across(record, instruction)
             else:
@@ -248,6 +264,14 @@ class Packer:
             record.group_count += 1
             record.arena_groups += external < 0
         return columns
+
+    def lookup(self, record: InstructionRecord, lookup: Lookup) -> None:
+        ((channel, _),) = lookup.source.channels
+        self.place(lookup.value, channel=lookup.channels[0][0])
+        self.place(lookup.source.value, lookup.source.dy, lookup.source.dx, channel)
+        record.operands = 1
+        record.number, record.rows = lookup.table.shape
+        record.weight = self.keep(lookup.table)
 
     def cell(self, record: InstructionRecord, cell: Cell) -> None:
         for value in (cell.value, cell.state, cell.memory):

@@ -20,6 +20,7 @@ from ..program.instructions import (
     Draw,
     Function,
     Instruction,
+    Lookup,
     Pointwise,
     Read,
     Scan,
@@ -121,11 +122,15 @@ class Execution:
             self._apply(instruction, y, slice(x, x + 1))
 
     def _apply(self, instruction: Instruction, y: int, columns: slice) -> None:
-        assert isinstance(instruction, (Affine, Pointwise, Across, Cell))
+        assert isinstance(instruction, (Affine, Pointwise, Lookup, Across, Cell))
         if y < self.program.values[instruction.value].first_row:
             return
         if isinstance(instruction, Affine):
             self._affine(instruction, y, columns)
+        elif isinstance(instruction, Lookup):
+            numbers = self._read(instruction.source, y, columns)[..., 0].long()
+            rows = instruction.table[numbers.clamp(0, len(instruction.table) - 1)]
+            self._write(instruction.value, y, columns, instruction.channels, rows)
         elif isinstance(instruction, Pointwise):
             operands = [self._operand(read, instruction.channels, y, columns) for read in instruction.operands]
             result = evaluate(instruction.function, *operands)

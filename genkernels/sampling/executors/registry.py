@@ -101,7 +101,7 @@ def teacher_forced(program: Program, images: Tensor, backend: str = "torch") -> 
     given images.
 
     Args:
-        images: uint8 [n, C, H, W].
+        images: levels, whole numbers [n, C, H, W].
 
     Returns:
         [n, levels, C, H, W], or [n, channels, predictions, H, W] of the distribution; a forward pass of the model gives

@@ -18,7 +18,7 @@ class Run:
     """One pass over a batch of images.
 
     Attributes:
-        images: uint8 [n, C, H, W], the known levels in place; what is drawn is written here.
+        images: whole numbers [n, C, H, W], the known levels in place; what is drawn is written here.
         free: bool [n, C, H, W], true where a level is to be drawn.
         uniforms: floating-point [n, C, H, W] in [0, 1).
         temperature: above 0.
@@ -43,7 +43,7 @@ class Run:
         """The same with arrays as the native executors take them; those that are so already are shared."""
         return replace(
             self,
-            images=self.images.contiguous(),
+            images=self.images.to(torch.int32).contiguous(),
             free=self.free.contiguous(),
             uniforms=self.uniforms.to(torch.float64).contiguous(),
             logits=None if self.logits is None else self.logits.contiguous(),

@@ -4,7 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .instructions import ROW, Across, Affine, Cell, Draw, Instruction, Pointwise, Read, Scan, Spans, Value, span_count
+from .instructions import (
+    ROW,
+    Across,
+    Affine,
+    Cell,
+    Draw,
+    Instruction,
+    Lookup,
+    Pointwise,
+    Read,
+    Scan,
+    Spans,
+    Value,
+    span_count,
+)
 
 
 def instruction_line(values: Sequence[Value], instruction: Instruction) -> str:
@@ -22,6 +36,9 @@ def _text(values: Sequence[Value], instruction: Instruction) -> str:
     target = f"v{instruction.value}{_channels(values, instruction.value, instruction.channels)}"
     if isinstance(instruction, Cell):
         return f"{target} = cell(v{instruction.gates}, {_read(values, instruction.previous)})"
+    if isinstance(instruction, Lookup):
+        rows, columns = instruction.table.shape
+        return f"{target} = [{rows} x {columns}] at {_read(values, instruction.source)}"
     if isinstance(instruction, Pointwise):
         operands = ", ".join(_read(values, read) for read in instruction.operands)
         return f"{target} = {instruction.function}({operands})"

@@ -221,6 +221,21 @@ class Pointwise:
 
 
 @dataclass(frozen=True, eq=False)
+class Lookup:
+    """``value[channels] = table[number]``: a row of a table [numbers, channels].
+
+    ``source`` reads the number, one channel; outside the table the nearest row is meant.
+    """
+
+    name: str
+    phase: int
+    value: int
+    channels: Spans
+    source: Read
+    table: Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class Across:
     """``value[channels] = function(operand)`` for one group of channels after the other.
 
@@ -300,7 +315,7 @@ class Draw:
         return self.colour
 
 
-Instruction = Affine | Pointwise | Across | Cell | Scan | Draw
+Instruction = Affine | Pointwise | Lookup | Across | Cell | Scan | Draw
 
 
 def reads_of(instruction: Instruction) -> list[Read]:
@@ -309,6 +324,8 @@ def reads_of(instruction: Instruction) -> list[Read]:
         return [*instruction.taps, *instruction.terms]
     if isinstance(instruction, Pointwise):
         return list(instruction.operands)
+    if isinstance(instruction, Lookup):
+        return [instruction.source]
     if isinstance(instruction, Across):
         return [instruction.operand]
     if isinstance(instruction, Cell):

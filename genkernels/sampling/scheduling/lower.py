@@ -16,6 +16,7 @@ from ..program.instructions import (
     Draw,
     Function,
     Instruction,
+    Lookup,
     Pointwise,
     Read,
     Scan,
@@ -25,7 +26,19 @@ from ..program.instructions import (
     to_spans,
 )
 from ..program.program import Program
-from ..trace.graph import AcrossNode, AffineNode, ConstantNode, ImageNode, Link, LstmNode, Node, NotTraceable, PointNode, Tap
+from ..trace.graph import (
+    AcrossNode,
+    AffineNode,
+    ConstantNode,
+    ImageNode,
+    Link,
+    LookupNode,
+    LstmNode,
+    Node,
+    NotTraceable,
+    PointNode,
+    Tap,
+)
 from .schedule import Schedule
 
 
@@ -114,6 +127,8 @@ class _Builder:
             )
         elif isinstance(node, PointNode):
             self._point(node, labels)
+        elif isinstance(node, LookupNode):
+            self._lookup(node, labels)
         elif isinstance(node, AcrossNode):
             self._across(node, labels)
         else:
@@ -130,6 +145,15 @@ class _Builder:
             for spans, operands in self.aligned(node, channels, node.operands):
                 self.emit(Pointwise(node.name, phase, self.number[node], spans, node.function, tuple(operands)))
 
+    def _lookup(self, node: LookupNode, labels: Tensor) -> None:
+        width = node.table.shape[1]
+        for link in node.operand:
+            dy, dx = self.schedule.offset(node, link)
+            for channel, row in zip(link.channels, link.rows, strict=True):
+                read = Read(self.number[link.node], dy, dx, ((channel, channel + 1),))
+                written = ((row * width, (row + 1) * width),)
+                phase = int(labels[row * width])
+                self.emit(Lookup(node.name, phase, self.number[node], written, read, node.table))
     def _across(self, node: AcrossNode, labels: Tensor) -> None:
         link, results = node.operand, node.results
         for phase in sorted(set(labels.tolist())):

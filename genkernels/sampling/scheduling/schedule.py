@@ -22,6 +22,7 @@ from ..trace.graph import (
     Graph,
     ImageNode,
     Link,
+    LookupNode,
     LstmNode,
     Node,
     NotTraceable,
@@ -143,6 +144,10 @@ def _label(schedule: Schedule, node: Node) -> None:
         schedule.labels[node] = _latest(
             schedule, node, node.channels, [], [link for part in node.operands for link in part]
         )
+    elif isinstance(node, LookupNode):
+        width = node.table.shape[1]
+        numbers = _latest(schedule, node, node.channels // width, [], node.operand)
+        schedule.labels[node] = numbers.repeat_interleave(width)
     elif isinstance(node, AcrossNode):
         groups = schedule.available(node, node.operand).view(node.groups, node.size).amax(1)
         schedule.labels[node] = groups.repeat_interleave(node.results)
@@ -230,6 +235,8 @@ def _reads_of_channel(schedule: Schedule, node: Node, channel: int, label: int) 
     """The reads of a channel (with the place in ``channels``) that are available at ``label`` only."""
     units = node.channels if isinstance(node, LstmNode) else 0
     rows = [channel + block * units for block in range(4)] if units else [channel]
+    if isinstance(node, LookupNode):
+        rows = [channel // node.table.shape[1]]
     if isinstance(node, AcrossNode):
         first = channel // node.results * node.size
         rows = list(range(first, first + node.size))
@@ -251,7 +258,7 @@ def _postpone(schedule: Schedule) -> None:
     for node in reversed(schedule.graph.nodes):
         if (
             node is schedule.graph.logits
-            or not isinstance(node, (AffineNode, PointNode, AcrossNode))
+            or not isinstance(node, (AffineNode, PointNode, LookupNode, AcrossNode))
             or node not in schedule.needed
         ):
             continue

@@ -126,6 +126,14 @@ class PointNode(Node):
 
 
 @dataclass(eq=False)
+class LookupNode(Node):
+    """Rows of a table: channels [k D, (k + 1) D) are row number ``operand``[k] of ``table`` [numbers, D].
+
+    The operand is a list of links that covers channels 0, 1, ... of it, whole numbers.
+    """
+
+    table: Tensor
+    operand: list[Link]
 class AcrossNode(Node):
     """A function across ``size`` channels at each pixel, group by group: ACROSS or REDUCE of instructions.py.
 
@@ -187,6 +195,8 @@ def inputs_of(node: Node) -> list[Tap | Link]:
         return [*node.taps, *node.terms]
     if isinstance(node, PointNode):
         return [link for operand in node.operands for link in operand]
+    if isinstance(node, LookupNode):
+        return [*node.operand]
     if isinstance(node, AcrossNode):
         return [node.operand]
     return []

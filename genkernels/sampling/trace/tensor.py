@@ -42,11 +42,21 @@ class Traced(Tensor):
 
     @staticmethod
     def __new__(
-        cls, tracer: Recorder, shape: Any, plane: Plane | None = None, index: Tensor | None = None, strides: Any = None
+        cls,
+        tracer: Recorder,
+        shape: Any,
+        plane: Plane | None = None,
+        index: Tensor | None = None,
+        strides: Any = None,
+        dtype: torch.dtype | None = None,
     ) -> Traced:
-        self = new_wrapper_tensor(cls, shape, strides=strides, dtype=tracer.dtype, device=tracer.device)
+        self = new_wrapper_tensor(cls, shape, strides=strides, dtype=dtype or tracer.dtype, device=tracer.device)
         self.tracer, self._plane, self._index, self.memory, self.viewed = tracer, plane, index, [self], None
         return self
+
+    def as_dtype(self, dtype: torch.dtype) -> Traced:
+        """The same numbers, which the program keeps in its one dtype anyway; memory of its own."""
+        return Traced(self.tracer, self.shape, plane=self._plane, index=self._index, dtype=dtype)
 
     def views(self, base: Traced, viewed: Callable[[], Tensor]) -> None:
         """From now on this is a view of ``base``."""

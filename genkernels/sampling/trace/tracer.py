@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from ...distributions import Distribution
 from ...ops.core.torch_internals import TorchDispatchMode, module_call_code, name_of, tree_flatten, tree_map
@@ -73,6 +74,9 @@ _POINTWISE = """
     reciprocal
 """
 POINTWISE = {f"aten::{name}" for name in _POINTWISE.split()}
+_WHOLE = "neg add sub rsub mul clamp clamp_min clamp_max"  # whole numbers of whole numbers
+WHOLE = {f"aten::{name}" for name in _WHOLE.split()}
+TAKE_INDICES = {"aten::index", "aten::index_select"}
 FOLDING = {"aten::view", "aten::_unsafe_view", "aten::reshape", "aten::clone", "aten::detach", "aten::alias"}
 TAKE_SIZES = {"aten::view", "aten::_unsafe_view", "aten::reshape", "aten::expand"}
 
@@ -92,6 +96,7 @@ class Tracer:
         self.nodes: list[Node] = []
         self.numbering = Numbering()
         self.operator = ""
+        self.result_dtype = dtype  # of the operator at hand
         self.size = size
         self.names = {id(module): (name, module) for name, module in model.named_modules()} if model is not None else {}
 
@@ -120,7 +125,7 @@ class Tracer:
 
     def result(self, node: Node, shape: Any) -> Traced:
         """The tensor of this shape that a new node is; its last two dimensions are those of the node."""
-        return Traced(self, shape, plane=Plane.of(self.add(node)))
+        return Traced(self, shape, plane=Plane.of(self.add(node)), dtype=self.result_dtype)
 
     def run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """One operator with at least one traced argument."""
@@ -128,17 +133,18 @@ class Tracer:
         if kwargs.get("out") is not None:
             raise NotTraceable(f"layer {self.name()!r}: {name_of(func)} with out=, which the sampler does not follow")
         if name_of(func) in SHAPE_ONLY:
-            like = torch.empty((), dtype=self.dtype, device=self.device)
-            plain = tree_map(lambda a: like.expand(a.shape) if isinstance(a, Traced) else a, (args, kwargs))
+            plain = tree_map(self._without_content, (args, kwargs))
             return func(*plain[0], **plain[1])
         name = self.operator
+        if name in TAKE_INDICES and any(isinstance(a, Traced) for a in tree_flatten(args[1:])[0]):
+            return self.operators.compute[f"{name}.lookup"](self, *args, **kwargs)
         if name in self.operators.in_place or (name.endswith("_") and name[:-1] in self.operators.compute):
             return self._in_place(name, args, kwargs)
         if name in self.operators.compute:
             return self._compute(name, args, kwargs)
         if name == "aten::constant_pad_nd" and args[2:] and args[2] != 0:
             x, pad, value = args
-            border = torch.constant_pad_nd(torch.zeros(1, *x.shape[1:], dtype=self.dtype), pad, value)
+            border = torch.constant_pad_nd(torch.zeros(1, *x.shape[1:], dtype=x.dtype), pad, value)
             return torch.constant_pad_nd(x, pad) + border.to(self.device)
         if name in REARRANGING:
             planes = None if kwargs else self._quickly(name, *args)
@@ -146,17 +152,36 @@ class Tracer:
                 return self._rearrange(func, args, kwargs)
             return planes
         if name == "aten::_to_copy":
-            if kwargs.get("dtype") not in (None, self.dtype):
-                raise NotTraceable(f"layer {self.name()!r}: changes the dtype from {self.dtype} to {kwargs['dtype']}")
-            return Traced(self, args[0].shape, plane=args[0]._plane, index=args[0]._index)
+            return self._to_dtype(args[0], kwargs.get("dtype") or args[0].dtype)
+        if name.endswith("_") and not isinstance(args[0], Traced):
+            raise self._written_outside(name)
         raise NotTraceable(f"layer {self.name()!r}: the sampler does not know the operator {name}")
+
+    def _without_content(self, a: Any) -> Any:
+        return torch.empty((), dtype=a.dtype, device=self.device).expand(a.shape) if isinstance(a, Traced) else a
+
+    def _to_dtype(self, x: Traced, dtype: torch.dtype) -> Traced:
+        if dtype == x.dtype or dtype == self.dtype or not (dtype.is_floating_point or x.dtype.is_floating_point):
+            return x.as_dtype(dtype)
+        raise NotTraceable(
+            f"layer {self.name()!r}: changes the dtype from {x.dtype} to {dtype}"
+            + ("" if dtype.is_floating_point else "; a model that looks numbers up takes scale='index'")
+        )
 
     def _compute(self, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
         """A handler's result; functions channel by channel see the channels where they expect them."""
-        handler = self.operators.compute[name]
         tensors = [a for a in args if isinstance(a, Tensor) and a.dim()]
-        if name not in POINTWISE:
-            return handler(self, *args, **kwargs)
+        whole = name in WHOLE and not any(_is_fraction(a) for a in (*args, *kwargs.values()))
+        before, self.result_dtype = self.result_dtype, torch.int64 if whole else self.dtype
+        try:
+            if name in POINTWISE:
+                return self._pointwise(name, tensors, args, kwargs)
+            return self.operators.compute[name](self, *args, **kwargs)
+        finally:
+            self.result_dtype = before
+
+    def _pointwise(self, name: str, tensors: list[Tensor], args: Any, kwargs: dict[str, Any]) -> Any:
+        handler = self.operators.compute[name]
         shape = torch.broadcast_shapes(*(a.shape for a in tensors))
         of_images = all(a.dim() == 3 and a.memory[0].dim() > 3 for a in tensors if isinstance(a, Traced))
         if of_images and tuple(shape[1:]) == self.size:  # one channel, y[:, 0], and not a signal
@@ -190,13 +215,22 @@ class Tracer:
             return x.view(-1, height, width, x.shape[1]).movedim(-1, 1)
         return (x.unsqueeze(1) if x.dim() == 3 else x).movedim(-1, 1)
 
+    def as_image(self, x: Any) -> Any:
+        """[N, K, H, W], [N, H, W], [N, W], [N, H * W] or [N * H * W] as [N, K, H, W] of the image's size."""
+        height, width = self.size
+        if x.dim() > 3:
+            return x.reshape(x.shape[0], -1, *x.shape[-2:])
+        if x.dim() == 3:
+            return x.unsqueeze(1 if tuple(x.shape[1:]) == self.size or x.memory[0].dim() > 3 else 2)
+        each = x.as_index().numel()
+        if each % (height * width):
+            raise NotTraceable(f"layer {self.name()!r}: {each} numbers for an image of {height} x {width} pixels")
+        return x.view(-1, each // (height * width), height, width)
+
     def _in_place(self, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
         target = args[0]
         if not isinstance(target, Traced):
-            raise NotTraceable(
-                f"layer {self.name()!r}: {name} writes what depends on the image into a tensor made without it; put "
-                "the result together with torch.cat or torch.stack"
-            )
+            raise self._written_outside(name)
         if any(isinstance(a, Traced) and target.crosses(a) for a in args):
             raise NotTraceable(
                 f"layer {self.name()!r}: {name} reads other elements of the memory that it writes, so that the result "
@@ -211,6 +245,12 @@ class Tracer:
             result = result.expand(target.shape)
         target.change(result)
         return target
+
+    def _written_outside(self, name: str) -> NotTraceable:
+        return NotTraceable(
+            f"layer {self.name()!r}: {name} writes what depends on the image into a tensor made without it; put the "
+            "result together with torch.cat or torch.stack (a one-hot vector with torch.nn.functional.one_hot)"
+        )
 
     def _quickly(self, name: str, x: Any, *args: Any) -> Any:
         """Common operators without indices, which are slow where images are large; None for all others."""
@@ -236,8 +276,11 @@ class Tracer:
             return None
         if name == "aten::constant_pad_nd":
             (p,) = results
-            return Traced(self, (batch, p.channels, p.height, p.width), plane=p)
-        made = [Traced(self, (batch, p.channels, p.height, p.width), plane=p, strides=x.stride()) for p in results]
+            return Traced(self, (batch, p.channels, p.height, p.width), plane=p, dtype=x.dtype)
+        made = [
+            Traced(self, (batch, p.channels, p.height, p.width), plane=p, strides=x.stride(), dtype=x.dtype)
+            for p in results
+        ]
         for k, traced in enumerate(made):
             if name == "aten::split":
                 traced.views(x, lambda k=k: x.as_index().split(args[0], 1)[k])  # type: ignore[misc]
@@ -255,7 +298,7 @@ class Tracer:
         def as_index(a: Any) -> Any:
             if isinstance(a, Traced):
                 return a.as_index()
-            if isinstance(a, Tensor) and a.dtype.is_floating_point:
+            if isinstance(a, Tensor) and self.operator not in TAKE_INDICES:
                 return self.constant(a).as_index()
             return a.cpu() if isinstance(a, Tensor) else a
 
@@ -278,7 +321,7 @@ class Tracer:
         def wrap(index: Tensor, shape: Tensor, viewed: Callable[[], Tensor]) -> Traced:
             if index.shape != (shape.shape[0] // batch, *shape.shape[1:]):
                 raise moves
-            result = Traced(self, shape.shape, index=index, strides=shape.stride())
+            result = Traced(self, shape.shape, index=index, strides=shape.stride(), dtype=shape.dtype)
             if index.untyped_storage().data_ptr() == sources[0].as_index().untyped_storage().data_ptr():
                 result.views(sources[0], viewed)
             return result
@@ -348,6 +391,20 @@ class _NoRandomNumbers(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+class _OneHot(TorchFunctionMode):
+    """Takes the function ``one_hot`` to its handler: PyTorch's own looks into the numbers, which a trace has not."""
+
+    def __init__(self, tracer: Tracer) -> None:
+        super().__init__()
+        self.tracer = tracer
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.nn.functional.one_hot and isinstance(args[0], Traced):
+            self.tracer.operator = "one_hot"
+            return self.tracer.operators.compute["one_hot"](self.tracer, *args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
 def _one_channel(a: Any, shape: torch.Size) -> Any:
     """A tensor that broadcasts to [N, H, W] as one that broadcasts to [N, 1, H, W]; numbers as they are."""
     if not isinstance(a, Tensor) or a.dim() == 0:
@@ -355,6 +412,11 @@ def _one_channel(a: Any, shape: torch.Size) -> Any:
     if isinstance(a, Traced):
         return (a if a.shape == shape else a.expand(shape)).unsqueeze(1)
     return a.reshape((1,) * (3 - a.dim()) + tuple(a.shape)).unsqueeze(1)
+
+
+def _is_fraction(a: Any) -> bool:
+    """Whether a number or tensor is not of whole numbers by its type."""
+    return a.dtype.is_floating_point if isinstance(a, Tensor) else isinstance(a, float)
 
 
 def _meta(a: Any) -> Any:
@@ -369,6 +431,7 @@ def trace(
     shape: tuple[int, int, int, int],
     distribution: Distribution,
     dtype: torch.dtype,
+    image_dtype: torch.dtype,
     device: torch.device,
     operators: OperatorTable,
 ) -> Graph:
@@ -388,8 +451,8 @@ def trace(
                 f"{layer} is TorchScript, which cannot be followed; take the Python model it was made of"
             )
     try:
-        with torch.no_grad(), _NoRandomNumbers():
-            logits = function(Traced(tracer, shape, plane=Plane.of(image)))
+        with torch.no_grad(), _NoRandomNumbers(), _OneHot(tracer):
+            logits = function(Traced(tracer, shape, plane=Plane.of(image), dtype=image_dtype))
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:  # most often a tensor in the model that fits a batch of another size alone
