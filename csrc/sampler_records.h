@@ -78,7 +78,7 @@ enum class SamplerKind : int64_t { GK_SAMPLER_KINDS(GK_SAMPLER_ENUMERATOR) };
   NAME(elu) NAME(leaky_relu) NAME(softplus) NAME(clamp) NAME(scale)                                  \
   NAME(add) NAME(sub) NAME(mul) NAME(div) NAME(gate)                                                 \
   NAME(abs) NAME(sign) NAME(sqrt) NAME(rsqrt) NAME(log) NAME(log1p) NAME(expm1) NAME(sin) NAME(cos)  \
-  NAME(erf) NAME(log_sigmoid)                                                                        \
+  NAME(erf)                                                                                          \
   NAME(maximum) NAME(minimum) NAME(power) NAME(less) NAME(less_equal) NAME(equal) NAME(unequal)      \
   NAME(where) NAME(multiply_add)                                                                     \
   NAME(softmax) NAME(log_softmax) NAME(standardise)                                                  \

@@ -69,8 +69,6 @@ inline Vec unary(SamplerFunction function, const float* p, Vec x) {
     case SamplerFunction::sin: return by_lanes(x, [](float v) { return sinf(v); });
     case SamplerFunction::cos: return by_lanes(x, [](float v) { return cosf(v); });
     case SamplerFunction::erf: return by_lanes(x, [](float v) { return erff(v); });
-    case SamplerFunction::log_sigmoid:
-      return by_lanes(x, [](float v) { return (v > 0.0f ? 0.0f : v) - log1pf(expf(-fabsf(v))); });
     default: return x;
   }
 }

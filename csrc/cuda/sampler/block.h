@@ -201,7 +201,6 @@ GK_NOINLINE inline __device__ float seldom_function(SamplerFunction function, co
     case SamplerFunction::sin: return sinf(x);
     case SamplerFunction::cos: return cosf(x);
     case SamplerFunction::erf: return erff(x);
-    case SamplerFunction::log_sigmoid: return (x > 0.0f ? 0.0f : x) - log1pf(expf(-fabsf(x)));
     default: return x;
   }
 }

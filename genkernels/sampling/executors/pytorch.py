@@ -222,16 +222,8 @@ class Execution:
         self.undrawable = torch.where(wrong & (self.undrawable < 0), numbers, self.undrawable)
 
 
-_UNARY: dict[str, Any] = {
-    **{"relu": torch.relu, "tanh": torch.tanh, "sigmoid": torch.sigmoid, "exp": torch.exp, "abs": torch.abs},
-    **{"sign": torch.sign, "sqrt": torch.sqrt, "rsqrt": torch.rsqrt, "log": torch.log, "log1p": torch.log1p},
-    **{"expm1": torch.expm1, "sin": torch.sin, "cos": torch.cos, "erf": torch.erf, "log_sigmoid": F.logsigmoid},
-}
-_BINARY: dict[str, Any] = {
-    **{"add": torch.add, "sub": torch.sub, "mul": torch.mul, "div": torch.div, "power": torch.pow},
-    **{"maximum": torch.maximum, "minimum": torch.minimum},
-    **{"less": torch.lt, "less_equal": torch.le, "equal": torch.eq, "unequal": torch.ne},
-}
+_BINARY: dict[str, Any] = {"power": torch.pow, "less": torch.lt, "less_equal": torch.le, "equal": torch.eq}
+_BINARY |= {"unequal": torch.ne, "add": torch.add, "sub": torch.sub, "mul": torch.mul, "div": torch.div}
 
 
 def evaluate(function: Function, a: Tensor, b: Tensor | None = None, c: Tensor | None = None) -> Tensor:
@@ -242,7 +234,8 @@ def evaluate(function: Function, a: Tensor, b: Tensor | None = None, c: Tensor |
     if b is not None:
         if name == "gate":
             return a.tanh() * b.sigmoid()
-        return _BINARY[name](a, b).to(a.dtype)
+        function_of_two = _BINARY.get(name) or getattr(torch, name)
+        return function_of_two(a, b).to(a.dtype)
     if name == "copy":
         return a
     if name == "silu":
@@ -259,7 +252,8 @@ def evaluate(function: Function, a: Tensor, b: Tensor | None = None, c: Tensor |
         return a.clamp(*p)
     if name == "scale":
         return a * p[0] + p[1]
-    return _UNARY[name](a)
+    result: Tensor = getattr(torch, name)(a)
+    return result
 
 
 def evaluate_across(function: Function, x: Tensor) -> Tensor:

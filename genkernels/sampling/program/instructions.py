@@ -130,7 +130,6 @@ UNARY = {
     "sin": "sin(x)",
     "cos": "cos(x)",
     "erf": "the error function",
-    "log_sigmoid": "log(sigmoid(x))",
 }
 """Functions of one number, by name; p0, p1, ... are the parameters of a :class:`Function`."""
 

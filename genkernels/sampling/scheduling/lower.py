@@ -154,6 +154,7 @@ class _Builder:
                 written = ((row * width, (row + 1) * width),)
                 phase = int(labels[row * width])
                 self.emit(Lookup(node.name, phase, self.number[node], written, read, node.table))
+
     def _across(self, node: AcrossNode, labels: Tensor) -> None:
         link, results = node.operand, node.results
         for phase in sorted(set(labels.tolist())):
@@ -331,12 +332,12 @@ def _aligned_spans(lists: Sequence[Sequence[int]]) -> list[Spans]:
     cuts, steps = [0], [1] + [-1] * (len(lists) - 1)  # of the span at hand; -1 where it is too short to tell
     for k in range(1, len(lists[0])):
         here = [channels[k] - channels[k - 1] for channels in lists]
-        if here[0] != 1 or any(step not in (0, 1) or known not in (-1, step) for step, known in zip(here, steps)):
+        if here[0] != 1 or any(
+            step not in (0, 1) or known not in (-1, step) for step, known in zip(here, steps, strict=True)
+        ):
             cuts.append(k)
             steps[1:] = [-1] * (len(lists) - 1)
         else:
             steps = here
     ends = [*cuts[1:], len(lists[0])]
-    return [
-        tuple((channels[a], channels[b - 1] + 1) for a, b in zip(cuts, ends, strict=True)) for channels in lists
-    ]
+    return [tuple((channels[a], channels[b - 1] + 1) for a, b in zip(cuts, ends, strict=True)) for channels in lists]

@@ -17,7 +17,7 @@ from .tracer import Tracer
 from .view import Plane
 
 
-def across(tracer: Tracer, x: Traced, dims: Sequence[int] | int | None, function: Function, keep: bool = True) -> Tensor:
+def across(tracer: Tracer, x: Any, dims: Sequence[int] | int | None, function: Function, keep: bool = True) -> Tensor:
     """A function of ACROSS or REDUCE over dimensions of a tensor, all of them channels; ``keep``: as size 1."""
     operator, rank = tracer.operator, x.dim()
     given = range(rank) if dims is None or dims == [] else [dims] if isinstance(dims, int) else dims
@@ -77,6 +77,7 @@ def _views(tracer: Tracer, x: Traced, over: Sequence[int]) -> Iterator[tuple[Any
 
 
 def _node(tracer: Tracer, plane: Plane, function: Function, size: int) -> AcrossNode:
+    """The node that reads groups of ``size`` channels of a plane, put side by side first where they are not."""
     links, every = tracer.operand(plane), list(range(plane.channels))
     link = links[0]
     if len(links) == 1:

@@ -70,7 +70,9 @@ def _logical_not(tracer: Tracer, x: Traced) -> Any:
 @OPERATORS.handles("aten::where")
 def _where(tracer: Tracer, condition: Any, *numbers: Any) -> Traced:
     if len(numbers) != 2:
-        raise NotTraceable(f"layer {tracer.name()!r}: where() with a condition alone finds other places in other images")
+        raise NotTraceable(
+            f"layer {tracer.name()!r}: where() with a condition alone finds other places in other images"
+        )
     if condition.dtype != torch.bool:
         raise NotTraceable(f"layer {tracer.name()!r}: where() takes a condition of torch.bool; got {condition.dtype}")
     return pointwise(tracer, "where", condition, *(tracer.number(t) for t in numbers))

@@ -59,8 +59,8 @@ def _lerp(tracer: Tracer, start: Any, end: Any, weight: Any) -> Any:
 
 
 @OPERATORS.handles("aten::log_sigmoid_forward")
-def _log_sigmoid(tracer: Tracer, x: Traced) -> tuple[Traced, None]:
-    return unary(tracer, x, "log_sigmoid"), None
+def _log_sigmoid(tracer: Tracer, x: Traced) -> tuple[Tensor, None]:
+    return x.clamp(max=0) - (-x.abs()).exp().log1p(), None
 
 
 @OPERATORS.handles("aten::_prelu_kernel")
@@ -105,4 +105,6 @@ def _softshrink(tracer: Tracer, x: Traced, most: float = 0.5) -> Tensor:
 
 @OPERATORS.handles("aten::rrelu_with_noise")
 def _rrelu(tracer: Tracer, *_: Any) -> Traced:
-    raise NotTraceable(f"layer {tracer.name()!r}: a random leaky ReLU; nn.LeakyReLU(11 / 48) is what it is in evaluation")
+    raise NotTraceable(
+        f"layer {tracer.name()!r}: a random leaky ReLU; nn.LeakyReLU(11 / 48) is what it is in evaluation"
+    )

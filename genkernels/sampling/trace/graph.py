@@ -119,7 +119,7 @@ class AffineNode(Node):
 
 @dataclass(eq=False)
 class PointNode(Node):
-    """A function of up to three operands, channel by channel; an operand is a list of links that covers all channels."""
+    """A function of up to three operands, channel by channel; an operand is a list of links to all channels."""
 
     function: Function
     operands: list[list[Link]]
@@ -134,6 +134,9 @@ class LookupNode(Node):
 
     table: Tensor
     operand: list[Link]
+
+
+@dataclass(eq=False)
 class AcrossNode(Node):
     """A function across ``size`` channels at each pixel, group by group: ACROSS or REDUCE of instructions.py.
 
