@@ -114,18 +114,28 @@ def _rms_norm(
     eps = torch.finfo(x.dtype).eps if eps is None else eps
     squares = x * x
     tracer.operator = "aten::_fused_rms_norm"
-    mean = across(tracer, squares, range(x.dim() - len(shape), x.dim()), Function("mean"))  # type: ignore[arg-type]
+    mean = across(tracer, squares, range(x.dim() - len(shape), x.dim()), Function("mean"))
     result = x * (mean + eps).rsqrt()
     return result if weight is None else result * weight, None
 
 
-@OPERATORS.handles("aten::native_group_norm", "instance_norm")
-def _spatial_norm(tracer: Tracer, *_: Any) -> Tensor:
-    kind = "instance" if tracer.operator == "instance_norm" else "group"
+@OPERATORS.handles("aten::native_group_norm")
+def _group_norm(tracer: Tracer, *_: Any) -> Tensor:
     raise NotTraceable(
-        f"layer {tracer.name()!r}: {kind} norm mixes pixels: it takes its statistics over all rows and columns, those "
-        "drawn later too; nn.LayerNorm over the channels of a pixel, after permute(0, 2, 3, 1), does not"
+        f"layer {tracer.name()!r}: {tracer.operator} mixes pixels: it takes its statistics over all rows and columns, "
+        "those drawn later too; nn.LayerNorm over the channels of a pixel, after permute(0, 2, 3, 1), does not"
     )
+
+
+@OPERATORS.handles("instance_norm")
+def _instance_norm(
+    tracer: Tracer, x: Traced, running_mean: Tensor | None = None, running_var: Tensor | None = None,
+    weight: Tensor | None = None, bias: Tensor | None = None, use_input_stats: bool = True, momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:  # fmt: skip
+    if use_input_stats:
+        return _group_norm(tracer)
+    return torch.nn.functional.batch_norm(x, running_mean, running_var, weight, bias, eps=eps)
 
 
 # --- one number for a group -------------------------------------------------------------------------------------
@@ -187,10 +197,9 @@ def _vector_norm(
     dtype: torch.dtype | None = None,
 ) -> Tensor:  # fmt: skip
     _of_dtype(tracer, x, dtype)
-    powers = {1.0: torch.abs, 2.0: torch.square, math.inf: torch.abs}
-    if float(order) not in powers:
+    if order not in (1, 2, math.inf):
         raise NotTraceable(f"layer {tracer.name()!r}: a norm of order {order}; the sampler follows 1, 2 and infinity")
-    terms: Any = powers[float(order)](x)
+    terms: Any = x * x if order == 2 else x.abs()
     tracer.operator = "aten::linalg_vector_norm"
     result = across(tracer, terms, dim, Function("max" if order == math.inf else "sum"), keepdim)
     return result.sqrt() if order == 2 else result

@@ -309,6 +309,13 @@ def _index_put(
 ) -> Traced:
     if accumulate:
         raise NotTraceable(f"layer {tracer.name()!r}: index_put_ that adds up; write it as a sum")
+    (mask,) = indices if len(indices) == 1 else (None,)
+    if isinstance(mask, Traced):
+        if mask.dtype != torch.bool or mask.shape != target.shape or values.numel() != 1:
+            raise NotTraceable(
+                f"layer {tracer.name()!r}: index_put_ at places that depend on the image; use torch.where"
+            )
+        return target.masked_fill(mask, values.reshape(()))  # type: ignore[return-value]
     if not indices or indices[0] is not None:
         raise NotTraceable(f"layer {tracer.name()!r}: index_put_ chooses images of the batch")
     places = tuple(slice(None) if i is None else i.cpu() for i in indices)

@@ -421,10 +421,14 @@ class _NoRandomNumbers(TorchDispatchMode):
 
 class _WholeFunctions(TorchFunctionMode):
     """Takes functions to their handlers before they become operators: ``one_hot`` would look into the numbers, which a
-    trace has not, and instance norm arrives as batch norm of other images.
+    trace has not; instance norm arrives as batch norm of other images, and products without rows and columns.
     """
 
-    HANDLERS: ClassVar[dict[Any, str]] = {torch.nn.functional.one_hot: "one_hot", torch.instance_norm: "instance_norm"}
+    HANDLERS: ClassVar[dict[Any, str]] = {
+        torch.nn.functional.one_hot: "one_hot",
+        torch.nn.functional.instance_norm: "instance_norm",
+        torch.einsum: "einsum",
+    }
 
     def __init__(self, tracer: Tracer) -> None:
         super().__init__()
@@ -432,7 +436,7 @@ class _WholeFunctions(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = self.HANDLERS.get(func)
-        if name is not None and isinstance(args[0], Traced):
+        if name is not None and any(isinstance(a, Traced) for a in tree_flatten(args)[0]):
             self.tracer.operator = name
             return self.tracer.operators.compute[name](self.tracer, *args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
