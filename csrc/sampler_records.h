@@ -60,24 +60,35 @@ constexpr int SAMPLER_OPERANDS = 4;
 using SamplerOperands = int64_t[SAMPLER_OPERANDS];
 
 // `length` channels that lie side by side in the result, from `channel` on, and in every operand, from its entry of
-// `operand` on. `at` counts rows of the weight; a span does not reach from one panel into the next.
+// `operand` on: its entry of `step` is 1, or 0 where one channel of the operand is meant throughout. `at` counts rows of
+// the weight; a span does not reach from one panel into the next.
 #define GK_SAMPLER_SPAN(FIELD) \
-  FIELD(int64_t, at) FIELD(int64_t, length) FIELD(int64_t, channel) FIELD(SamplerOperands, operand)
+  FIELD(int64_t, at) FIELD(int64_t, length) FIELD(int64_t, channel) FIELD(SamplerOperands, operand) \
+  FIELD(SamplerOperands, step)
 GK_SAMPLER_RECORD(SamplerSpan, GK_SAMPLER_SPAN)
 
 #define GK_SAMPLER_KINDS(NAME) \
-  NAME(affine) NAME(pointwise) NAME(lookup) NAME(cell) NAME(scan) NAME(draw_categorical) NAME(draw_logistic_mixture)
+  NAME(affine) NAME(pointwise) NAME(lookup) NAME(cell) NAME(scan) NAME(draw_categorical) NAME(draw_logistic_mixture) \
+  NAME(across)
 enum class SamplerKind : int64_t { GK_SAMPLER_KINDS(GK_SAMPLER_ENUMERATOR) };
 
-// UNARY and BINARY of genkernels/sampling/program/instructions.py.
+// UNARY, BINARY, TERNARY and ACROSS of genkernels/sampling/program/instructions.py.
 #define GK_SAMPLER_FUNCTIONS(NAME)                                                                   \
   NAME(copy) NAME(relu) NAME(tanh) NAME(sigmoid) NAME(exp) NAME(silu) NAME(gelu) NAME(gelu_tanh)     \
   NAME(elu) NAME(leaky_relu) NAME(softplus) NAME(clamp) NAME(scale)                                  \
-  NAME(add) NAME(sub) NAME(mul) NAME(div) NAME(gate)
+  NAME(add) NAME(sub) NAME(mul) NAME(div) NAME(gate)                                                 \
+  NAME(abs) NAME(sign) NAME(sqrt) NAME(rsqrt) NAME(log) NAME(log1p) NAME(expm1) NAME(sin) NAME(cos)  \
+  NAME(erf)                                                                                          \
+  NAME(maximum) NAME(minimum) NAME(power) NAME(less) NAME(less_equal) NAME(equal) NAME(unequal)      \
+  NAME(where) NAME(multiply_add)                                                                     \
+  NAME(softmax) NAME(log_softmax) NAME(standardise)                                                  \
+  NAME(sum) NAME(mean) NAME(max) NAME(logsumexp) NAME(variance)
 enum class SamplerFunction : int64_t { GK_SAMPLER_FUNCTIONS(GK_SAMPLER_ENUMERATOR) };
 
 // Its places stand one after the other: what is written, `operands` operands (terms), `segments` segments. A cell has
 // hidden, state and memory, then previous and gates. A lookup's `weight` is a table [number, rows] in `floats`.
+// A span of a function across channels is a group of channels of the operand; its result stands at `channel`, one number
+// or `length`.
 #define GK_SAMPLER_INSTRUCTION(FIELD)                                                                \
   FIELD(SamplerKind, kind)                                                                           \
   FIELD(int64_t, first_row) FIELD(int64_t, first_column) FIELD(int64_t, last_column) /* of the value written */ \

@@ -69,7 +69,7 @@ class CudaSamplerPlan {
     for (const auto& i : instructions_) append(i);
     for (const auto& s : records_.spans)
       append(DeviceSpan{whole(s.at), whole(s.length), whole(s.channel), whole(s.operand[0]), whole(s.operand[1]),
-                        whole(s.operand[2]), whole(s.operand[3]), 0});
+                        whole(s.operand[2]), whole(s.operand[3]), steps(s)});
     for (const auto& p : records_.phases) append(std::array<int, 2>{whole(p.first), whole(p.last)});
     bytes.resize((bytes.size() + 15) / 16 * 16);
     for (const auto& p : places_) append(p);
@@ -152,6 +152,12 @@ class CudaSamplerPlan {
     }
     records_.require(i.weight % 4 == 0, "a weight: not aligned");
     return d;
+  }
+
+  static int steps(const SamplerSpan& span) {
+    int bits = 0;
+    for (int k = 0; k < SAMPLER_OPERANDS; ++k) bits |= static_cast<int>(span.step[k] != 0) << k;
+    return bits;
   }
 
   // The rows of an instruction: those of its spans, one behind the other.

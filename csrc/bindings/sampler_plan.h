@@ -154,6 +154,7 @@ class __attribute__((visibility("hidden"))) SamplerRecords {
                     inside(i.weight, i.number * i.rows, float_count),
                 "a table: out of range");
       }
+      require(i.kind != SamplerKind::across || i.operands == 1, "a function across channels of other than one operand");
     }
   }
 };

@@ -18,7 +18,7 @@ from .program.program import Program
 from .scheduling.fold import fold
 from .scheduling.lower import lower
 from .scheduling.schedule import schedule
-from .trace import lookup  # noqa: F401  (it fills the table of operators, too)
+from .trace import across, conditions, functions, lookup, matrices  # noqa: F401  (they fill the table of operators)
 from .trace.operators import OPERATORS
 from .trace.tracer import trace
 

@@ -111,7 +111,7 @@ void Interpreter::finish(const SamplerInstruction& in, int64_t span, int64_t las
         terms[t] = map_at(in.places + 1 + t, first + i) + part.operand[t];
       for (int64_t j = 0; j < part.length; j += VL) {
         Vec v = load(sum + j) + load(bias + j);
-        for (int64_t t = 0; t < in.operands; ++t) v += load(terms[t] + j);
+        for (int64_t t = 0; t < in.operands; ++t) v += load_operand(terms[t], part.step[t], j);
         if (in.accumulate) v += load(out + j);
         if (!plain) v = unary(function, parameters, v);
         if (clip) v = v < Vec{} ? Vec{} : v;

@@ -1,5 +1,5 @@
-// Functions of a sampling program on vectors (UNARY and BINARY of genkernels/sampling/program/instructions.py), and
-// stores of a part of a vector.
+// Functions of a sampling program on vectors (UNARY, BINARY and TERNARY of genkernels/sampling/program/instructions.py),
+// and stores of a part of a vector.
 #pragma once
 
 #include <cmath>
@@ -59,9 +59,22 @@ inline Vec unary(SamplerFunction function, const float* p, Vec x) {
       return x > high ? high : x;
     }
     case SamplerFunction::scale: return x * p[0] + p[1];
+    case SamplerFunction::abs: return bit_cast<Vec>(bit_cast<VecInt>(x) & 0x7fffffff);
+    case SamplerFunction::sign: return x > Vec{} ? broadcast(1.0f) : x < Vec{} ? broadcast(-1.0f) : Vec{};
+    case SamplerFunction::sqrt: return by_lanes(x, [](float v) { return sqrtf(v); });
+    case SamplerFunction::rsqrt: return 1.0f / by_lanes(x, [](float v) { return sqrtf(v); });
+    case SamplerFunction::log: return by_lanes(x, [](float v) { return logf(v); });
+    case SamplerFunction::log1p: return by_lanes(x, [](float v) { return log1pf(v); });
+    case SamplerFunction::expm1: return by_lanes(x, [](float v) { return expm1f(v); });
+    case SamplerFunction::sin: return by_lanes(x, [](float v) { return sinf(v); });
+    case SamplerFunction::cos: return by_lanes(x, [](float v) { return cosf(v); });
+    case SamplerFunction::erf: return by_lanes(x, [](float v) { return erff(v); });
     default: return x;
   }
 }
+
+// What says yes is 1, what says no 0.
+GK_INLINE Vec as_number(VecInt yes) { return yes ? broadcast(1.0f) : Vec{}; }
 
 inline Vec binary(SamplerFunction function, Vec a, Vec b) {
   switch (function) {
@@ -69,8 +82,29 @@ inline Vec binary(SamplerFunction function, Vec a, Vec b) {
     case SamplerFunction::sub: return a - b;
     case SamplerFunction::mul: return a * b;
     case SamplerFunction::div: return a / b;
+    case SamplerFunction::maximum: return (a > b) | (a != a) ? a : b;  // NaN of either stays
+    case SamplerFunction::minimum: return (a < b) | (a != a) ? a : b;
+    case SamplerFunction::power: {
+      float exponent[VL];
+      store(exponent, b);
+      const float* next = exponent;
+      return by_lanes(a, [&](float v) { return powf(v, *next++); });
+    }
+    case SamplerFunction::less: return as_number(a < b);
+    case SamplerFunction::less_equal: return as_number(a <= b);
+    case SamplerFunction::equal: return as_number(a == b);
+    case SamplerFunction::unequal: return as_number(a != b);
     default: return tanh(a) * sigmoid(b);
   }
+}
+
+inline Vec ternary(SamplerFunction function, Vec a, Vec b, Vec c) {
+  return function == SamplerFunction::where ? (a != Vec{} ? b : c) : a * b + c;
+}
+
+// Channels from j on of an operand's span, or the one channel that it means.
+GK_INLINE Vec load_operand(const float* span, int64_t step, int64_t j) {
+  return step ? load(span + j) : broadcast(*span);
 }
 
 }  // namespace gk::GK_ISA::sampler

@@ -93,6 +93,8 @@ void Interpreter::apply(const SamplerInstruction& in, int64_t x0, int64_t x1) {
       pointwise(in);
     else if (in.kind == SamplerKind::lookup)
       lookup(in);
+    else if (in.kind == SamplerKind::across)
+      across(in);
     else
       cell(in);
   }

@@ -1,4 +1,4 @@
-// Instructions that work channel by channel: functions of one or two numbers, rows of a table, and the cell of an LSTM.
+// Instructions that work channel by channel: functions of up to three numbers, rows of a table, and the cell of an LSTM.
 #include <string.h>
 
 #include "cpu/sampler/functions.h"
@@ -14,11 +14,19 @@ void Interpreter::pointwise(const SamplerInstruction& in) {
     float* const target = at(in.places, out_stride, r);
     const float* const first = map_at(in.places + 1, r);
     const float* const second = in.operands > 1 ? map_at(in.places + 2, r) : nullptr;
+    const float* const third = in.operands > 2 ? map_at(in.places + 3, r) : nullptr;
     for (int64_t span = in.spans; span < in.spans + in.span_count; ++span) {
       const SamplerSpan& part = p_.spans[span];
       for (int64_t j = 0; j < part.length; j += VL) {
-        const Vec a = load(first + part.operand[0] + j);
-        const Vec v = second ? binary(function, a, load(second + part.operand[1] + j)) : unary(function, parameters, a);
+        const Vec a = load_operand(first + part.operand[0], part.step[0], j);
+        Vec v;
+        if (!second) {
+          v = unary(function, parameters, a);
+        } else {
+          const Vec b = load_operand(second + part.operand[1], part.step[1], j);
+          v = third ? ternary(function, a, b, load_operand(third + part.operand[2], part.step[2], j))
+                    : binary(function, a, b);
+        }
         store_up_to(target + part.channel + j, v, part.length - j);
       }
     }

@@ -124,13 +124,25 @@ class SamplerBlock {
     Quad<int> span = tables_.get<Quad<int>>(at);
     while (n >= span.v[0] + span.v[1]) span = tables_.get<Quad<int>>(at += SPAN);
     const int further = n - span.v[0];
-    Channels found = {span.v[2] + further, {span.v[3] + further, 0, 0, 0}};
-    if (in.operands > 1) {
+    Channels found = {span.v[2] + further, {span.v[3], 0, 0, 0}};
+    if (in.operands > 0) {
       const Quad<int> others = tables_.get<Quad<int>>(at + QUAD);
+      found.operand[0] += others.v[QUAD - 1] & 1 ? further : 0;
 #pragma unroll
-      for (int i = 0; i < SAMPLER_OPERANDS - 1; ++i) found.operand[i + 1] = others.v[i] + further;
+      for (int i = 1; i < SAMPLER_OPERANDS; ++i)
+        found.operand[i] = others.v[i - 1] + (others.v[QUAD - 1] >> i & 1 ? further : 0);
     }
     return found;
+  }
+  // A span of an instruction: `operand` is that of its first channel.
+  struct Group {
+    int length, value, operand;
+  };
+  __device__ __forceinline__ Group group(const DeviceInstruction& in, int number) const {
+    constexpr int SPAN = sizeof(DeviceSpan) / sizeof(int);
+    const int instructions = shape.instructions * static_cast<int>(sizeof(DeviceInstruction) / sizeof(int));
+    const Quad<int> span = tables_.get<Quad<int>>(instructions + (in.spans + number) * SPAN);
+    return {span.v[1], span.v[2], span.v[3]};
   }
 
   // Summands of row n of an affine instruction besides the product: terms, and the sum that is there already.
@@ -159,7 +171,7 @@ class SamplerBlock {
   float* const memory_;
 };
 
-// --- functions (UNARY and BINARY in genkernels/sampling/program/instructions.py) ---
+// --- functions (UNARY, BINARY and TERNARY in genkernels/sampling/program/instructions.py) ---
 
 // Those that models use seldom, out of the way. p: the function's parameters.
 GK_NOINLINE inline __device__ float seldom_function(SamplerFunction function, const float* p, float x) {
@@ -179,6 +191,16 @@ GK_NOINLINE inline __device__ float seldom_function(SamplerFunction function, co
       return above > p[1] ? p[1] : above;
     }
     case SamplerFunction::scale: return x * p[0] + p[1];
+    case SamplerFunction::abs: return fabsf(x);
+    case SamplerFunction::sign: return x > 0.0f ? 1.0f : x < 0.0f ? -1.0f : 0.0f;
+    case SamplerFunction::sqrt: return sqrtf(x);
+    case SamplerFunction::rsqrt: return 1.0f / sqrtf(x);
+    case SamplerFunction::log: return logf(x);
+    case SamplerFunction::log1p: return log1pf(x);
+    case SamplerFunction::expm1: return expm1f(x);
+    case SamplerFunction::sin: return sinf(x);
+    case SamplerFunction::cos: return cosf(x);
+    case SamplerFunction::erf: return erff(x);
     default: return x;
   }
 }
@@ -190,14 +212,31 @@ __device__ __forceinline__ float unary(const SamplerBlock& b, const DeviceInstru
   return seldom_function(function, b.call.floats + in.parameters, x);
 }
 
+GK_NOINLINE inline __device__ float seldom_function(SamplerFunction function, float a, float b) {
+  switch (function) {
+    case SamplerFunction::maximum: return a > b || a != a ? a : b;  // NaN of either stays
+    case SamplerFunction::minimum: return a < b || a != a ? a : b;
+    case SamplerFunction::power: return powf(a, b);
+    case SamplerFunction::less: return a < b ? 1.0f : 0.0f;
+    case SamplerFunction::less_equal: return a <= b ? 1.0f : 0.0f;
+    case SamplerFunction::equal: return a == b ? 1.0f : 0.0f;
+    default: return a != b ? 1.0f : 0.0f;
+  }
+}
+
 __device__ __forceinline__ float binary(SamplerFunction function, float a, float b) {
   switch (function) {
     case SamplerFunction::add: return a + b;
     case SamplerFunction::sub: return a - b;
     case SamplerFunction::mul: return a * b;
     case SamplerFunction::div: return a / b;
-    default: return MathFloat32::tanh(a) * MathFloat32::sigmoid(b);
+    case SamplerFunction::gate: return MathFloat32::tanh(a) * MathFloat32::sigmoid(b);
+    default: return seldom_function(function, a, b);
   }
+}
+
+__device__ __forceinline__ float ternary(SamplerFunction function, float a, float b, float c) {
+  return function == SamplerFunction::where ? (a != 0.0f ? b : c) : a * b + c;
 }
 
 }  // namespace gk::cuda

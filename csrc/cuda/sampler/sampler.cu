@@ -19,6 +19,7 @@
 // tests (occupancy 25 %, one block a multiprocessor) but has not timed it, and the same kind of count was too low by a
 // factor of six for the front of a recurrence.
 // In a small batch one image is one block's work: blocks that share it would meet after every instruction.
+#include "cuda/sampler/across.h"
 #include "cuda/sampler/block.h"
 #include "cuda/sampler/draw.h"
 #include "cuda/sampler/pixel.h"
@@ -42,11 +43,13 @@ __device__ __forceinline__ void pointwise(const SamplerBlock& b, const DeviceIns
     const auto channels = b.channels(in, n);
     const float one = b.at(first, image, x)[channels.operand[0]];
     float* const to = b.own(target, image, x) + channels.value;
-    if (in.operands > 1) {
-      *to = binary(function, one, b.at(b.place(in.places + 2), image, x)[channels.operand[1]]);
-    } else {
+    if (in.operands == 1) {
       *to = unary(b, in, one);
+      continue;
     }
+    const float other = b.at(b.place(in.places + 2), image, x)[channels.operand[1]];
+    *to = in.operands == 2 ? binary(function, one, other)
+                           : ternary(function, one, other, b.at(b.place(in.places + 3), image, x)[channels.operand[2]]);
   }
 }
 
@@ -90,6 +93,7 @@ __device__ __forceinline__ void at_pixel(const SamplerBlock& b, const DeviceInst
     case SamplerKind::affine: pixel_affine(b, in, x); break;
     case SamplerKind::pointwise: pointwise(b, in, x, x + 1); break;
     case SamplerKind::lookup: lookup(b, in, x, x + 1); break;
+    case SamplerKind::across: across(b, in, x, x + 1); break;
     case SamplerKind::cell: cell(b, in, x, x + 1); break;
     default: draw<MIXTURE>(b, in, y, x); break;
   }
@@ -102,6 +106,7 @@ __device__ __forceinline__ void in_row(const SamplerBlock& b, const DeviceInstru
     case SamplerKind::affine: row_affine(b, in); break;
     case SamplerKind::pointwise: pointwise(b, in, in.first_column, in.last_column); break;
     case SamplerKind::lookup: lookup(b, in, in.first_column, in.last_column); break;
+    case SamplerKind::across: across(b, in, in.first_column, in.last_column); break;
     case SamplerKind::cell: cell(b, in, in.first_column, in.last_column); break;
     default:  // a scan
       for (int x = in.last_column - 1; x >= in.first_column; --x)

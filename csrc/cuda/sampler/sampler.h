@@ -32,10 +32,10 @@ struct alignas(16) DevicePlace {
   int column_stride, external, span, unused;
 };
 
-// gk::SamplerSpan.
+// gk::SamplerSpan; `steps` has a bit for each operand.
 struct alignas(16) DeviceSpan {
   int at, length, channel, operand0;
-  int operand1, operand2, operand3, unused;
+  int operand1, operand2, operand3, steps;
 };
 
 // A program's sizes. `tables` on the device holds instructions, spans, phases (pairs of first and last, filled up to

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..program.instructions import Affine, Cell, Instruction, Lookup, Pointwise, Scan, reads_of
+from ..program.instructions import Across, Affine, Cell, Instruction, Lookup, Pointwise, Scan, reads_of
 from ..program.program import Program
 from .records import BufferRecord
 
@@ -107,7 +107,7 @@ def parts(instruction: Instruction) -> Sequence[Instruction]:
 def _written(instruction: Instruction) -> list[int]:
     if isinstance(instruction, Cell):
         return [instruction.value, instruction.state, instruction.memory]
-    assert isinstance(instruction, (Affine, Pointwise, Lookup))
+    assert isinstance(instruction, (Affine, Pointwise, Lookup, Across))
     return [instruction.value]
 
 

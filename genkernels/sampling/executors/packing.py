@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..program.instructions import (
+    Across,
     Affine,
     Cell,
     Draw,
@@ -39,7 +40,14 @@ from .records import (
 )
 
 _OPERANDS = 4  # of a record
-_KINDS: dict[type, str] = {Affine: "affine", Pointwise: "pointwise", Lookup: "lookup", Cell: "cell", Scan: "scan"}
+_KINDS: dict[type, str] = {
+    Affine: "affine",
+    Pointwise: "pointwise",
+    Across: "across",
+    Lookup: "lookup",
+    Cell: "cell",
+    Scan: "scan",
+}
 
 
 class Packed(NamedTuple):
@@ -155,6 +163,8 @@ class Packer:
                 self.function(record, instruction.function)
             elif isinstance(instruction, Lookup):
                 self.lookup(record, instruction)
+            elif isinstance(instruction, Across):
+                self.across(record, instruction)
             else:
                 self.cell(record, instruction)
         record.span_count = len(self.spans) - record.spans
@@ -186,14 +196,25 @@ class Packer:
         """Spans of channels; cut where a panel ends."""
         at = 0
         for number, (start, stop) in enumerate(channels):
+            own = [spans[number] for spans in operands]
+            step = [int(last - first == stop - start) for first, last in own]
             done = 0
             while start + done < stop:
                 length = stop - start - done
                 if panel is not None:
                     length = min(length, panel - at % panel)
-                operand = [spans[number][0] + done for spans in operands]
-                self.spans.append(SpanRecord(at, length, start + done, operand))
+                operand = [first + done * by for (first, _), by in zip(own, step, strict=True)]
+                self.spans.append(SpanRecord(at, length, start + done, operand, step))
                 at, done = at + length, done + length
+
+    def across(self, record: InstructionRecord, across: Across) -> None:
+        self.place(across.value)
+        self.operands(record, [across.operand])
+        at = 0
+        for (channel, _), (start, stop) in zip(across.channels, across.operand.channels, strict=True):
+            self.spans.append(SpanRecord(at, stop - start, channel, [start], [1]))
+            at += stop - start
+        self.function(record, across.function)
 
     def affine(self, record: InstructionRecord, affine: Affine) -> None:
         self.place(affine.value)

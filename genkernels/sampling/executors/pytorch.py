@@ -6,7 +6,7 @@ matrix product over the columns of the row and the images, a step's one over the
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..program.instructions import (
+    Across,
     Affine,
     Cell,
     Draw,
@@ -24,6 +25,7 @@ from ..program.instructions import (
     Read,
     Scan,
     Spans,
+    span_count,
     span_indices,
 )
 from ..program.program import Program
@@ -59,6 +61,7 @@ class Execution:
         self.images = run.images.shape[0]
         self.maps = [self._map(k) for k in range(len(program.values))]
         self.channels: dict[Spans, slice | Tensor] = {}
+        self.aligned: dict[tuple[Spans, Spans], Spans] = {}
         # Known levels are put in when their turn comes, so that nothing can look ahead.
         self.known = program.table[run.images.long()]
         self.undrawable = torch.full((self.images,), -1, device=program.table.device)  # a sub-pixel of each image
@@ -119,7 +122,7 @@ class Execution:
             self._apply(instruction, y, slice(x, x + 1))
 
     def _apply(self, instruction: Instruction, y: int, columns: slice) -> None:
-        assert isinstance(instruction, (Affine, Pointwise, Lookup, Cell))
+        assert isinstance(instruction, (Affine, Pointwise, Lookup, Across, Cell))
         if y < self.program.values[instruction.value].first_row:
             return
         if isinstance(instruction, Affine):
@@ -129,8 +132,12 @@ class Execution:
             rows = instruction.table[numbers.clamp(0, len(instruction.table) - 1)]
             self._write(instruction.value, y, columns, instruction.channels, rows)
         elif isinstance(instruction, Pointwise):
-            operands = [self._read(read, y, columns) for read in instruction.operands]
+            operands = [self._operand(read, instruction.channels, y, columns) for read in instruction.operands]
             result = evaluate(instruction.function, *operands)
+            self._write(instruction.value, y, columns, instruction.channels, result)
+        elif isinstance(instruction, Across):
+            groups = self._read(instruction.operand, y, columns).unflatten(2, (len(instruction.channels), -1))
+            result = evaluate_across(instruction.function, groups).flatten(2)
             self._write(instruction.value, y, columns, instruction.channels, result)
         else:
             self._cell(instruction, y, columns)
@@ -145,6 +152,18 @@ class Execution:
     def _read(self, read: Read, y: int, columns: slice) -> Tensor:
         moved = slice(columns.start + read.dx, columns.stop + read.dx)
         return self.maps[read.value].at(y + read.dy, moved, self._chosen(read.channels))
+
+    def _operand(self, read: Read, own: Spans, y: int, columns: slice) -> Tensor:
+        """[N, columns, channels of the result]: a span of one channel is repeated."""
+        if span_count(read.channels) == span_count(own):
+            return self._read(read, y, columns)
+        key = own, read.channels
+        if key not in self.aligned:
+            self.aligned[key] = tuple(
+                span for (a, b), (start, stop) in zip(own, read.channels, strict=True)
+                for span in ([(start, stop)] * ((b - a) // (stop - start)))
+            )  # fmt: skip
+        return self._read(replace(read, channels=self.aligned[key]), y, columns)
 
     def _write(self, value: int, y: int, columns: slice, channels: Spans, result: Tensor) -> None:
         where = self.maps[value]
@@ -162,7 +181,7 @@ class Execution:
             if instruction.bias is not None:
                 result = result + instruction.bias
         for read in instruction.terms + ((own,) if instruction.accumulate else ()):
-            result = result + self._read(read, y, columns)
+            result = result + self._operand(read, instruction.channels, y, columns)
         if instruction.activation is not None:
             result = evaluate(instruction.activation, result)
         self._write(instruction.value, y, columns, instruction.channels, result)
@@ -203,17 +222,20 @@ class Execution:
         self.undrawable = torch.where(wrong & (self.undrawable < 0), numbers, self.undrawable)
 
 
-_UNARY: dict[str, Any] = {"relu": torch.relu, "tanh": torch.tanh, "sigmoid": torch.sigmoid, "exp": torch.exp}
-_BINARY: dict[str, Any] = {"add": torch.add, "sub": torch.sub, "mul": torch.mul, "div": torch.div}
+_BINARY: dict[str, Any] = {"power": torch.pow, "less": torch.lt, "less_equal": torch.le, "equal": torch.eq}
+_BINARY |= {"unequal": torch.ne, "add": torch.add, "sub": torch.sub, "mul": torch.mul, "div": torch.div}
 
 
-def evaluate(function: Function, a: Tensor, b: Tensor | None = None) -> Tensor:
-    """A function of UNARY or BINARY."""
+def evaluate(function: Function, a: Tensor, b: Tensor | None = None, c: Tensor | None = None) -> Tensor:
+    """A function of UNARY, BINARY or TERNARY."""
     name, p = function.name, function.parameters
+    if b is not None and c is not None:
+        return torch.where(a != 0, b, c) if name == "where" else a * b + c
     if b is not None:
         if name == "gate":
             return a.tanh() * b.sigmoid()
-        return _BINARY[name](a, b)
+        function_of_two = _BINARY.get(name) or getattr(torch, name)
+        return function_of_two(a, b).to(a.dtype)
     if name == "copy":
         return a
     if name == "silu":
@@ -230,7 +252,26 @@ def evaluate(function: Function, a: Tensor, b: Tensor | None = None) -> Tensor:
         return a.clamp(*p)
     if name == "scale":
         return a * p[0] + p[1]
-    return _UNARY[name](a)
+    result: Tensor = getattr(torch, name)(a)
+    return result
+
+
+def evaluate_across(function: Function, x: Tensor) -> Tensor:
+    """A function of ACROSS or REDUCE on the last dimension, which stays there."""
+    name, p = function.name, function.parameters
+    if name == "softmax":
+        return x.softmax(-1)
+    if name == "log_softmax":
+        return x.log_softmax(-1)
+    if name == "standardise":
+        return F.layer_norm(x, x.shape[-1:], eps=p[0])
+    if name == "variance":
+        return x.var(-1, correction=p[0], keepdim=True)
+    if name == "max":
+        return x.amax(-1, keepdim=True)
+    if name == "logsumexp":
+        return x.logsumexp(-1, keepdim=True)
+    return x.sum(-1, keepdim=True) if name == "sum" else x.mean(-1, keepdim=True)
 
 
 def bytes_per_image(program: Program) -> int:

@@ -67,6 +67,7 @@ class SpanRecord:
     length: int
     channel: int
     operand: Sequence[int]
+    step: Sequence[int]
 
 
 @dataclass

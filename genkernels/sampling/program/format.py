@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from .instructions import (
     ROW,
+    Across,
     Affine,
     Cell,
     Draw,
@@ -41,6 +42,10 @@ def _text(values: Sequence[Value], instruction: Instruction) -> str:
     if isinstance(instruction, Pointwise):
         operands = ", ".join(_read(values, read) for read in instruction.operands)
         return f"{target} = {instruction.function}({operands})"
+    if isinstance(instruction, Across):
+        groups = instruction.operand.channels
+        each = f"{len(groups)} x {groups[0][1] - groups[0][0]} channels"
+        return f"{target} = {instruction.function}({each} of {_read(values, instruction.operand)})"
     terms = [_read(values, read) for read in instruction.terms]
     if instruction.weight.shape[1]:
         rows, columns = instruction.weight.shape

@@ -97,7 +97,7 @@ class Read:
 
 @dataclass(frozen=True)
 class Function:
-    """A function of one number, by name, with what it needs besides: see :data:`UNARY`."""
+    """A function by name, with what it needs besides: see :data:`UNARY`."""
 
     name: str
     parameters: tuple[float, ...] = ()
@@ -120,6 +120,16 @@ UNARY = {
     "softplus": "log(1 + exp(p0 * x)) / p0, and x where p0 * x > p1",
     "clamp": "min(max(x, p0), p1)",
     "scale": "p0 * x + p1",
+    "abs": "abs(x)",
+    "sign": "1, 0 or -1; 0 for NaN",
+    "sqrt": "sqrt(x)",
+    "rsqrt": "1 / sqrt(x)",
+    "log": "log(x)",
+    "log1p": "log(1 + x)",
+    "expm1": "exp(x) - 1",
+    "sin": "sin(x)",
+    "cos": "cos(x)",
+    "erf": "the error function",
 }
 """Functions of one number, by name; p0, p1, ... are the parameters of a :class:`Function`."""
 
@@ -129,8 +139,37 @@ BINARY = {
     "mul": "a * b",
     "div": "a / b",
     "gate": "tanh(a) * sigmoid(b)",
+    "maximum": "max(a, b), NaN where one is NaN",
+    "minimum": "min(a, b), NaN where one is NaN",
+    "power": "a ** b",
+    "less": "1 if a < b else 0",
+    "less_equal": "1 if a <= b else 0",
+    "equal": "1 if a == b else 0",
+    "unequal": "1 if a != b else 0",
 }
 """Functions of two numbers in a :class:`Pointwise`."""
+
+TERNARY = {
+    "where": "b if a != 0 else c",
+    "multiply_add": "a * b + c",
+}
+"""Functions of three numbers in a :class:`Pointwise`."""
+
+ACROSS = {
+    "softmax": "exp(x) / sum(exp(x))",
+    "log_softmax": "x - logsumexp(x)",
+    "standardise": "(x - mean(x)) / sqrt(mean((x - mean(x))^2) + p0)",
+}
+"""Functions of the n numbers of a group that give n numbers; see :class:`Across`."""
+
+REDUCE = {
+    "sum": "sum(x)",
+    "mean": "sum(x) / n",
+    "max": "max(x), NaN where there is one",
+    "logsumexp": "log(sum(exp(x)))",
+    "variance": "sum((x - mean(x))^2) / (n - p0)",
+}
+"""Functions of the n numbers of a group that give one; see :class:`Across`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,7 +184,8 @@ class Affine:
         taps: what is read; their channels, one tap after the other, are the columns of ``weight``.
         weight: [channels, columns]; [channels, 0] where there are no taps.
         bias: [channels] or None.
-        terms: values or constants to add as they are; their spans are as long as those of ``channels``, one by one.
+        terms: values or constants to add as they are; their spans are as long as those of ``channels``, one by one, or
+            one channel long, which is then added to all channels of its span.
         accumulate: whether to add to what the value holds there, left by an earlier instruction of row or step.
         activation: applied last, or None.
     """
@@ -166,8 +206,9 @@ class Affine:
 class Pointwise:
     """``value[channels] = function(operands)``, channel by channel.
 
-    ``function`` is one of :data:`UNARY` with one operand, or one of :data:`BINARY` with two. An operand's spans are as
-    long as those of ``channels``, one by one.
+    ``function`` is one of :data:`UNARY` with one operand, one of :data:`BINARY` with two, or of :data:`TERNARY` with
+    three. An operand's spans are as long as those of ``channels``, one by one, or one channel long, which then is the
+    operand of all channels of its span.
     """
 
     name: str
@@ -191,6 +232,22 @@ class Lookup:
     channels: Spans
     source: Read
     table: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Across:
+    """``value[channels] = function(operand)`` for one group of channels after the other.
+
+    A group is a span of ``operand``; all are equally long. ``function`` is one of :data:`ACROSS`, and the spans of
+    ``channels`` are as long as those of the operand, or one of :data:`REDUCE`, and they are one channel long.
+    """
+
+    name: str
+    phase: int
+    value: int
+    channels: Spans
+    function: Function
+    operand: Read
 
 
 @dataclass(frozen=True, eq=False)
@@ -257,7 +314,7 @@ class Draw:
         return self.colour
 
 
-Instruction = Affine | Pointwise | Lookup | Cell | Scan | Draw
+Instruction = Affine | Pointwise | Lookup | Across | Cell | Scan | Draw
 
 
 def reads_of(instruction: Instruction) -> list[Read]:
@@ -268,6 +325,8 @@ def reads_of(instruction: Instruction) -> list[Read]:
         return list(instruction.operands)
     if isinstance(instruction, Lookup):
         return [instruction.source]
+    if isinstance(instruction, Across):
+        return [instruction.operand]
     if isinstance(instruction, Cell):
         units = span_count(instruction.channels)
         return [instruction.previous, Read(instruction.gates, 0, 0, ((0, 4 * units),))]

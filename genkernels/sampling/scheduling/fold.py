@@ -1,14 +1,16 @@
 """Folding of graph nodes where that is exact: fewer nodes are fewer steps at every pixel.
 
 Scales and shifts (batch norm), sums (residuals, the two convolutions of a gate) and activations join the convolution
-before them if they are its only reader; tanh times sigmoid becomes one gate; nodes that the logits do not need are
-dropped.
+before them if they are its only reader, other scales and shifts (the gain of a layer norm) the convolution behind them,
+if it reads none of the zeros around them; tanh times sigmoid becomes one gate, a product and a sum one node; nodes that
+the logits do not need are dropped.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from ..program.instructions import Function
@@ -60,6 +62,10 @@ def _folded(node: Node, count: dict[Node, int]) -> Node:
     if isinstance(node, LstmNode):
         _fold_gates(node, count)
         return node
+    if isinstance(node, AffineNode):
+        for source in dict.fromkeys(tap.node for tap in node.taps):
+            _fold_scale(node, source, count)
+        return node
     if not isinstance(node, PointNode):
         return node
     name = node.function.name
@@ -69,7 +75,7 @@ def _folded(node: Node, count: dict[Node, int]) -> Node:
             return gate
     sums = [_sum_of(operand, node, count) for operand in node.operands]
     if name == "add":
-        return _added(node, sums)
+        return _added(node, sums) or _multiply_add(node, count) or node
     affine = next((s for s in sums if s is not None), None)
     if affine is None:
         return node
@@ -118,11 +124,11 @@ def _select(node: AffineNode, channels: list[int], link: Link, reader: Node) -> 
     return AffineNode(node.name, len(channels), reader.extent, taps, bias, terms, node.activation, line=node.line)
 
 
-def _added(node: PointNode, sums: list[AffineNode | None]) -> Node:
+def _added(node: PointNode, sums: list[AffineNode | None]) -> AffineNode | None:
     plain = [s if s is not None and s.activation is None else None for s in sums]
     first = plain[0] or plain[1]
     if first is None:
-        return node
+        return None
     for own, operand in zip(plain, node.operands, strict=True):
         if own is first:
             continue
@@ -166,20 +172,62 @@ def _scaled(affine: AffineNode, factor: Tensor | float, shift: float) -> AffineN
     return affine
 
 
+def _fold_scale(affine: AffineNode, source: Node, count: dict[Node, int]) -> None:
+    """Has a sum read what its source scales and shifts by constants, if it is the only one that reads the source."""
+    found = _scale_of(source) if isinstance(source, PointNode) and count[source] == 1 else None
+    if found is None or any(term.node is source for term in affine.terms):
+        return
+    link, factor, shift = found
+    taps = [tap for tap in affine.taps if tap.node is source]
+    inside = all(source.extent.holds(affine.extent.moved(tap.dy, tap.dx)) for tap in taps)
+    if not inside and (bool(shift.any()) or source.extent.moved(link.dy, link.dx) != link.node.extent):
+        return
+    channels = dict(zip(link.rows, link.channels, strict=True))
+    for tap in taps:
+        affine.bias = _plus(affine.bias, tap.weight @ shift[tap.channels])
+        tap.node, tap.dy, tap.dx = link.node, tap.dy + link.dy, tap.dx + link.dx
+        tap.weight, tap.channels = tap.weight * factor[tap.channels], [channels[c] for c in tap.channels]
+
+
+def _scale_of(node: PointNode) -> tuple[Link, Tensor, Tensor] | None:
+    """What a node scales and shifts, and the numbers [C] by which it does."""
+    name, operands = node.function.name, node.operands
+    if name not in ("mul", "multiply_add") or len(operands[0]) + len(operands[1]) != 2:
+        return None
+    factor, link = next(
+        ((_one_vector(a), b[0]) for a, b in (operands[:2], operands[1::-1]) if is_vector(a[0].node)), (None, None)
+    )
+    shift = _one_vector(operands[2]) if name == "multiply_add" else None
+    if factor is None or link is None or is_vector(link.node) or (name == "multiply_add" and shift is None):
+        return None
+    return link, factor, torch.zeros_like(factor) if shift is None else shift
+
+
+def _multiply_add(node: PointNode, count: dict[Node, int]) -> PointNode | None:
+    """a * b + c, in either order, where nothing else reads the product."""
+    for operand, other in (node.operands, node.operands[::-1]):
+        product = _only_read_here(operand, node, count)
+        if product is not None and product.function.name == "mul":
+            return PointNode(
+                node.name, node.channels, node.extent, Function("multiply_add"), [*product.operands, other]
+            )
+    return None
+
+
+def _only_read_here(operand: list[Link], reader: Node, count: dict[Node, int]) -> PointNode | None:
+    """The operand as a node of the reader's channels and frame, if it has no other reader."""
+    link, whole = operand[0], list(range(reader.channels))
+    source = link.node
+    fits = (link.dy, link.dx, link.rows, link.channels) == (0, 0, whole, whole) and source.extent == reader.extent
+    return source if isinstance(source, PointNode) and fits and len(operand) == 1 and count[source] == 1 else None
+
+
 def _gate(node: PointNode, count: dict[Node, int]) -> PointNode | None:
     """tanh(a) * sigmoid(b), in either order."""
     inner = {}
     for operand in node.operands:
-        link = operand[0]
-        source = link.node
-        whole = list(range(node.channels))
-        if (
-            len(operand) != 1
-            or not isinstance(source, PointNode)
-            or count[source] != 1
-            or (link.dy, link.dx, link.rows, link.channels) != (0, 0, whole, whole)
-            or source.extent != node.extent
-        ):
+        source = _only_read_here(operand, node, count)
+        if source is None:
             return None
         inner[source.function.name] = source.operands[0]
     if set(inner) != {"tanh", "sigmoid"}:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..program.instructions import (
     ROW,
+    Across,
     Affine,
     Cell,
     Draw,
@@ -26,6 +27,7 @@ from ..program.instructions import (
 )
 from ..program.program import Program
 from ..trace.graph import (
+    AcrossNode,
     AffineNode,
     ConstantNode,
     ImageNode,
@@ -127,6 +129,8 @@ class _Builder:
             self._point(node, labels)
         elif isinstance(node, LookupNode):
             self._lookup(node, labels)
+        elif isinstance(node, AcrossNode):
+            self._across(node, labels)
         else:
             assert isinstance(node, (ImageNode, ConstantNode))
 
@@ -151,10 +155,23 @@ class _Builder:
                 phase = int(labels[row * width])
                 self.emit(Lookup(node.name, phase, self.number[node], written, read, node.table))
 
+    def _across(self, node: AcrossNode, labels: Tensor) -> None:
+        link, results = node.operand, node.results
+        for phase in sorted(set(labels.tolist())):
+            groups = [g for g in range(node.groups) if int(labels[g * results]) == phase]
+            starts = [link.channels[g * node.size] for g in groups]
+            read = Read(
+                self.number[link.node],
+                *self.schedule.offset(node, link),
+                tuple((start, start + node.size) for start in starts),
+            )
+            spans = tuple((g * results, (g + 1) * results) for g in groups)
+            self.emit(Across(node.name, phase, self.number[node], spans, node.function, read))
+
     def aligned(
         self, node: Node, channels: Sequence[int], operands: Sequence[list[Link]]
     ) -> list[tuple[Spans, list[Read]]]:
-        """For channels of a node, the reads of its operands, span by span as long as the channels' own.
+        """For channels of a node, the reads of its operands, span by span as long as the channels' own or one channel.
 
         An operand that is put together from several reads splits the channels; one that does not have them is left
         out.
@@ -311,10 +328,16 @@ def _where(labels: Tensor, phase: int) -> list[int]:
 
 
 def _aligned_spans(lists: Sequence[Sequence[int]]) -> list[Spans]:
-    """Spans of several lists of channels, cut at the same places."""
-    cuts = [0]
+    """Spans of several lists of channels, cut at the same places; where one but the first stays, it is one channel."""
+    cuts, steps = [0], [1] + [-1] * (len(lists) - 1)  # of the span at hand; -1 where it is too short to tell
     for k in range(1, len(lists[0])):
-        if any(channels[k] != channels[k - 1] + 1 for channels in lists):
+        here = [channels[k] - channels[k - 1] for channels in lists]
+        if here[0] != 1 or any(
+            step not in (0, 1) or known not in (-1, step) for step, known in zip(here, steps, strict=True)
+        ):
             cuts.append(k)
+            steps[1:] = [-1] * (len(lists) - 1)
+        else:
+            steps = here
     ends = [*cuts[1:], len(lists[0])]
-    return [tuple((channels[a], channels[a] + b - a) for a, b in zip(cuts, ends, strict=True)) for channels in lists]
+    return [tuple((channels[a], channels[b - 1] + 1) for a, b in zip(cuts, ends, strict=True)) for channels in lists]

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..program.instructions import ROW
 from ..trace.graph import (
+    AcrossNode,
     AffineNode,
     Box,
     ConstantNode,
@@ -147,6 +148,9 @@ def _label(schedule: Schedule, node: Node) -> None:
         width = node.table.shape[1]
         numbers = _latest(schedule, node, node.channels // width, [], node.operand)
         schedule.labels[node] = numbers.repeat_interleave(width)
+    elif isinstance(node, AcrossNode):
+        groups = schedule.available(node, node.operand).view(node.groups, node.size).amax(1)
+        schedule.labels[node] = groups.repeat_interleave(node.results)
     elif isinstance(node, AffineNode):
         schedule.labels[node] = _latest(schedule, node, node.channels, node.taps, node.terms)
     else:
@@ -242,6 +246,9 @@ def _reads_of_channel(schedule: Schedule, node: Node, channel: int, label: int) 
     rows = [channel + block * units for block in range(4)] if units else [channel]
     if isinstance(node, LookupNode):
         rows = [channel // node.table.shape[1]]
+    if isinstance(node, AcrossNode):
+        first = channel // node.results * node.size
+        rows = list(range(first, first + node.size))
     found: list[tuple[Tap | Link, int]] = []
     for read in inputs_of(node):
         when = schedule.available(node, read)
@@ -260,7 +267,7 @@ def _postpone(schedule: Schedule) -> None:
     for node in reversed(schedule.graph.nodes):
         if (
             node is schedule.graph.logits
-            or not isinstance(node, (AffineNode, PointNode, LookupNode))
+            or not isinstance(node, (AffineNode, PointNode, LookupNode, AcrossNode))
             or node not in schedule.needed
         ):
             continue

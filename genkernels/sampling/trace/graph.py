@@ -130,7 +130,7 @@ class AffineNode(Node):
 
 @dataclass(eq=False)
 class PointNode(Node):
-    """A function of one or two operands, channel by channel; an operand is a list of links that covers all channels."""
+    """A function of up to three operands, channel by channel; an operand is a list of links to all channels."""
 
     function: Function
     operands: list[list[Link]]
@@ -145,6 +145,28 @@ class LookupNode(Node):
 
     table: Tensor
     operand: list[Link]
+
+
+@dataclass(eq=False)
+class AcrossNode(Node):
+    """A function across ``size`` channels at each pixel, group by group: ACROSS or REDUCE of instructions.py.
+
+    Group g is channels ``operand.channels``[g * size ...] of the operand, which lie side by side, and gives channels
+    from g * (channels / groups) on.
+    """
+
+    function: Function
+    size: int
+    operand: Link
+
+    @property
+    def groups(self) -> int:
+        return len(self.operand.channels) // self.size
+
+    @property
+    def results(self) -> int:
+        """Channels that a group gives."""
+        return self.channels // self.groups
 
 
 @dataclass(eq=False)
@@ -189,6 +211,8 @@ def inputs_of(node: Node) -> list[Tap | Link]:
         return [link for operand in node.operands for link in operand]
     if isinstance(node, LookupNode):
         return [*node.operand]
+    if isinstance(node, AcrossNode):
+        return [node.operand]
     return []
 
 

@@ -18,7 +18,7 @@ def _lookup(tracer: Tracer, table: Tensor, x: Any, dtype: torch.dtype) -> Tensor
     """Rows [D] of a table for the whole numbers of a tensor [N, ...]: [N, ..., D]."""
     if isinstance(table, Traced) or not isinstance(x, Traced):
         raise NotTraceable(f"layer {tracer.name()!r}: looks up rows of a table that depends on the image")
-    if x.dtype.is_floating_point:
+    if x.dtype.is_floating_point or x.dtype == torch.bool:
         raise NotTraceable(f"layer {tracer.name()!r}: looks up {x.dtype} numbers; expected whole ones")
     if table.dim() == 1:
         return _lookup(tracer, table[:, None], x, dtype).squeeze(-1)

@@ -190,14 +190,14 @@ def _glu(tracer: Tracer, x: Traced, dim: int = -1) -> Tensor:
     return content * gate.sigmoid()
 
 
-def binary(tracer: Tracer, name: str, a: Any, b: Any) -> Traced:
-    """``a`` or ``b`` traced; the other a tensor or a number."""
-    shape = torch.broadcast_shapes(*(t.shape for t in (a, b) if isinstance(t, Tensor)))
-    a, b = (t.expand(shape) if isinstance(t, Traced) and t.shape != shape else t for t in (a, b))
-    first = a if isinstance(a, Traced) else b
-    plane = first.as_plane()
-    # A constant in front: the first operand decides the number of channels.
-    planes = [t.as_plane() if isinstance(t, Traced) else _constant(tracer, t, shape, plane) for t in (a, b)]
+def pointwise(tracer: Tracer, name: str, *tensors: Any) -> Traced:
+    """A function of BINARY or TERNARY; one tensor at least is traced."""
+    operator, shape = tracer.operator, torch.broadcast_shapes(*(t.shape for t in tensors))
+    whole = [t.expand(shape) if isinstance(t, Traced) and t.shape != shape else t for t in tensors]
+    tracer.operator = operator
+    plane = next(t for t in whole if isinstance(t, Traced)).as_plane()
+    # Constants may stand in front: the traced operand decides the number of channels.
+    planes = [t.as_plane() if isinstance(t, Traced) else _constant(tracer, t, shape, plane) for t in whole]
     operands = [tracer.operand(p) if isinstance(p, Plane) else [p] for p in planes]
     return tracer.result(PointNode(tracer.name(), plane.channels, plane.box, Function(name), operands), shape)
 
@@ -223,9 +223,11 @@ def _add(tracer: Tracer, a: Any, b: Any, alpha: float = 1) -> Traced:
             b = b * alpha
     elif alpha != 1:
         b = b * alpha
+    if tracer.result_dtype == torch.bool:  # the sum of two truth values is one again
+        return pointwise(tracer, "maximum", *(tracer.number(t) for t in (a, b)))
     if isinstance(b, Tensor) and isinstance(a, Tensor):
         if b.dim() > 0 and a.dim() > 0:
-            return binary(tracer, "sub" if minus else "add", a, b)
+            return pointwise(tracer, "sub" if minus else "add", a, b)
         a, b = (float(t) if t.dim() == 0 else t for t in (a, b))
     if isinstance(a, Traced):
         return unary(tracer, a, "scale", 1, -b if minus else b)
@@ -235,7 +237,7 @@ def _add(tracer: Tracer, a: Any, b: Any, alpha: float = 1) -> Traced:
 @OPERATORS.handles("aten::mul")
 def _mul(tracer: Tracer, a: Any, b: Any) -> Traced:
     if isinstance(a, Tensor) and isinstance(b, Tensor) and a.dim() > 0 and b.dim() > 0:
-        return binary(tracer, "mul", a, b)
+        return pointwise(tracer, "mul", a, b)
     return unary(tracer, a, "scale", b, 0) if isinstance(a, Traced) else unary(tracer, b, "scale", a, 0)
 
 
@@ -244,7 +246,7 @@ def _div(tracer: Tracer, a: Any, b: Any) -> Traced:
     if isinstance(b, Tensor) and b.dim() > 0:
         if not isinstance(a, Tensor):
             a = torch.tensor([a], dtype=tracer.dtype, device=tracer.device)
-        return binary(tracer, "div", a, b)
+        return pointwise(tracer, "div", a, b)
     return unary(tracer, a, "scale", 1 / float(b), 0)
 
 
@@ -307,6 +309,13 @@ def _index_put(
 ) -> Traced:
     if accumulate:
         raise NotTraceable(f"layer {tracer.name()!r}: index_put_ that adds up; write it as a sum")
+    (mask,) = indices if len(indices) == 1 else (None,)
+    if isinstance(mask, Traced):
+        if mask.dtype != torch.bool or mask.shape != target.shape or values.numel() != 1:
+            raise NotTraceable(
+                f"layer {tracer.name()!r}: index_put_ at places that depend on the image; use torch.where"
+            )
+        return target.masked_fill(mask, values.reshape(()))  # type: ignore[return-value]
     if not indices or indices[0] is not None:
         raise NotTraceable(f"layer {tracer.name()!r}: index_put_ chooses images of the batch")
     places = tuple(slice(None) if i is None else i.cpu() for i in indices)

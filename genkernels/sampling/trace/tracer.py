@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -77,10 +77,17 @@ SHAPE_ONLY = {f"aten::{name}" for name in _SHAPE_ONLY.split()}
 _POINTWISE = """
     relu tanh sigmoid exp silu gelu elu leaky_relu softplus hardtanh clamp clamp_min clamp_max neg add sub rsub mul div
     reciprocal
+    abs sign sgn sqrt rsqrt log log1p expm1 sin cos erf pow maximum minimum addcmul addcdiv lerp
+    _prelu_kernel mish hardsigmoid hardswish celu threshold hardshrink softshrink
+    lt le gt ge eq ne where masked_fill
+    bitwise_and bitwise_or bitwise_xor bitwise_not logical_and logical_or logical_xor logical_not
+"""
+_REDUCING = """
+    sum mean amax amin max min
 """
 POINTWISE = {f"aten::{name}" for name in _POINTWISE.split()}
-_WHOLE = "neg add sub rsub mul clamp clamp_min clamp_max"  # whole numbers of whole numbers
-WHOLE = {f"aten::{name}" for name in _WHOLE.split()}
+ANY_DTYPE = POINTWISE | {f"aten::{name}" for name in _REDUCING.split()}  # results have the dtype that PyTorch says
+WHOLE = (torch.int64, torch.int32, torch.int16)
 TAKE_INDICES = {"aten::index", "aten::index_select"}
 FOLDING = {"aten::view", "aten::_unsafe_view", "aten::reshape", "aten::clone", "aten::detach", "aten::alias"}
 TAKE_SIZES = {"aten::view", "aten::_unsafe_view", "aten::reshape", "aten::expand"}
@@ -164,7 +171,7 @@ class Tracer:
         if name in self.operators.in_place or (name.endswith("_") and name[:-1] in self.operators.compute):
             return self._in_place(name, args, kwargs)
         if name in self.operators.compute:
-            return self._compute(name, args, kwargs)
+            return self._compute(name, self._dtype_of_result(func, args, kwargs), args, kwargs)
         if name == "aten::constant_pad_nd" and args[2:] and args[2] != 0:
             x, pad, value = args
             border = torch.constant_pad_nd(torch.zeros(1, *x.shape[1:], dtype=x.dtype), pad, value)
@@ -184,18 +191,30 @@ class Tracer:
         return torch.empty((), dtype=a.dtype, device=self.device).expand(a.shape) if isinstance(a, Traced) else a
 
     def _to_dtype(self, x: Traced, dtype: torch.dtype) -> Traced:
-        if dtype == x.dtype or dtype == self.dtype or not (dtype.is_floating_point or x.dtype.is_floating_point):
+        if dtype == torch.bool != x.dtype:
+            return x != 0  # type: ignore[return-value]
+        if dtype in (x.dtype, self.dtype) or (dtype in WHOLE and not x.dtype.is_floating_point):
             return x.as_dtype(dtype)
         raise NotTraceable(
             f"layer {self.name()!r}: changes the dtype from {x.dtype} to {dtype}"
-            + ("" if dtype.is_floating_point else "; a model that looks numbers up takes scale='index'")
+            + ("" if dtype not in WHOLE else "; a model that looks numbers up takes scale='index'")
         )
 
-    def _compute(self, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
+    def _dtype_of_result(self, func: Any, args: Any, kwargs: dict[str, Any]) -> torch.dtype:
+        name = name_of(func)
+        if name in ANY_DTYPE:
+            made = func(*tree_map(_meta, args), **tree_map(_meta, kwargs))
+            dtype: torch.dtype = (made[0] if isinstance(made, (tuple, list)) else made).dtype
+            return self.dtype if dtype.is_floating_point else dtype
+        given = [a.dtype for a in args if isinstance(a, Traced)]
+        if name.startswith("aten::") and name != "aten::embedding" and not all(d.is_floating_point for d in given):
+            raise NotTraceable(f"layer {self.name()!r}: {name} of {given[0]}; turn it into {self.dtype} first")
+        return self.dtype
+
+    def _compute(self, name: str, dtype: torch.dtype, args: Any, kwargs: dict[str, Any]) -> Any:
         """A handler's result; functions channel by channel see the channels where they expect them."""
         tensors = [a for a in args if isinstance(a, Tensor) and a.dim()]
-        whole = name in WHOLE and not any(_is_fraction(a) for a in (*args, *kwargs.values()))
-        before, self.result_dtype = self.result_dtype, torch.int64 if whole else self.dtype
+        before, self.result_dtype = self.result_dtype, dtype
         try:
             if name in POINTWISE:
                 return self._pointwise(name, tensors, args, kwargs)
@@ -263,7 +282,7 @@ class Tracer:
             result = self.operators.in_place[name](self, *args, **kwargs)
         else:
             self.operator = name[:-1]  # read by handlers of several operators
-            result = self._compute(self.operator, args, kwargs)
+            result = self._compute(self.operator, target.dtype, args, kwargs)
         if result.shape != target.shape:
             result = result.expand(target.shape)
         target.change(result)
@@ -282,7 +301,9 @@ class Tracer:
         batch, channels, height, width = x.shape
         sizes = (batch, channels, height, width)
         results: list[Plane] = []
-        if name == "aten::split" and len(args) == 2 and args[1] in (1, -3):
+        if name == "aten::expand" and channels == 1 and _only_channels(args[0], sizes):
+            results = [x.as_plane().repeated(args[0][1])]
+        elif name == "aten::split" and len(args) == 2 and args[1] in (1, -3):
             starts = range(0, channels, args[0])
             results = [x.as_plane().taken(start, min(start + args[0], channels)) for start in starts]
         elif name == "aten::constant_pad_nd" and len(args[0]) <= 4 and args[1:] in ((), (0,)):
@@ -300,12 +321,15 @@ class Tracer:
         if name == "aten::constant_pad_nd":
             (p,) = results
             return Traced(self, (batch, p.channels, p.height, p.width), plane=p, dtype=x.dtype)
+        strides = x.stride() if name != "aten::expand" else (x.stride(0), 0, *x.stride()[2:])
         made = [
-            Traced(self, (batch, p.channels, p.height, p.width), plane=p, strides=x.stride(), dtype=x.dtype)
+            Traced(self, (batch, p.channels, p.height, p.width), plane=p, strides=strides, dtype=x.dtype)
             for p in results
         ]
         for k, traced in enumerate(made):
-            if name == "aten::split":
+            if name == "aten::expand":
+                traced.views(x, lambda p=results[0]: x.as_index().expand(1, p.channels, -1, -1))  # type: ignore[misc]
+            elif name == "aten::split":
                 traced.views(x, lambda k=k: x.as_index().split(args[0], 1)[k])  # type: ignore[misc]
             else:
                 traced.views(x, lambda: x.as_index()[(slice(None),) * dim + (slice(*args[1:]),)])
@@ -362,6 +386,10 @@ class Tracer:
 
     # --- for the handlers ---
 
+    def number(self, x: Any) -> Tensor:
+        """A number as a tensor of no dimension; tensors as they are."""
+        return x if isinstance(x, Tensor) else torch.tensor(x, dtype=self.dtype, device=self.device)
+
     def constant(self, tensor: Tensor) -> Traced:
         """A map [n, C, H, W] (or [n, C, W]) that does not depend on the image."""
         tensor = tensor.detach().to(self.device, self.dtype)
@@ -414,18 +442,32 @@ class _NoRandomNumbers(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-class _OneHot(TorchFunctionMode):
-    """Takes the function ``one_hot`` to its handler: PyTorch's own looks into the numbers, which a trace has not."""
+class _WholeFunctions(TorchFunctionMode):
+    """Takes functions to their handlers before they become operators: ``one_hot`` would look into the numbers, which a
+    trace has not; instance norm arrives as batch norm of other images, and products without rows and columns.
+    """
+
+    HANDLERS: ClassVar[dict[Any, str]] = {
+        torch.nn.functional.one_hot: "one_hot",
+        torch.nn.functional.instance_norm: "instance_norm",
+        torch.einsum: "einsum",
+    }
 
     def __init__(self, tracer: Tracer) -> None:
         super().__init__()
         self.tracer = tracer
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.nn.functional.one_hot and isinstance(args[0], Traced):
-            self.tracer.operator = "one_hot"
-            return self.tracer.operators.compute["one_hot"](self.tracer, *args, **(kwargs or {}))
+        name = self.HANDLERS.get(func)
+        if name is not None and any(isinstance(a, Traced) for a in tree_flatten(args)[0]):
+            self.tracer.operator = name
+            return self.tracer.operators.compute[name](self.tracer, *args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
+
+
+def _only_channels(sizes: Sequence[int], old: Sequence[int]) -> bool:
+    """Whether an expansion of [N, 1, H, W] leaves all but the channels as they are."""
+    return len(sizes) == 4 and all(sizes[k] in (-1, old[k]) for k in (0, 2, 3))
 
 
 def _one_channel(a: Any, shape: torch.Size) -> Any:
@@ -435,11 +477,6 @@ def _one_channel(a: Any, shape: torch.Size) -> Any:
     if isinstance(a, Traced):
         return (a if a.shape == shape else a.expand(shape)).unsqueeze(1)
     return a.reshape((1,) * (3 - a.dim()) + tuple(a.shape)).unsqueeze(1)
-
-
-def _is_fraction(a: Any) -> bool:
-    """Whether a number or tensor is not of whole numbers by its type."""
-    return a.dtype.is_floating_point if isinstance(a, Tensor) else isinstance(a, float)
 
 
 def _meta(a: Any) -> Any:
@@ -474,7 +511,7 @@ def trace(
                 f"{layer} is TorchScript, which cannot be followed; take the Python model it was made of"
             )
     try:
-        with torch.no_grad(), _NoRandomNumbers(), _OneHot(tracer):
+        with torch.no_grad(), _NoRandomNumbers(), _WholeFunctions(tracer):
             logits = function(Traced(tracer, shape, plane=Plane.of(image), dtype=image_dtype))
     except torch.OutOfMemoryError:
         raise

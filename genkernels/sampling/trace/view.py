@@ -69,6 +69,12 @@ class Plane:
         ]
         return Plane(self.channels, box.bottom, box.right, [p for p in pieces if not p.window.is_empty()])
 
+    def repeated(self, channels: int) -> Plane:
+        """Its one channel, so many times."""
+        every = list(range(channels))
+        pieces = [Piece(p.node, p.dy, p.dx, p.channels * channels, every, p.window) for p in self.pieces]
+        return Plane(channels, self.height, self.width, pieces)
+
     def taken(self, start: int, stop: int) -> Plane:
         """Channels [start, stop)."""
         pieces = []
