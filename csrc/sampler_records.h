@@ -69,7 +69,7 @@ GK_SAMPLER_RECORD(SamplerSpan, GK_SAMPLER_SPAN)
 
 #define GK_SAMPLER_KINDS(NAME) \
   NAME(affine) NAME(pointwise) NAME(lookup) NAME(cell) NAME(scan) NAME(draw_categorical) NAME(draw_logistic_mixture) \
-  NAME(across)
+  NAME(across) NAME(attention)
 enum class SamplerKind : int64_t { GK_SAMPLER_KINDS(GK_SAMPLER_ENUMERATOR) };
 
 // UNARY, BINARY, TERNARY and ACROSS of genkernels/sampling/program/instructions.py.
@@ -89,6 +89,9 @@ enum class SamplerFunction : int64_t { GK_SAMPLER_FUNCTIONS(GK_SAMPLER_ENUMERATO
 // hidden, state and memory, then previous and gates. A lookup's `weight` is a table [number, rows] in `floats`.
 // A span of a function across channels is a group of channels of the operand; its result stands at `channel`, one number
 // or `length`.
+// Attention has a query, keys and values, of `rows`, `rows` and `reductions` channels, in `number` heads. A pixel sees those
+// before it (function `less`), itself too (`less_equal`), or, with `count` tables [pixels, pixels] at `weight`, one for all
+// heads or one for each, those where the number added to the score is not -inf.
 #define GK_SAMPLER_INSTRUCTION(FIELD)                                                                \
   FIELD(SamplerKind, kind)                                                                           \
   FIELD(int64_t, first_row) FIELD(int64_t, first_column) FIELD(int64_t, last_column) /* of the value written */ \

@@ -49,6 +49,7 @@ class CudaSamplerPlan {
     shape_.colours = whole(sizes.colours), shape_.levels = whole(sizes.levels);
     shape_.channels = whole(sizes.channels), shape_.predictions = whole(sizes.predictions);
     shape_.components = whole(sizes.components);
+    shape_.rich = sizes.components > 0 || sizes.levels > SAMPLER_FEW_LEVELS;
     shape_.image_floats = whole(sizes.image_floats), shape_.table = whole(sizes.table);
     shape_.instructions = whole(r.size(r.instructions)), shape_.spans = whole(r.size(r.spans));
     shape_.places = whole(r.size(r.places));
@@ -134,7 +135,12 @@ class CudaSamplerPlan {
     d.weight = whole(i.weight), d.bias = whole(i.bias);
     d.body = whole(i.body), d.count = whole(i.count), d.number = whole(i.number);
     d.lanes = lanes_for(i.reductions);
-    if (i.kind == SamplerKind::scan || i.kind == SamplerKind::lookup || is_draw(i.kind)) return d;
+    if (i.kind == SamplerKind::attention)
+      records_.require(i.rows / i.number <= SAMPLER_MAX_HEAD && i.reductions / i.number <= SAMPLER_MAX_HEAD,
+                       "attention: a head of more than 128 channels");
+    const bool by_rows = i.kind == SamplerKind::lookup || i.kind == SamplerKind::attention;
+    shape_.rich = shape_.rich || by_rows || i.kind == SamplerKind::across;
+    if (by_rows || i.kind == SamplerKind::scan || is_draw(i.kind)) return d;
     d.rows = whole(rows_of_spans(i));
     if (i.kind != SamplerKind::affine) return d;
     records_.require(d.rows == i.rows, "spans: not those of the weight's rows");

@@ -24,8 +24,11 @@ class SamplerPlan {
     program_.instructions = r.instructions.data(), program_.groups = r.groups.data();
     program_.spans = r.spans.data(), program_.phases = r.phases.data();
     for (const auto& i : r.instructions) {
-      r.require(r.inside(i.weight, i.rows * i.reductions, float_count), "a weight: out of range");
-      r.require(r.inside(i.bias, i.rows, float_count), "a bias: out of range");
+      if (i.kind == SamplerKind::affine) {
+        r.require(r.inside(i.weight, i.rows * i.reductions, float_count), "a weight: out of range");
+        r.require(r.inside(i.bias, i.rows, float_count), "a bias: out of range");
+      }
+      program_.has_attention = program_.has_attention || i.kind == SamplerKind::attention;
       program_.most_segments = std::max(program_.most_segments, i.segments);
       program_.most_groups = std::max(program_.most_groups, i.group_count);
     }

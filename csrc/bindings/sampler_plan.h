@@ -138,6 +138,21 @@ class __attribute__((visibility("hidden"))) SamplerRecords {
     }
   }
 
+  void check_attention(const SamplerInstruction& i, int64_t float_count) const {
+    const int64_t pixels = sizes.height * sizes.width;
+    require(i.operands == 3, "attention without query, keys or values");
+    require(i.number >= 1 && i.rows >= 1 && i.reductions >= 1 && i.rows % i.number == 0 &&
+                i.reductions % i.number == 0,
+            "attention: not that many heads");
+    require((i.count == 0) != (i.function == SamplerFunction::copy), "attention: sees what?");
+    require(i.count == 0 || ((i.count == 1 || i.count == i.number) && inside(i.weight, i.count * pixels * pixels, float_count)),
+            "attention: a table out of range");
+    for (int64_t k = i.places + 2; k < i.places + 4; ++k) {
+      const SamplerBuffer& b = buffers[places[k].value];
+      require(b.external < 0 && b.rows == sizes.height, "attention: keys or values are not kept for all rows");
+    }
+  }
+
   void check_instructions(int64_t float_count) const {
     require(size(phases) == sizes.colours + 2, "phases: expected the row's and one for each step");
     for (const auto& phase : phases)
@@ -148,6 +163,7 @@ class __attribute__((visibility("hidden"))) SamplerRecords {
       require(inside(i.groups, i.group_count, size(groups)), "groups: out of range");
       require(inside(i.spans, i.span_count, size(spans)), "spans: out of range");
       require(inside(i.body, i.count, size(instructions)), "a scan's body: out of range");
+      if (i.kind == SamplerKind::attention) check_attention(i, float_count);
       if (i.kind == SamplerKind::lookup) {
         require(i.operands == 1, "a lookup without its number");
         require(i.number >= 1 && i.rows >= 1 && i.number <= float_count && i.rows <= float_count &&

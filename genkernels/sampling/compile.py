@@ -18,7 +18,15 @@ from .program.program import Program
 from .scheduling.fold import fold
 from .scheduling.lower import lower
 from .scheduling.schedule import schedule
-from .trace import across, conditions, functions, lookup, matrices  # noqa: F401  (they fill the table of operators)
+from .trace import (  # noqa: F401  (they fill the table of operators)
+    across,
+    attention,
+    conditions,
+    functions,
+    lookup,
+    matrices,
+    multihead,
+)
 from .trace.operators import OPERATORS
 from .trace.tracer import trace
 

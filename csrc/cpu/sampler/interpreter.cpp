@@ -12,7 +12,8 @@ Interpreter::Layout::Layout(const SamplerProgram& p, int64_t images) {
   image = all.take<int64_t>(MOST_ROWS);
   column = all.take<int64_t>(MOST_ROWS);
   staging = all.take<float>(STAGING);
-  scratch = all.take<float>(max64(p.sizes.levels + 2 * DRAW_BLOCK, 9 * p.sizes.components + 3 * VL));
+  const int64_t for_draws = max64(p.sizes.levels + 2 * DRAW_BLOCK, 9 * p.sizes.components + 3 * VL);
+  scratch = all.take<float>(max64(for_draws, p.has_attention ? p.sizes.height * p.sizes.width + 2 * VL : 0));
   arena = all.take<float>(images * p.sizes.image_floats + PANEL_MAX);  // whole vectors may be read beyond the last
 }
 
@@ -95,6 +96,8 @@ void Interpreter::apply(const SamplerInstruction& in, int64_t x0, int64_t x1) {
       lookup(in);
     else if (in.kind == SamplerKind::across)
       across(in);
+    else if (in.kind == SamplerKind::attention)
+      attention(in);
     else
       cell(in);
   }

@@ -76,6 +76,7 @@ class Interpreter {
               int64_t count, int64_t width);
   void pointwise(const SamplerInstruction& in);
   void lookup(const SamplerInstruction& in);
+  void attention(const SamplerInstruction& in);
   void across(const SamplerInstruction& in);
   void cell(const SamplerInstruction& in);
   void draw(const SamplerInstruction& in, int64_t x);

@@ -22,6 +22,7 @@ struct SamplerProgram {
   const SamplerSpan* spans;
   const SamplerPhase* phases;  // the row's, then those of steps 0 .. colours
   int64_t most_segments, most_groups;
+  bool has_attention;
 };
 
 struct SamplerCall {

@@ -104,9 +104,18 @@ class SamplerBlock {
   }
   __device__ __forceinline__ Standing place(int k) const { return fetch<Standing>(places_, QUAD * k); }
 
+  // A place as it is in every row.
+  __device__ __forceinline__ DevicePlace static_place(int k) const {
+    return reinterpret_cast<const DevicePlace*>(call.tables + table_ints(shape))[k];
+  }
+  // The memory of an image.
+  __device__ __forceinline__ float* memory_of(int image) const {
+    return memory_ + static_cast<int64_t>(image) * shape.image_floats;
+  }
+
   // Where an image has a place: what is written never lies in a map.
   __device__ __forceinline__ float* own(const Standing& p, int image, int x) const {
-    return memory_ + static_cast<int64_t>(image) * shape.image_floats + p.position + x * p.column_stride;
+    return memory_of(image) + p.position + x * p.column_stride;
   }
   __device__ __forceinline__ const float* at(const Standing& p, int image, int x) const {
     if (p.external < 0) return own(p, image, x);
@@ -163,9 +172,6 @@ class SamplerBlock {
   const Shared<float> weights, operands;
 
  private:
-  __device__ __forceinline__ DevicePlace static_place(int k) const {
-    return reinterpret_cast<const DevicePlace*>(call.tables + table_ints(shape))[k];
-  }
 
   const Shared<int> tables_, places_;
   float* const memory_;

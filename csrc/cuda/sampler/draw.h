@@ -13,7 +13,7 @@
 
 namespace gk::cuda {
 
-constexpr int LANE_LEVELS = 8, FEW_LEVELS = LANE_LEVELS * WARP;
+constexpr int LANE_LEVELS = SAMPLER_FEW_LEVELS / WARP;
 
 // A lane's levels: those from lane * each on, as many as there are.
 struct LaneLogits {
@@ -97,8 +97,27 @@ GK_NOINLINE inline __device__ int draw_level(const float* logits, int levels, in
   return below < levels ? below : levels - 1;
 }
 
+// The level of a sub-pixel, or NO_LEVEL, by a warp. RICH: mixtures and many levels too.
+template <bool RICH>
+__device__ __forceinline__ int drawn_level(const SamplerBlock& b, const float* logits, int64_t sub_pixel, int colour,
+                                           int64_t area) {
+  const SamplerLaunch& call = b.call;
+  const double u = call.uniforms[sub_pixel];
+  if constexpr (RICH) {
+    if (b.shape.components > 0) {
+      const LogisticMixture mixture = {logits,         call.levels + sub_pixel - colour * area, area,
+                                       b.shape.levels, b.shape.colours,                         b.shape.components,
+                                       call.temperature};
+      return draw_from_mixture(mixture, b.shape.channels, colour, b.lane, u);
+    }
+    if (b.shape.levels > SAMPLER_FEW_LEVELS)
+      return draw_level_of_many(logits, b.shape.levels, b.lane, u, call.temperature, call.top_k);
+  }
+  return draw_level(logits, b.shape.levels, b.lane, u, call.temperature, call.top_k);
+}
+
 // To be called by the whole block; __syncthreads before what is written is read.
-template <bool MIXTURE>
+template <bool RICH>
 __device__ __forceinline__ void draw(const SamplerBlock& b, const DeviceInstruction& in, int y, int x) {
   const SamplerLaunch& call = b.call;
   const int64_t area = static_cast<int64_t>(b.shape.height) * b.shape.width;
@@ -111,17 +130,7 @@ __device__ __forceinline__ void draw(const SamplerBlock& b, const DeviceInstruct
       call.logits[((image * b.shape.channels + c) * b.shape.predictions + prediction) * area + pixel] = logits[c];
     int level = call.levels[sub_pixel];
     if (call.free[sub_pixel]) {
-      if constexpr (MIXTURE) {
-        const LogisticMixture mixture = {logits,          call.levels + sub_pixel - in.number * area, area,
-                                         b.shape.levels,  b.shape.colours,                            b.shape.components,
-                                         call.temperature};
-        level = draw_from_mixture(mixture, b.shape.channels, in.number, b.lane, call.uniforms[sub_pixel]);
-      } else if (b.shape.levels > FEW_LEVELS) {
-        level = draw_level_of_many(logits, b.shape.levels, b.lane, call.uniforms[sub_pixel], call.temperature,
-                                   call.top_k);
-      } else {
-        level = draw_level(logits, b.shape.levels, b.lane, call.uniforms[sub_pixel], call.temperature, call.top_k);
-      }
+      level = drawn_level<RICH>(b, logits, sub_pixel, in.number, area);
       if (level == NO_LEVEL) {
         if (b.lane == 0 && *call.undrawable < 0) *call.undrawable = sub_pixel;  // an image's first one
         level = 0;

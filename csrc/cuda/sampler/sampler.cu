@@ -20,6 +20,7 @@
 // factor of six for the front of a recurrence.
 // In a small batch one image is one block's work: blocks that share it would meet after every instruction.
 #include "cuda/sampler/across.h"
+#include "cuda/sampler/attention.h"
 #include "cuda/sampler/block.h"
 #include "cuda/sampler/draw.h"
 #include "cuda/sampler/pixel.h"
@@ -28,8 +29,8 @@
 namespace gk::cuda {
 namespace {
 
-// A draw from a mixture leaves room for half as many threads: its float64 takes more than 128 registers.
-constexpr int most_threads(bool mixture) { return mixture ? 256 : 512; }
+// Mixtures, attention and the like leave room for half as many threads: they take more than 128 registers.
+constexpr int most_threads(bool rich) { return rich ? 256 : 512; }
 constexpr int LEAST_WARPS = 4;
 
 // --- one by one: columns [x0, x1) of all images ---
@@ -87,37 +88,50 @@ __device__ __forceinline__ void cell(const SamplerBlock& b, const DeviceInstruct
 
 // --- the interpreter ---
 
-template <bool MIXTURE>
+// What few programs have, at columns [x0, x1).
+__device__ __forceinline__ void seldom(const SamplerBlock& b, const DeviceInstruction& in, int y, int x0, int x1) {
+  switch (static_cast<SamplerKind>(in.kind)) {
+    case SamplerKind::lookup: lookup(b, in, x0, x1); break;
+    case SamplerKind::across: across(b, in, x0, x1); break;
+    default: attention(b, in, y, x0, x1); break;
+  }
+}
+
+template <bool RICH>
 __device__ __forceinline__ void at_pixel(const SamplerBlock& b, const DeviceInstruction& in, int y, int x) {
   switch (static_cast<SamplerKind>(in.kind)) {
     case SamplerKind::affine: pixel_affine(b, in, x); break;
     case SamplerKind::pointwise: pointwise(b, in, x, x + 1); break;
-    case SamplerKind::lookup: lookup(b, in, x, x + 1); break;
-    case SamplerKind::across: across(b, in, x, x + 1); break;
     case SamplerKind::cell: cell(b, in, x, x + 1); break;
-    default: draw<MIXTURE>(b, in, y, x); break;
+    case SamplerKind::draw_categorical:
+    case SamplerKind::draw_logistic_mixture: draw<RICH>(b, in, y, x); break;
+    default:
+      if constexpr (RICH) seldom(b, in, y, x, x + 1);
   }
   __syncthreads();
 }
 
-template <bool MIXTURE>
+template <bool RICH>
 __device__ __forceinline__ void in_row(const SamplerBlock& b, const DeviceInstruction& in, int y) {
   switch (static_cast<SamplerKind>(in.kind)) {
     case SamplerKind::affine: row_affine(b, in); break;
     case SamplerKind::pointwise: pointwise(b, in, in.first_column, in.last_column); break;
-    case SamplerKind::lookup: lookup(b, in, in.first_column, in.last_column); break;
-    case SamplerKind::across: across(b, in, in.first_column, in.last_column); break;
     case SamplerKind::cell: cell(b, in, in.first_column, in.last_column); break;
-    default:  // a scan
+    case SamplerKind::scan:
       for (int x = in.last_column - 1; x >= in.first_column; --x)
-        for (int part = in.body; part < in.body + in.count; ++part) at_pixel<MIXTURE>(b, b.instruction(part), y, x);
+        for (int part = in.body; part < in.body + in.count; ++part) at_pixel<RICH>(b, b.instruction(part), y, x);
+      break;
+    default:
+      if constexpr (RICH) seldom(b, in, y, in.first_column, in.last_column);
   }
   __syncthreads();
 }
 
-// MIXTURE: what a pixel is drawn from. A kernel for each: both draws in one would need more registers than there are.
-template <bool MIXTURE>
-__global__ void __launch_bounds__(most_threads(MIXTURE), 1) sampler_walk_kernel(const __grid_constant__ SamplerLaunch call) {
+// RICH: whether the program has instructions that few have. A kernel for either: with all of them in one, usual programs
+// would have half as many threads.
+template <bool RICH>
+__global__ void __launch_bounds__(most_threads(RICH), 1)
+    sampler_walk_kernel(const __grid_constant__ SamplerLaunch call) {
   const SamplerBlock b(call, regions_of(call.shape, call.division));
   b.load();
   for (int y = 0; y <= call.last_row; ++y) {
@@ -126,7 +140,7 @@ __global__ void __launch_bounds__(most_threads(MIXTURE), 1) sampler_walk_kernel(
     const Pair<int> row = b.phase(0);
     for (int k = row.x; k < row.y; ++k) {
       const DeviceInstruction in = b.instruction(k);
-      if (y >= in.first_row) in_row<MIXTURE>(b, in, y);
+      if (y >= in.first_row) in_row<RICH>(b, in, y);
     }
     const bool last_row = y == call.last_row;
     const int width = last_row ? call.last_column + 1 : call.shape.grid_width;
@@ -136,7 +150,7 @@ __global__ void __launch_bounds__(most_threads(MIXTURE), 1) sampler_walk_kernel(
         const Pair<int> phase = b.phase(1 + step);
         for (int k = phase.x; k < phase.y; ++k) {
           const DeviceInstruction in = b.instruction(k);
-          if (x >= in.first_column && x < in.last_column && y >= in.first_row) at_pixel<MIXTURE>(b, in, y, x);
+          if (x >= in.first_column && x < in.last_column && y >= in.first_row) at_pixel<RICH>(b, in, y, x);
         }
       }
     }
@@ -151,7 +165,7 @@ __global__ void __launch_bounds__(most_threads(MIXTURE), 1) sampler_walk_kernel(
 SamplerDivision divide_sampler(const SamplerShape& shape, int batch, const SamplerLimits& limits) {
   SamplerDivision d = {};
   int warps = LEAST_WARPS;
-  const int most_warps = most_threads(shape.components > 0) / WARP;
+  const int most_warps = most_threads(shape.rich) / WARP;
   while (warps < shape.most_groups && warps < most_warps) warps *= 2;
   d.threads = warps * WARP;
   const int waves = ceil_div(batch, SAMPLER_MAX_IMAGES * limits.multiprocessors);
@@ -170,7 +184,7 @@ SamplerDivision divide_sampler(const SamplerShape& shape, int batch, const Sampl
 
 const char* launch_sampler(const SamplerLaunch& call, void* stream) {
   const SamplerDivision& d = call.division;
-  const auto kernel = call.shape.components > 0 ? sampler_walk_kernel<true> : sampler_walk_kernel<false>;
+  const auto kernel = call.shape.rich ? sampler_walk_kernel<true> : sampler_walk_kernel<false>;
   return launch(kernel, {d.slices, d.threads, 1, d.shared_bytes}, stream, call);
 }
 

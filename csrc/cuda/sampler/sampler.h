@@ -11,7 +11,9 @@ namespace gk::cuda {
 constexpr int SAMPLER_MAX_MAPS = 16;
 constexpr int SAMPLER_MAX_IMAGES = 16;  // of a block
 constexpr int SAMPLER_MAX_LEVELS = 65536;
+constexpr int SAMPLER_FEW_LEVELS = 256;
 constexpr int SAMPLER_MAX_COMPONENTS = 128;  // of a mixture
+constexpr int SAMPLER_MAX_HEAD = 128;        // channels of a head of attention
 constexpr int SAMPLER_SEGMENT = 32;  // reductions of a segment at most, and none reaches beyond a multiple of it
 
 // gk::SamplerInstruction, as blocks keep it in shared memory. `weight` counts floats of the pixel phase's weights, or,
@@ -43,6 +45,7 @@ struct alignas(16) DeviceSpan {
 struct SamplerShape {
   int height, width, grid_width, colours, levels;
   int channels, predictions, components;  // of what a level is drawn from
+  bool rich;  // whether it has a mixture, many levels, or instructions that few programs have
   int image_floats;
   int table;  // of levels, in `floats`
   int instructions, spans, places;

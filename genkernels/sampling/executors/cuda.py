@@ -15,6 +15,7 @@ from torch import Tensor
 from ... import backends
 from ...distributions import Custom
 from ...ops.core.cuda_device import device_of
+from ..program.instructions import Attention, span_count
 from ..program.program import Program
 from .cuda_packing import Plan, build
 from .layout import Layout, layout, map_memory
@@ -22,6 +23,7 @@ from .run_arguments import Run
 
 DEVICE_TYPE = "cuda"  # replaced in tests
 _MAX_MAPS = 16
+_MAX_HEAD = 128
 _MAX_FLOATS = 2**31 - 1
 
 
@@ -35,6 +37,9 @@ def why_not(program: Program) -> str | None:
         return f"no CUDA sampler for {program.table.dtype}"
     if DEVICE_TYPE == "cuda" and not hasattr(backends.native(), "CudaSamplerPlan"):
         return "the native extension is missing or was built without CUDA kernels"
+    widest = max((_widest_head(i) for i in program.instructions() if isinstance(i, Attention)), default=0)
+    if widest > _MAX_HEAD:
+        return f"the CUDA sampler takes heads of at most {_MAX_HEAD} channels; got {widest}"
     where = layout(program)
     if len(where.maps) > _MAX_MAPS:
         return f"the CUDA sampler takes at most {_MAX_MAPS} constant maps; got {len(where.maps)}"
@@ -49,6 +54,10 @@ def why_not(program: Program) -> str | None:
             f"one of this device has {device.limits[1]}"
         )
     return None
+
+
+def _widest_head(attention: Attention) -> int:
+    return max(span_count(read.channels) for read in (attention.query, attention.values)) // attention.heads
 
 
 def bytes_per_image(program: Program) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..program.instructions import Across, Affine, Cell, Instruction, Lookup, Pointwise, Scan, reads_of
+from ..program.instructions import Across, Affine, Attention, Cell, Instruction, Lookup, Pointwise, Scan, reads_of
 from ..program.program import Program
 from .records import BufferRecord
 
@@ -94,6 +94,9 @@ def map_memory(program: Program, k: int, where: Layout) -> tuple[Tensor, int]:
 def _lasting(program: Program) -> set[int]:
     """Values that are read at another pixel than where they are written, or touched by the row phase."""
     kept = {0} | {v.index for v in program.values if v.rows_back or v.columns_left or v.columns_right}
+    for instruction in program.instructions():
+        if isinstance(instruction, Attention):  # at every pixel, in an image of one row too
+            kept |= {instruction.keys.value, instruction.values.value}
     for instruction in program.row:
         for part in parts(instruction):
             kept |= {read.value for read in reads_of(part)} | set(_written(part))
@@ -107,7 +110,7 @@ def parts(instruction: Instruction) -> Sequence[Instruction]:
 def _written(instruction: Instruction) -> list[int]:
     if isinstance(instruction, Cell):
         return [instruction.value, instruction.state, instruction.memory]
-    assert isinstance(instruction, (Affine, Pointwise, Lookup, Across))
+    assert isinstance(instruction, (Affine, Pointwise, Lookup, Across, Attention))
     return [instruction.value]
 
 

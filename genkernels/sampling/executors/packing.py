@@ -15,6 +15,7 @@ from torch import Tensor
 from ..program.instructions import (
     Across,
     Affine,
+    Attention,
     Cell,
     Draw,
     Function,
@@ -25,6 +26,7 @@ from ..program.instructions import (
     Scan,
     Spans,
     Value,
+    span_count,
 )
 from ..program.program import Program
 from .layout import ALIGN, layout, up
@@ -44,6 +46,7 @@ _KINDS: dict[type, str] = {
     Affine: "affine",
     Pointwise: "pointwise",
     Across: "across",
+    Attention: "attention",
     Lookup: "lookup",
     Cell: "cell",
     Scan: "scan",
@@ -165,6 +168,8 @@ class Packer:
                 self.lookup(record, instruction)
             elif isinstance(instruction, Across):
                 self.across(record, instruction)
+            elif isinstance(instruction, Attention):
+                self.attention(record, instruction)
             else:
                 self.cell(record, instruction)
         record.span_count = len(self.spans) - record.spans
@@ -272,6 +277,29 @@ class Packer:
         record.operands = 1
         record.number, record.rows = lookup.table.shape
         record.weight = self.keep(lookup.table)
+
+    def attention(self, record: InstructionRecord, attention: Attention) -> None:
+        self.place(attention.value, channel=attention.channels[0][0])
+        for read in (attention.query, attention.keys, attention.values):
+            ((start, _),) = read.channels
+            self.place(read.value, channel=start)
+        record.operands, record.number = 3, attention.heads
+        record.rows, record.reductions = span_count(attention.query.channels), span_count(attention.values.channels)
+        record.parameters = self.keep(torch.tensor([attention.scale, 0.0], dtype=torch.float64))
+        pixels = attention.seen.shape[-1]
+        earlier = torch.ones(pixels, pixels, dtype=torch.bool, device=attention.seen.device).tril(-1)
+        if attention.shift is None and bool((attention.seen == earlier).all()):
+            record.function = "less"
+        elif attention.shift is None and bool(
+            (
+                attention.seen == earlier.tril().logical_or(torch.eye(pixels, dtype=torch.bool, device=earlier.device))
+            ).all()
+        ):
+            record.function = "less_equal"
+        else:
+            shift = 0.0 if attention.shift is None else attention.shift
+            table = torch.where(attention.seen, shift, -torch.inf)
+            record.weight, record.count = self.keep(table), len(table)
 
     def cell(self, record: InstructionRecord, cell: Cell) -> None:
         for value in (cell.value, cell.state, cell.memory):

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..program.instructions import (
     Across,
     Affine,
+    Attention,
     Cell,
     Draw,
     Function,
@@ -122,7 +123,7 @@ class Execution:
             self._apply(instruction, y, slice(x, x + 1))
 
     def _apply(self, instruction: Instruction, y: int, columns: slice) -> None:
-        assert isinstance(instruction, (Affine, Pointwise, Lookup, Across, Cell))
+        assert isinstance(instruction, (Affine, Pointwise, Lookup, Across, Attention, Cell))
         if y < self.program.values[instruction.value].first_row:
             return
         if isinstance(instruction, Affine):
@@ -135,12 +136,43 @@ class Execution:
             operands = [self._operand(read, instruction.channels, y, columns) for read in instruction.operands]
             result = evaluate(instruction.function, *operands)
             self._write(instruction.value, y, columns, instruction.channels, result)
+        elif isinstance(instruction, Attention):
+            self._attention(instruction, y, columns)
         elif isinstance(instruction, Across):
             groups = self._read(instruction.operand, y, columns).unflatten(2, (len(instruction.channels), -1))
             result = evaluate_across(instruction.function, groups).flatten(2)
             self._write(instruction.value, y, columns, instruction.channels, result)
         else:
             self._cell(instruction, y, columns)
+
+    def _attention(self, instruction: Attention, y: int, columns: slice) -> None:
+        heads, width = instruction.heads, self.program.width
+        queries = self._read(instruction.query, y, columns).unflatten(2, (heads, -1))  # [N, columns, heads, d]
+        first, last = y * width + columns.start, y * width + columns.stop
+        seen = instruction.seen[:, first:last]  # [heads or 1, columns, pixels]
+        keys, values = (
+            self._all_pixels(read, seen.any(0).any(0)).unflatten(2, (heads, -1))
+            for read in (instruction.keys, instruction.values)
+        )
+        scores = torch.einsum("nqhd,nkhd->nhqk", queries, keys) * instruction.scale
+        if instruction.shift is not None:
+            scores = scores + instruction.shift[:, first:last]
+        weights = (
+            scores.masked_fill(~seen, -torch.inf).softmax(3).nan_to_num(nan=0.0)
+            if bool((~seen.any(2)).any())
+            else scores.masked_fill(~seen, -torch.inf).softmax(3)
+        )
+        result = torch.einsum("nhqk,nkhd->nqhd", weights, values).flatten(2)
+        self._write(instruction.value, y, columns, instruction.channels, result)
+
+    def _all_pixels(self, read: Read, seen: Tensor) -> Tensor:
+        """[N, pixels, channels] of the image's pixels, zero for those that are not seen."""
+        of_value, program = self.maps[read.value], self.program
+        data = of_value.data[
+            :, of_value.top : of_value.top + program.height, of_value.left : of_value.left + program.width
+        ]
+        pixels = data[..., self._chosen(read.channels)].flatten(1, 2)
+        return torch.where(seen[:, None], pixels, 0)
 
     def _chosen(self, spans: Spans) -> slice | Tensor:
         if len(spans) == 1:

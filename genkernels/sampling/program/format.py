@@ -8,6 +8,7 @@ from .instructions import (
     ROW,
     Across,
     Affine,
+    Attention,
     Cell,
     Draw,
     Instruction,
@@ -36,6 +37,9 @@ def _text(values: Sequence[Value], instruction: Instruction) -> str:
     target = f"v{instruction.value}{_channels(values, instruction.value, instruction.channels)}"
     if isinstance(instruction, Cell):
         return f"{target} = cell(v{instruction.gates}, {_read(values, instruction.previous)})"
+    if isinstance(instruction, Attention):
+        operands = ", ".join(_read(values, read) for read in (instruction.query, instruction.keys, instruction.values))
+        return f"{target} = attention({operands}) of {instruction.heads} heads"
     if isinstance(instruction, Lookup):
         rows, columns = instruction.table.shape
         return f"{target} = [{rows} x {columns}] at {_read(values, instruction.source)}"

@@ -251,6 +251,35 @@ class Across:
 
 
 @dataclass(frozen=True, eq=False)
+class Attention:
+    """Attention of pixel (y, x) over the pixels that it sees, head after head::
+
+        score[s] = scale * <query[y, x], keys[s]> + shift[pixel, s]      for each pixel s that ``seen`` has
+        value[channels] = sum over s of softmax(score)[s] * values[s]
+
+    Zero where it sees none. Pixels are numbered row by row: y * width + x of the image.
+
+    Attributes:
+        channels: of the value, all of them: ``heads`` times those of ``values`` for a head.
+        query, keys, values: read at (y, x), and at every pixel seen.
+        seen: bool [heads or 1, pixels, pixels]; no pixel that comes later.
+        shift: [heads or 1, pixels, pixels] or None.
+    """
+
+    name: str
+    phase: int
+    value: int
+    channels: Spans
+    query: Read
+    keys: Read
+    values: Read
+    heads: int
+    scale: float
+    seen: torch.Tensor
+    shift: torch.Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
 class Cell:
     """The cell of an LSTM, for some of its h units.
 
@@ -314,7 +343,7 @@ class Draw:
         return self.colour
 
 
-Instruction = Affine | Pointwise | Lookup | Across | Cell | Scan | Draw
+Instruction = Affine | Pointwise | Lookup | Across | Attention | Cell | Scan | Draw
 
 
 def reads_of(instruction: Instruction) -> list[Read]:
@@ -327,6 +356,8 @@ def reads_of(instruction: Instruction) -> list[Read]:
         return [instruction.source]
     if isinstance(instruction, Across):
         return [instruction.operand]
+    if isinstance(instruction, Attention):
+        return [instruction.query, instruction.keys, instruction.values]
     if isinstance(instruction, Cell):
         units = span_count(instruction.channels)
         return [instruction.previous, Read(instruction.gates, 0, 0, ((0, 4 * units),))]

@@ -12,6 +12,7 @@ from ..program.instructions import (
     ROW,
     Across,
     Affine,
+    Attention,
     Cell,
     Draw,
     Function,
@@ -29,6 +30,7 @@ from ..program.program import Program
 from ..trace.graph import (
     AcrossNode,
     AffineNode,
+    AttentionNode,
     ConstantNode,
     ImageNode,
     Link,
@@ -82,6 +84,9 @@ def _with_reach(program: Program) -> tuple[Value, ...]:
     for instruction in program.instructions():
         for part in instruction.body if isinstance(instruction, Scan) else (instruction,):
             start, stop = program.values[part.value].columns
+            if isinstance(part, Attention):
+                for read in (part.keys, part.values):
+                    back[read.value] = program.height - 1
             for read in reads_of(part):
                 first, last = program.values[read.value].columns
                 back[read.value] = max(back[read.value], -read.dy)
@@ -131,6 +136,8 @@ class _Builder:
             self._lookup(node, labels)
         elif isinstance(node, AcrossNode):
             self._across(node, labels)
+        elif isinstance(node, AttentionNode):
+            self._attention(node, labels)
         else:
             assert isinstance(node, (ImageNode, ConstantNode))
 
@@ -167,6 +174,24 @@ class _Builder:
             )
             spans = tuple((g * results, (g + 1) * results) for g in groups)
             self.emit(Across(node.name, phase, self.number[node], spans, node.function, read))
+
+    def _attention(self, node: AttentionNode, labels: Tensor) -> None:
+        if self.schedule.anchor[node] != (0, 0) or any(
+            self.schedule.offset(node, link) != (0, 0) for link in (node.query, node.keys, node.values)
+        ):
+            raise NotTraceable(
+                f"layer {node.name!r}: attention over features that see the row below, and are ready a row later"
+            )
+        query, keys, values = (
+            Read(self.number[link.node], *self.schedule.offset(node, link), to_spans(link.channels))
+            for link in (node.query, node.keys, node.values)
+        )
+        self.emit(
+            Attention(
+                node.name, int(labels[0]), self.number[node], ((0, node.channels),), query, keys, values, node.heads,
+                node.scale, node.seen, node.shift,
+            )
+        )  # fmt: skip
 
     def aligned(
         self, node: Node, channels: Sequence[int], operands: Sequence[list[Link]]

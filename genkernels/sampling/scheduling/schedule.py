@@ -17,6 +17,7 @@ from ..program.instructions import ROW
 from ..trace.graph import (
     AcrossNode,
     AffineNode,
+    AttentionNode,
     Box,
     ConstantNode,
     Graph,
@@ -106,6 +107,8 @@ def _needed_parts(graph: Graph) -> dict[Node, Box]:
             continue
         if box.is_empty():
             continue
+        if isinstance(node, AttentionNode):
+            box = node.extent
         if isinstance(node, LstmNode):
             # What is above a pixel, and beside it on the side from which the sweep comes.
             from_left = all(dx <= 0 for _, dx in node.geometry.offsets())
@@ -151,6 +154,8 @@ def _label(schedule: Schedule, node: Node) -> None:
     elif isinstance(node, AcrossNode):
         groups = schedule.available(node, node.operand).view(node.groups, node.size).amax(1)
         schedule.labels[node] = groups.repeat_interleave(node.results)
+    elif isinstance(node, AttentionNode):
+        schedule.labels[node] = _label_attention(schedule, node)
     elif isinstance(node, AffineNode):
         schedule.labels[node] = _latest(schedule, node, node.channels, node.taps, node.terms)
     else:
@@ -168,6 +173,24 @@ def _latest(schedule: Schedule, node: Node, channels: int, taps: list[Tap], link
         rows = torch.tensor(link.rows)
         labels[rows] = torch.maximum(labels[rows], schedule.available(node, link))
     return labels
+
+
+def _label_attention(schedule: Schedule, node: AttentionNode) -> Tensor:
+    """That of the query or, where a pixel sees itself or its row, of what it sees there."""
+    label = int(schedule.available(node, node.query).max())
+    seen = node.seen.any(0).cpu()
+    width = node.extent.right
+    row = torch.arange(len(seen)) // width
+    for read in (node.keys, node.values):
+        when = int(schedule.available(node, read).max())
+        dy, _ = schedule.offset(node, read)
+        if dy > 0:
+            return torch.full((node.channels,), NEVER)
+        if bool(seen.diagonal().any()):
+            label = max(label, when)
+        elif when > ROW and bool((seen & (row == row[:, None])).any()):
+            label = max(label, 0)
+    return torch.full((node.channels,), label)
 
 
 def _label_lstm(schedule: Schedule, node: LstmNode) -> None:
@@ -249,6 +272,8 @@ def _reads_of_channel(schedule: Schedule, node: Node, channel: int, label: int) 
     if isinstance(node, AcrossNode):
         first = channel // node.results * node.size
         rows = list(range(first, first + node.size))
+    if isinstance(node, AttentionNode):
+        rows = list(range(max(node.channels, len(node.query.rows))))
     found: list[tuple[Tap | Link, int]] = []
     for read in inputs_of(node):
         when = schedule.available(node, read)

@@ -170,6 +170,28 @@ class AcrossNode(Node):
 
 
 @dataclass(eq=False)
+class AttentionNode(Node):
+    """Attention over pixels, in raster order: for each pixel, its query's weighted mean of the values of those it sees.
+
+    ``query``, ``keys`` and ``values`` are all channels of nodes of the image's own frame, head after head.
+
+    Attributes:
+        heads: equal parts of all channels.
+        scale: of the products of queries and keys.
+        seen: bool [heads or 1, pixels, pixels], which keys (last) a query sees; none later than itself.
+        shift: [heads or 1, pixels, pixels], added to the scaled products, or None.
+    """
+
+    query: Link
+    keys: Link
+    values: Link
+    heads: int
+    scale: float
+    seen: Tensor
+    shift: Tensor | None
+
+
+@dataclass(eq=False)
 class LstmNode(Node):
     """A wavefront LSTM. Its gates [4h] are an affine sum, as in :class:`AffineNode`, plus the state taps.
 
@@ -213,6 +235,8 @@ def inputs_of(node: Node) -> list[Tap | Link]:
         return [*node.operand]
     if isinstance(node, AcrossNode):
         return [node.operand]
+    if isinstance(node, AttentionNode):
+        return [node.query, node.keys, node.values]
     return []
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .attention import scores_of
 from .graph import NotTraceable
 from .operators import OPERATORS
 from .tensor import Traced
@@ -18,7 +19,7 @@ from .tracer import Tracer
 def _bmm(tracer: Tracer, a: Any, b: Any) -> Tensor:
     """[N, pixels, C] times a constant [N, C, D], the same for all images, or a constant times [N, C, pixels]."""
     if isinstance(a, Traced) and isinstance(b, Traced):
-        raise NotTraceable(f"layer {tracer.name()!r}: the weight depends on the image")
+        return scores_of(tracer, a, b)
     if isinstance(b, Traced):
         return torch.bmm(b.transpose(1, 2), a.transpose(1, 2)).transpose(1, 2)
     if not bool((b == b[:1]).all()):
@@ -34,6 +35,8 @@ def _einsum(tracer: Tracer, equation: Any, *operands: Any) -> Tensor:
     """
     tensors = operands[0] if len(operands) == 1 and isinstance(operands[0], (list, tuple)) else operands
     terms = _letters(equation) if isinstance(equation, str) else None
+    if terms is not None and len(tensors) == 2 and all(isinstance(t, Traced) for t in tensors):
+        return _product_of_traced(terms, *tensors)
     if terms is None or len(tensors) != 2 or isinstance(tensors[0], Traced) == isinstance(tensors[1], Traced):
         return torch.einsum(equation, *operands)
     (x, constant), (seen, known, made) = tensors, terms
@@ -51,6 +54,22 @@ def _einsum(tracer: Tracer, equation: Any, *operands: Any) -> Tensor:
     rowwise = x.permute([seen.index(c) for c in (*kept, *both, *summed)]).reshape(-1, len(matrix))
     result = torch.mm(rowwise, matrix).view([-1, *(size[c] for c in (*kept[1:], *both, *new))])
     return result.permute([[*kept, *both, *new].index(c) for c in made])
+
+
+def _product_of_traced(terms: tuple[str, str, str], a: Tensor, b: Tensor) -> Tensor:
+    """Queries times keys, or weights times values, as one matrix product."""
+    first, second, made = terms
+    batch = [c for c in first if c in second and c in made]
+    summed = [c for c in first if c in second and c not in made]
+    rows, columns = [c for c in first if c not in second], [c for c in second if c not in first]
+    if len(summed) != 1 or len(rows) != 1 or len(columns) != 1 or {*rows, *columns} - set(made):
+        raise NotTraceable(f"einsum {first},{second}->{made} of two tensors that depend on the image")
+    product = _turned(a, first, [*batch, *rows, *summed]) @ _turned(b, second, [*batch, *summed, *columns])
+    return _turned(product, "".join([*batch, *rows, *columns]), list(made))
+
+
+def _turned(x: Tensor, letters: str, wanted: list[str]) -> Tensor:
+    return x if list(letters) == wanted else x.permute([letters.index(c) for c in wanted])
 
 
 def _letters(equation: str) -> tuple[str, str, str] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -131,3 +131,22 @@ class Traced(Tensor):
             assert self._plane is not None
             self._index = self.tracer.numbering.index(self._plane).reshape(1, *self.shape[1:])
         return self._index
+
+
+class Pending(Traced):
+    """A tensor whose elements are none of nodes yet: the operators that take it are those of ``OperatorTable.pending``.
+
+    Attributes:
+        what: it is, for people.
+    """
+
+    what: ClassVar[str]
+
+    def as_plane(self) -> Plane:
+        raise self._refusal()
+
+    def as_index(self) -> Tensor:
+        raise self._refusal()
+
+    def _refusal(self) -> NotTraceable:
+        return NotTraceable(f"layer {self.tracer.name()!r}: an operation on {self.what}")

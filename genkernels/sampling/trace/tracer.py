@@ -22,7 +22,7 @@ from ...distributions import Distribution
 from ...ops.core.torch_internals import TorchDispatchMode, module_call_code, name_of, tree_flatten, tree_map
 from ..program.instructions import Function
 from .graph import Box, ConstantNode, Graph, ImageNode, Link, Node, NotTraceable, PointNode
-from .tensor import Traced
+from .tensor import Pending, Traced
 from .view import Numbering, Piece, Plane
 
 Handler = Callable[..., Any]
@@ -39,10 +39,12 @@ class OperatorTable:
     Attributes:
         compute: operators that return their result; their variants with an underscore are derived.
         in_place: operators that write into their first argument and have no variant that returns its result.
+        pending: operators on tensors whose elements are none of nodes, see :class:`Pending`.
     """
 
     def __init__(self) -> None:
         self.compute: dict[str, Handler] = {}
+        self.pending: dict[str, Handler] = {}
         self.in_place: dict[str, Handler] = {}
 
     def handles(self, *names: str) -> Callable[[Handler], Handler]:
@@ -50,6 +52,15 @@ class OperatorTable:
 
         def register(handler: Handler) -> Handler:
             self.compute.update(dict.fromkeys(names, handler))
+            return handler
+
+        return register
+
+    def of_pending(self, *names: str) -> Callable[[Handler], Handler]:
+        """Registers a function as the handler of these operators where an argument is pending."""
+
+        def register(handler: Handler) -> Handler:
+            self.pending.update(dict.fromkeys(names, handler))
             return handler
 
         return register
@@ -106,7 +117,7 @@ class Tracer:
     ) -> None:
         self.operators, self.dtype, self.device = operators, dtype, device
         self.nodes: list[Node] = []
-        self.numbering = Numbering()
+        self.numbering = Numbering(self.add)
         self.operator = ""
         self.result_dtype = dtype  # of the operator at hand
         self.size = size
@@ -162,6 +173,9 @@ class Tracer:
         self.operator = name_of(func)
         if kwargs.get("out") is not None:
             raise NotTraceable(f"layer {self.name()!r}: {name_of(func)} with out=, which the sampler does not follow")
+        pending = next((a for a in tree_flatten((args, kwargs))[0] if isinstance(a, Pending)), None)
+        if pending is not None:
+            return self._of_pending(pending, args, kwargs)
         if name_of(func) in SHAPE_ONLY:
             plain = tree_map(self._without_content, (args, kwargs))
             return func(*plain[0], **plain[1])
@@ -176,6 +190,8 @@ class Tracer:
             x, pad, value = args
             border = torch.constant_pad_nd(torch.zeros(1, *x.shape[1:], dtype=x.dtype), pad, value)
             return torch.constant_pad_nd(x, pad) + border.to(self.device)
+        if name in ("aten::transpose", "aten::permute") and (turned := self._sequence_first(*args)) is not None:
+            return turned
         if name in REARRANGING:
             planes = None if kwargs else self._quickly(name, *args)
             if planes is None:
@@ -186,6 +202,18 @@ class Tracer:
         if name.endswith("_") and not isinstance(args[0], Traced):
             raise self._written_outside(name)
         raise NotTraceable(f"layer {self.name()!r}: the sampler does not know the operator {name}")
+
+    def _of_pending(self, pending: Pending, args: Any, kwargs: dict[str, Any]) -> Any:
+        name = self.operator
+        in_place = name.endswith("_") and name[:-1] in self.operators.pending
+        handler = self.operators.pending.get(name[:-1] if in_place else name)
+        if handler is None:
+            raise NotTraceable(f"layer {self.name()!r}: {name} of {pending.what}")
+        if not in_place:
+            return handler(self, *args, **kwargs)
+        self.operator = name[:-1]
+        vars(args[0]).update(vars(handler(self, *args, **kwargs)))
+        return args[0]
 
     def _without_content(self, a: Any) -> Any:
         return torch.empty((), dtype=a.dtype, device=self.device).expand(a.shape) if isinstance(a, Traced) else a
@@ -230,6 +258,11 @@ class Tracer:
             images = [_one_channel(a, shape) for a in args]
             self.operator = name
             return handler(self, *images, **kwargs).squeeze(1)
+        tokens = self._token_dimension(shape, tensors)
+        if tokens is not None:
+            images = [self._unfolded(a, shape, tokens) for a in args]
+            self.operator = name
+            return self._pointwise_result(handler(self, *images, **kwargs), shape, tokens)
         if not any(isinstance(a, Traced) and a.ends_in_channels() for a in tensors):
             return handler(self, *args, **kwargs)
 
@@ -246,6 +279,36 @@ class Tracer:
         moved = [channels_first(a) for a in args]
         self.operator = name
         return handler(self, *moved, **kwargs).movedim(1, -1).reshape(shape)
+
+    def _token_dimension(self, shape: torch.Size, tensors: list[Tensor]) -> int | None:
+        """Which dimension of tensors [N, H * W, C] or [N, C, H * W] the pixels are; None for other tensors."""
+        height, width = self.size
+        if len(shape) != 3 or height == 1:
+            return None
+        for dim in (1, 2):
+            if shape[dim] == height * width and all(
+                _has_pixels(a, dim, height, width) for a in tensors if isinstance(a, Traced) and a.shape == shape
+            ):
+                return dim
+        return None
+
+    def _unfolded(self, a: Any, shape: torch.Size, dim: int) -> Any:
+        """[N, H * W, C] or [N, C, H * W] as [N, C, H, W]; what broadcasts to it likewise."""
+        if not isinstance(a, Tensor) or a.dim() == 0:
+            return a
+        a = a.reshape((1,) * (3 - a.dim()) + tuple(a.shape))
+        if a.shape[dim] == 1:
+            a = (
+                a.expand(*shape)
+                if isinstance(a, Traced)
+                else a.expand(-1, *(shape[d] if d == dim else -1 for d in (1, 2)))
+            )
+        a = a.transpose(1, 2) if dim == 1 else a
+        return a.reshape(*a.shape[:2], *self.size)
+
+    def _pointwise_result(self, result: Any, shape: torch.Size, dim: int) -> Any:
+        folded = result.reshape(*result.shape[:2], -1)
+        return (folded.transpose(1, 2) if dim == 1 else folded).reshape(shape)
 
     def channels_first(self, x: Any) -> Any:
         """[N, H, W, C], [N, W, C] or [N * H * W, C] as [N, C, H, W]."""
@@ -301,7 +364,7 @@ class Tracer:
         batch, channels, height, width = x.shape
         sizes = (batch, channels, height, width)
         results: list[Plane] = []
-        if name == "aten::expand" and channels == 1 and _only_channels(args[0], sizes):
+        if name == "aten::expand" and channels == 1 != args[0][1] and _only_channels(args[0], sizes):
             results = [x.as_plane().repeated(args[0][1])]
         elif name == "aten::split" and len(args) == 2 and args[1] in (1, -3):
             starts = range(0, channels, args[0])
@@ -335,6 +398,20 @@ class Tracer:
                 traced.views(x, lambda: x.as_index()[(slice(None),) * dim + (slice(*args[1:]),)])
         return made if name == "aten::split" else made[0]
 
+    def _sequence_first(self, x: Any, *dims: Any) -> Any:
+        """[T, N, C], where [N, T, C] or [N, C, T] is turned so."""
+        if x.dim() != 3:
+            return None
+        order = [0, 1, 2]
+        if len(dims) == 2:
+            a, b = (d % 3 for d in dims)
+            order[a], order[b] = order[b], order[a]
+        else:
+            order = [d % 3 for d in dims[0]]
+        if order[1] != 0:
+            return None
+        return self.operators.compute["sequence_first"](self, x.permute(0, order[0], order[2]))
+
     def _rearrange(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """Carries the operator out on the indices; the true shapes come from PyTorch's meta device."""
         shapes = func(*tree_map(_meta, args), **tree_map(_meta, kwargs))
@@ -357,7 +434,7 @@ class Tracer:
         folds = self.operator in FOLDING  # rows stay in order, so those of an image stay together
         if any(not shape.dim() or shape.shape[0] % batch for shape in (shapes if several else [shapes])):
             raise moves
-        if not folds and (folded > 1 or any(s.shape[0] != batch for s in (shapes if several else [shapes]))):
+        if not folds and any(s.shape[0] != batch * folded for s in (shapes if several else [shapes])):
             raise moves
         if self.operator in TAKE_SIZES and args[1][0] > 0:
             args = (args[0], [args[1][0] // batch, *args[1][1:]], *args[2:])
@@ -422,8 +499,26 @@ class Tracer:
             pieces.append(piece)
         return pieces
 
+    def copied(self, links: list[Link], channels: int) -> Link:
+        """An operand as channels 0, 1, ... of one node, of its own where they are not that already."""
+        every, box = list(range(channels)), Box(0, self.size[0], 0, self.size[1])
+        link = links[0]
+        if len(links) == 1 and (link.dy, link.dx, link.channels, link.rows) == (0, 0, every, every):
+            if link.node.channels == channels and link.node.extent == box and not isinstance(link.node, ConstantNode):
+                return link
+        copy = PointNode(self.name(), channels, box, Function("copy"), [links])
+        return Link(self.add(copy), 0, 0, every, list(every))
+
     def operand(self, plane: Plane) -> list[Link]:
         """The links with which a pointwise operation reads a whole plane, zeros included."""
+        parts = plane.parts()
+        if len(parts) > 1:  # channels that are put together of several rectangles
+            one, *others = (self.operand(part) for part in parts)
+            every = list(range(plane.channels))
+            for other in others:
+                total = PointNode(self.name(), plane.channels, plane.box, Function("add"), [one, other])
+                one = [Link(self.add(total), 0, 0, every, list(every))]
+            return one
         links = [piece.link() for piece in self.clean(plane, plane.box)]
         covered = {place for link in links for place in link.rows}
         empty = [place for place in range(plane.channels) if place not in covered]
@@ -451,6 +546,8 @@ class _WholeFunctions(TorchFunctionMode):
         torch.nn.functional.one_hot: "one_hot",
         torch.nn.functional.instance_norm: "instance_norm",
         torch.einsum: "einsum",
+        torch.nn.functional.scaled_dot_product_attention: "scaled_dot_product_attention",
+        torch.nn.functional.multi_head_attention_forward: "multi_head_attention_forward",
     }
 
     def __init__(self, tracer: Tracer) -> None:
@@ -468,6 +565,16 @@ class _WholeFunctions(TorchFunctionMode):
 def _only_channels(sizes: Sequence[int], old: Sequence[int]) -> bool:
     """Whether an expansion of [N, 1, H, W] leaves all but the channels as they are."""
     return len(sizes) == 4 and all(sizes[k] in (-1, old[k]) for k in (0, 2, 3))
+
+
+def _has_pixels(a: Traced, dim: int, height: int, width: int) -> bool:
+    index = a.as_index()
+    image = (index.transpose(1, 2) if dim == 1 else index).unflatten(2, (height, width))
+    try:
+        a.tracer.numbering.plane(image, "")
+    except NotTraceable:
+        return False
+    return True
 
 
 def _one_channel(a: Any, shape: torch.Size) -> Any:

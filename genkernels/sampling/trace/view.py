@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .graph import Box, Link, Node, NotTraceable
+from .graph import Box, ConstantNode, Link, Node, NotTraceable
 
 _NOT_CHANNELS = (
     "the result is not made of whole channels of earlier layers, shifted or cropped; rows and columns must stay the "
@@ -75,6 +76,20 @@ class Plane:
         pieces = [Piece(p.node, p.dy, p.dx, p.channels * channels, every, p.window) for p in self.pieces]
         return Plane(channels, self.height, self.width, pieces)
 
+    def parts(self) -> list[Plane]:
+        """Planes that add up to it, in each of which no channel is put together of several pieces."""
+        rest, parts = self.pieces, []
+        while rest:
+            here: list[Piece] = []
+            later: list[Piece] = []
+            places: set[int] = set()
+            for piece in rest:
+                (later if places & set(piece.places) else here).append(piece)
+                places |= set(piece.places)
+            parts.append(Plane(self.channels, self.height, self.width, here))
+            rest = later
+        return parts or [self]
+
     def taken(self, start: int, stop: int) -> Plane:
         """Channels [start, stop)."""
         pieces = []
@@ -88,7 +103,8 @@ class Plane:
 class Numbering:
     """Numbers for the elements of all nodes of a trace, from 1."""
 
-    def __init__(self) -> None:
+    def __init__(self, add: Callable[[Node], Node] = lambda node: node) -> None:
+        self.add = add  # a node to the trace
         self.nodes: list[Node] = []
         self.starts: list[int] = []
         self.next = 1
@@ -121,6 +137,73 @@ class Numbering:
         Raises:
             NotTraceable: it is no set of shifted, cropped channels.
         """
+        try:
+            return self._whole(index, name)
+        except NotTraceable:
+            parts = self._in_parts(index, name)
+            if parts is None:
+                raise
+            return parts
+
+    def _in_parts(self, index: Tensor, name: str) -> Plane | None:
+        """As constants, the first column and the others: sequences of pixels that are shifted by one."""
+        height, width = index.shape[-2:]
+        flat = index.reshape(1, -1, height, width)
+        constants = self._constants(flat)
+        others = torch.where(constants, 0, flat)
+        pieces = []
+        if bool(constants.any()):
+            rows, columns = (constants.any(d).any(0).any(0).nonzero().flatten().tolist() for d in (3, 2))
+            window = Box(rows[0], rows[-1] + 1, columns[0], columns[-1] + 1)
+            if not bool(constants[..., window.top : window.bottom, window.left : window.right].all()):
+                return None
+            within = flat[..., window.top : window.bottom, window.left : window.right]
+            node = self._gathered(within)
+            every = list(range(node.channels))
+            pieces.append(Piece(node, -window.top, -window.left, every, every, window))
+        try:
+            pieces += self._whole(others, name).pieces
+        except NotTraceable:
+            if width == 1:
+                return None
+            for first, last in ((0, 1), (1, width)):
+                part = torch.zeros_like(others)
+                part[..., first:last] = others[..., first:last]
+                try:
+                    pieces += self._whole(part, name).pieces
+                except NotTraceable:
+                    return None
+        return Plane(flat.shape[1], height, width, pieces)
+
+    def _constants(self, flat: Tensor) -> Tensor:
+        """Which elements are those of constants, bool like an index."""
+        found = torch.zeros_like(flat, dtype=torch.bool)
+        for node, start in zip(self.nodes, self.starts, strict=True):
+            if isinstance(node, ConstantNode) and not node.is_vector:
+                found |= (flat >= start) & (flat < start + node.tensor[0].numel())
+        return found
+
+    def _gathered(self, flat: Tensor) -> Node:
+        """A constant map of elements of constants."""
+        images = max((len(node.tensor) for node in self.nodes if isinstance(node, ConstantNode)), default=1)
+        result: Tensor | None = None
+        for node, start in zip(self.nodes, self.starts, strict=True):
+            if not isinstance(node, ConstantNode) or node.is_vector:
+                continue
+            numbers = node.tensor.flatten(1)
+            own = (flat >= start) & (flat < start + numbers.shape[1])
+            if bool(own.any()):
+                if result is None:
+                    result = numbers.new_zeros(images, *flat.shape[1:])
+                result = torch.where(
+                    own.to(result.device), numbers[:, (flat[0] - start).clamp(0, numbers.shape[1] - 1)], result
+                )
+        assert result is not None
+        result = result[:1] if bool((result == result[:1]).all()) else result
+        return self.add(ConstantNode("constant", result.shape[1], Box(0, flat.shape[2], 0, flat.shape[3]), result))
+
+    def _whole(self, index: Tensor, name: str) -> Plane:
+        """The same, where each channel is one piece."""
         height, width = index.shape[-2:]
         flat = index.reshape(math.prod(index.shape[1:-2]), height, width)
         if flat.numel() == 0:  # the row above an image's only one, say
