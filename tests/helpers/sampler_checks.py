@@ -164,7 +164,7 @@ def synthetic_program(name: str, operands: int, levels: int = 11, width: int = 7
     if positive:
         reads = reads[1::-1]
     whole = ((0, levels),)
-    activation = function if operands == 1 and name != "exp" and not positive else None  # exp of exp of exp overflows
+    activation = None if operands > 1 or positive or name in ("exp", "expm1") else function  # exp of exp of exp overflows
     weight = torch.randn(levels, 3 + levels, generator=generator) * 0.15
     bias = torch.rand(levels, generator=generator) - 0.5
     if positive:
