@@ -150,7 +150,7 @@ def synthetic_program(name: str, operands: int, levels: int = 11, width: int = 7
     noise = torch.randn(2, levels, height, width, generator=generator)
     positive = name in POSITIVE
     if positive:
-        noise = noise.abs() + 0.1
+        noise = noise.sigmoid() + 0.1
     values = (
         Value(0, "image", 1, (1,), 0, (0, width), rows_back=1, columns_left=2, columns_right=1),
         Value(1, "map", levels, (-1,) * levels, 0, (0, width), constant=noise),
@@ -164,11 +164,12 @@ def synthetic_program(name: str, operands: int, levels: int = 11, width: int = 7
     if positive:
         reads = reads[1::-1]
     whole = ((0, levels),)
-    activation = None if operands > 1 or positive or name in ("exp", "expm1") else function  # exp of exp of exp overflows
+    once = operands > 1 or positive or name in ("exp", "expm1")  # exp of exp of exp overflows
+    activation = None if once else function
     weight = torch.randn(levels, 3 + levels, generator=generator) * 0.15
     bias = torch.rand(levels, generator=generator) - 0.5
     if positive:
-        weight, bias = weight.abs(), bias + 3
+        weight, bias = weight.abs(), bias + 1.5
     taps = (Read(0, -1, -1, ((0, 1),)), Read(0, -1, 0, ((0, 1),)), Read(0, -1, 1, ((0, 1),)), Read(1, 0, 0, whole))
     row = (
         Affine("row", -1, 2, whole, taps, weight, bias, activation=activation),
