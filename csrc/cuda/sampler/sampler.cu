@@ -53,14 +53,18 @@ __device__ __forceinline__ void pointwise(const SamplerBlock& b, const DeviceIns
   }
 }
 
+// A warp for a row of the table.
 __device__ __forceinline__ void lookup(const SamplerBlock& b, const DeviceInstruction& in, int x0, int x1) {
   const Standing target = b.place(in.places), source = b.place(in.places + 1);
-  const int columns = x1 - x0, count = in.rows * columns * b.images;
-  for (int i = b.thread; i < count; i += b.threads) {
-    const int n = i % in.rows, x = x0 + i / in.rows % columns, image = i / in.rows / columns;
+#pragma unroll 1
+  for (int i = b.warp; i < (x1 - x0) * b.images; i += b.warps) {
+    const int x = x0 + i % (x1 - x0), image = i / (x1 - x0);
     const float number = *b.at(source, image, x), last = static_cast<float>(in.number - 1);
     const int row = number > 0.0f ? static_cast<int>(number < last ? number : last) : 0;
-    b.own(target, image, x)[n] = b.call.floats[in.weight + row * in.rows + n];
+    const float* const from = b.call.floats + in.weight + row * in.rows;
+    float* const to = b.own(target, image, x);
+#pragma unroll 1
+    for (int n = b.lane; n < in.rows; n += WARP) to[n] = from[n];
   }
 }
 

@@ -121,7 +121,7 @@ def _select(node: AffineNode, channels: list[int], link: Link, reader: Node) -> 
             picked = [source[channels[row]] for row in rows]
             terms.append(Link(term.node, term.dy + link.dy, term.dx + link.dx, picked, rows))
     bias = None if node.bias is None else node.bias[channels]
-    return AffineNode(node.name, len(channels), reader.extent, taps, bias, terms, node.activation)
+    return AffineNode(node.name, len(channels), reader.extent, taps, bias, terms, node.activation, line=node.line)
 
 
 def _added(node: PointNode, sums: list[AffineNode | None]) -> AffineNode | None:
@@ -232,7 +232,9 @@ def _gate(node: PointNode, count: dict[Node, int]) -> PointNode | None:
         inner[source.function.name] = source.operands[0]
     if set(inner) != {"tanh", "sigmoid"}:
         return None
-    return PointNode(node.name, node.channels, node.extent, Function("gate"), [inner["tanh"], inner["sigmoid"]])
+    return PointNode(
+        node.name, node.channels, node.extent, Function("gate"), [inner["tanh"], inner["sigmoid"]], line=node.line
+    )
 
 
 def _fold_gates(node: LstmNode, count: dict[Node, int]) -> None:

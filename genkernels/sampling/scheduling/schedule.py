@@ -48,7 +48,7 @@ class Schedule:
     anchor: dict[Node, tuple[int, int]] = field(default_factory=dict)
     labels: dict[Node, Tensor] = field(default_factory=dict)
     gate_labels: dict[Node, Tensor] = field(default_factory=dict)
-    culprit: dict[Node, str] = field(default_factory=dict)
+    culprit: dict[Node, NotTraceable] = field(default_factory=dict)
 
     def offset(self, reader: Node, read: Tap | Link) -> tuple[int, int]:
         """(dy, dx) of a read on the grid of the sweep."""
@@ -183,8 +183,14 @@ def _label_lstm(schedule: Schedule, node: LstmNode) -> None:
     schedule.labels[node] = units if node.geometry.mirrored or not beside else units.clamp_min(0)
 
 
-def _looks_ahead(schedule: Schedule, node: Node) -> str:
-    """In words: what makes a node wait for pixels that come later."""
+def _refusal(reason: str, node: Node) -> NotTraceable:
+    error = NotTraceable(reason)
+    error.line = node.line
+    return error
+
+
+def _looks_ahead(schedule: Schedule, node: Node) -> NotTraceable:
+    """What makes a node wait for pixels that come later."""
     for read in inputs_of(node):
         if int(schedule.available(node, read).max()) < NEVER:
             continue
@@ -194,41 +200,44 @@ def _looks_ahead(schedule: Schedule, node: Node) -> str:
             min(link.dy, link.dx) < 0 for operand in read.node.operands for link in operand
         )
         if above_or_beside and not Box(0, schedule.graph.height, 0, schedule.graph.width).holds(read.node.extent):
-            return (
+            return _refusal(
                 f"layer {node.name!r} reads {read.node.name!r} at row {read.dy:+d}, column {read.dx:+d}, which was "
                 "computed on padded rows or columns; the sampler follows zeros that are padded after such a function "
-                "alone"
+                "alone",
+                node,
             )
-        return (
+        return _refusal(
             f"not causal: layer {node.name!r} reads {read.node.name!r} at row {read.dy:+d}, column {read.dx:+d}, "
-            "pixels that are drawn later"
+            "pixels that are drawn later",
+            node,
         )
-    return f"not causal: layer {node.name!r} reads the whole row, pixels that are drawn later"
+    return _refusal(f"not causal: layer {node.name!r} reads the whole row, pixels that are drawn later", node)
 
 
 def _check_logits(schedule: Schedule) -> None:
     graph = schedule.graph
     if schedule.anchor[graph.logits] != (0, 0):
-        raise NotTraceable(schedule.culprit[graph.logits])
+        raise schedule.culprit[graph.logits]
     predictions, channels = graph.distribution.predictions, graph.distribution.channels
     labels = schedule.labels[graph.logits].view(predictions, channels)
     for colour, own in enumerate(labels):  # a prediction for all colours must be there before the first
         label = int(own.max())
         if label > colour:
             layer = _sees_itself(schedule, graph.logits, colour * channels + int(own.argmax()), label)
-            raise NotTraceable(
+            raise _refusal(
                 f"not causal: the logits of colour {colour} depend on colour {label - 1} of the same pixel, "
-                f"which layer {layer!r} lets through"
+                f"which layer {layer.name!r} lets through",
+                layer,
             )
 
 
-def _sees_itself(schedule: Schedule, node: Node, channel: int, label: int) -> str:
+def _sees_itself(schedule: Schedule, node: Node, channel: int, label: int) -> Node:
     """The layer that reads the image on the way by which a channel gets its label."""
     found = [(read.node, read.channels[k]) for read, k in _reads_of_channel(schedule, node, channel, label)]
     if not found:
-        return node.name
+        return node
     source, its_channel = found[0]
-    return node.name if isinstance(source, ImageNode) else _sees_itself(schedule, source, its_channel, label)
+    return node if isinstance(source, ImageNode) else _sees_itself(schedule, source, its_channel, label)
 
 
 def _reads_of_channel(schedule: Schedule, node: Node, channel: int, label: int) -> list[tuple[Tap | Link, int]]:

@@ -18,7 +18,16 @@ from ..program.instructions import Function
 
 
 class NotTraceable(ValueError):
-    """The model cannot be turned into a sampling program; the message names the layer and the reason."""
+    """The model cannot be turned into a sampling program; the message names the layer and the reason.
+
+    Attributes:
+        line: of the user's code, as "net.py, line 12"; None where it is not known. The message has it, too.
+    """
+
+    line: str | None = None
+
+    def __str__(self) -> str:
+        return super().__str__() + (f" ({self.line})" if self.line else "")
 
 
 class Box(NamedTuple):
@@ -62,11 +71,13 @@ class Node:
         name: of the layer, for people.
         channels: how many.
         extent: where it is defined, in its own frame.
+        line: of the user's code that made it, as "net.py, line 12"; None where it is not known.
     """
 
     name: str
     channels: int
     extent: Box
+    line: str | None = field(default=None, kw_only=True)
 
 
 @dataclass(eq=False)

@@ -8,8 +8,10 @@ model's Python code runs unchanged, conditions and loops included, and the table
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -24,6 +26,9 @@ from .tensor import Traced
 from .view import Numbering, Piece, Plane
 
 Handler = Callable[..., Any]
+
+# Folders of PyTorch and of this package.
+NOT_THE_USERS = tuple(f"{folder}{os.sep}" for folder in (Path(torch.__file__).parent, Path(__file__).parents[2]))
 
 
 class OperatorTable:
@@ -126,7 +131,18 @@ class Tracer:
             frame = frame.f_back
         return "", None
 
+    def _line(self) -> str | None:
+        """The innermost line of code that is neither PyTorch's nor this package's."""
+        frame = sys._getframe()
+        while frame.f_back is not None and frame.f_code is not trace.__code__:
+            file = frame.f_code.co_filename
+            if not file.startswith(NOT_THE_USERS):
+                return f"{os.path.basename(file)}, line {frame.f_lineno}"
+            frame = frame.f_back
+        return None
+
     def add(self, node: Any) -> Any:
+        node.line = self._line()
         self.nodes.append(node)
         return node
 
@@ -136,6 +152,13 @@ class Tracer:
 
     def run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """One operator with at least one traced argument."""
+        try:
+            return self._run(func, args, kwargs)
+        except NotTraceable as error:
+            error.line = error.line or self._line()
+            raise
+
+    def _run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         self.operator = name_of(func)
         if kwargs.get("out") is not None:
             raise NotTraceable(f"layer {self.name()!r}: {name_of(func)} with out=, which the sampler does not follow")
