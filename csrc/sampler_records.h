@@ -72,7 +72,7 @@ GK_SAMPLER_RECORD(SamplerSpan, GK_SAMPLER_SPAN)
   NAME(across)
 enum class SamplerKind : int64_t { GK_SAMPLER_KINDS(GK_SAMPLER_ENUMERATOR) };
 
-// UNARY, BINARY, TERNARY and ACROSS of genkernels/sampling/program/instructions.py.
+// UNARY, BINARY, TERNARY, ACROSS and REDUCE of genkernels/sampling/program/instructions.py.
 #define GK_SAMPLER_FUNCTIONS(NAME)                                                                   \
   NAME(copy) NAME(relu) NAME(tanh) NAME(sigmoid) NAME(exp) NAME(silu) NAME(gelu) NAME(gelu_tanh)     \
   NAME(elu) NAME(leaky_relu) NAME(softplus) NAME(clamp) NAME(scale)                                  \

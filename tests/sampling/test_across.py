@@ -60,6 +60,9 @@ ACROSS = {
     "layer norm by hand": by_hand,
     "layer norm and activation": channels_last(lambda net, y: F.gelu(net.norm(y))),
     "RMS norm": channels_last(lambda net, y: net.rms(y)),
+    "RMS norm as one operator": channels_last(
+        lambda net, y: torch.ops.aten._fused_rms_norm(y, [WIDTH], net.rms.weight, 1e-5)[0]
+    ),
     "RMS norm by hand": lambda net, y: y * torch.rsqrt(torch.mean(y**2, dim=1, keepdim=True) + 1e-6),
     "unit vectors": lambda net, y: F.normalize(y, dim=1),
     "norms of order 1 and infinity": lambda net, y: (
@@ -181,6 +184,12 @@ def test_one_channel_that_all_others_meet_is_one_span():
     assert len(met) == 2
     for instruction in met:
         assert [read.channels for read in instruction.operands] == [((0, WIDTH),), ((0, 1),)]
+
+
+def test_a_constant_map_for_all_channels_is_kept_once():
+    program = program_of(lambda net, y: y * torch.arange(y.shape[2] * y.shape[3]).view(y.shape[2:]).sin())
+    (kept,) = (v for v in program.values if v.constant is not None)
+    assert kept.constant.shape == (1, 1, 4, 5)
 
 
 def test_what_reads_rows_above_alone_is_computed_before_the_row():

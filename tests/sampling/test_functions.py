@@ -31,6 +31,8 @@ CONDITIONS = {
     "masked fill in place": lambda net, y: y.clone().masked_fill_(y > 1, 1.0),
     "set where it is so": set_where,
     "logic": lambda net, y: y.masked_fill(~((y > 1) & (y < 2) | (y < -1) ^ (y < -2)), 0.5) * torch.logical_not(y > 3),
+    "logic with a constant": lambda net, y: y.masked_fill((y > 0) & (net.gain > 0)[:, None, None], 0.5),
+    "counted": lambda net, y: y * (y > 0).sum(1, keepdim=True) + (y < 0).to(y.dtype).mean(1, keepdim=True),
     "truth values added": lambda net, y: y * ((y > 0) + (y > 1)) + y * ((y > 0).float() + (y > 1).float()),
     "truth values as whole numbers": lambda net, y: y * (2 * (y > 0).long() - 1),
     "truth of numbers": lambda net, y: y * y.relu().bool() + torch.logical_and(y.relu(), y < 1) * 0.5,
@@ -48,6 +50,7 @@ FUNCTIONS = {
     "signs": lambda net, y: torch.sign(y) * y.abs() + torch.sgn(y) * 0.1 + y.abs_(),
     "GELU by hand": lambda net, y: y * 0.5 * (1.0 + torch.erf(y / 2**0.5)),
     "extremes": lambda net, y: torch.maximum(y, -y) + torch.minimum(y, y.mean(1, True)) + torch.max(y, 0.5 - y),
+    "between two tensors": lambda net, y: y.clamp(y[:, :1], y[:, 1:2] + 1) + y.clamp(max=net.gain[:, None, None]),
     "scaled sums": lambda net, y: (
         torch.addcmul(y, y, y, value=0.1) + torch.addcdiv(y, y, 1 + y**2) + torch.lerp(y, -y, 0.3)
     ),
@@ -104,6 +107,9 @@ REFUSED = {
     ),
     "bits of numbers": (
         lambda net, y: y * ((y > 0).long() & 3), "aten::bitwise_and on bits; of truth values alone, got torch.int64",
+    ),
+    "a rounded quotient": (
+        lambda net, y: torch.div(y, 2, rounding_mode="floor"), r"a quotient that is rounded \(floor\)",
     ),
     "bytes": (lambda net, y: y * (y > 0).byte(), "changes the dtype from torch.bool to torch.uint8"),
     "another precision": (lambda net, y: y * (y > 0).double(), "changes the dtype from torch.bool to torch.float64"),

@@ -20,6 +20,7 @@ __device__ __forceinline__ float sum_of_lanes(float x) {
 template <class Term>
 __device__ __forceinline__ float sum_of_group(int count, int lane, const Term& term) {
   float sum = 0.0f;
+#pragma unroll 1
   for (int c = lane; c < count; c += WARP) sum += term(c);
   return sum_of_lanes(sum);
 }
@@ -78,6 +79,7 @@ GK_NOINLINE inline __device__ void across_group(SamplerFunction function, const 
 __device__ __forceinline__ void across(const SamplerBlock& b, const DeviceInstruction& in, int x0, int x1) {
   const Standing target = b.place(in.places), source = b.place(in.places + 1);
   const int columns = x1 - x0, count = in.span_count * columns * b.images;
+#pragma unroll 1
   for (int i = b.warp; i < count; i += b.warps) {
     const int x = x0 + i / in.span_count % columns, image = i / in.span_count / columns;
     const auto group = b.group(in, i % in.span_count);
