@@ -15,6 +15,7 @@ from helpers.sampler_bodies import (
     compile_without_running,
     program_of,
 )
+from helpers.sampler_cases import random_images
 from helpers.sampler_checks import constant_program
 from helpers.sampler_exact import assert_exact_on_every_executor
 from torch import nn
@@ -73,6 +74,9 @@ ACROSS = {
         lambda variance, mean: (y - mean) * (variance + 0.1).rsqrt()
     )(*torch.var_mean(y, 1, keepdim=True, correction=0)),
     "sums, not kept": lambda net, y: y - 0.2 * y.sum(1)[:, None] + y.unflatten(1, (2, 3)).sum(2).repeat(1, 3, 1, 1),
+    "sums without a dimension of channels": lambda net, y: (
+        y / (1 + y.pow(2).sum(1).sqrt())[:, None] + y.permute(0, 2, 3, 1).amax(-1).exp().clamp(max=3).unsqueeze(1)
+    ),
     "maxima": lambda net, y: (
         y * y.amax(1, True) + y.max(1, keepdim=True)[0] - y.max(dim=1)[0].unsqueeze(1) + y.amin(1, True)
     ),
@@ -102,6 +106,16 @@ def test_images_of_every_shape_are_sampled_exactly(size):
     fast = genkernels.fast_sampler(Net(transformer_like), levels=LEVELS, in_channels=1)
     for n in (1, 5):
         assert_exact_on_every_executor(fast, n, size)
+
+
+@pytest.mark.parametrize("width", [1, 9])
+def test_signals_are_sampled_exactly(width):
+    def body(net, y):  # [N, C, W], and channels last
+        y = y.squeeze(2)
+        return (y.softmax(1) - net.norm(y.transpose(1, 2)).transpose(1, 2) + y.mean(1, keepdim=True)).unsqueeze(2)
+
+    fast = genkernels.fast_sampler(Net(body), random_images(2, (1, 1, 9), LEVELS), levels=LEVELS)
+    assert_exact_on_every_executor(fast, 3, (1, width))
 
 
 # --- colours ----------------------------------------------------------------------------------------------------

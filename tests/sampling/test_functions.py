@@ -26,6 +26,10 @@ CONDITIONS = {
         + (y == y.amax(1, True)) * 0.5 + (y != y[:, :1]) * y
     ),
     "where": lambda net, y: torch.where(y > 0, y, 0.1 * y) + torch.where(y < 1, y, 0.0) + torch.where(y < 0, -1.0, y),
+    "numbers for truth": lambda net, y: (
+        y * torch.where(y > 0, 1.0, 0.3) + torch.where(y[:, :1] > 0, y[:, 1:2], y[:, 2:3])
+    ),
+    "one channel of the image": lambda net, y: y + torch.where(y[:, 0] > 0, y[:, 1], -y[:, 2].abs().sqrt())[:, None],
     "a constant condition": lambda net, y: torch.where(net.gain[:, None, None] > 0, y, y.exp()),
     "masked fill": lambda net, y: y.masked_fill(y < 0, 0.3) + y.masked_fill(net.gain[:, None, None] > 0, -2.0),
     "masked fill in place": lambda net, y: y.clone().masked_fill_(y > 1, 1.0),
