@@ -1,9 +1,9 @@
 // Functions across the channels of a pixel: softmax, layer norm's standardisation, sums, maxima.
 //
-// A warp takes one group of channels of one image and column, its lanes every 32nd number. Up to three passes read the
-// group, first from L2 and then from L1: a maximum or a mean, a sum, the results. It is bound by the latency of these
-// reads and of five exchanges between lanes for each sum, about 2,000 clocks whatever the number of channels up to some
-// hundred (a count, not a measurement).
+// Tiling: a warp takes one group of channels of one image and column, its lanes every 32nd number. Memory: up to three
+// passes read the group, first from L2 and then from L1: a maximum or a mean, a sum, the results. It is bound by the
+// latency of these reads and of five exchanges between lanes for each sum, not by their number up to some hundred
+// channels.
 #pragma once
 
 #include "cuda/sampler/block.h"

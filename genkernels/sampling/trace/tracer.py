@@ -467,7 +467,7 @@ class _WholeFunctions(TorchFunctionMode):
 
 def _only_channels(sizes: Sequence[int], old: Sequence[int]) -> bool:
     """Whether an expansion of [N, 1, H, W] leaves all but the channels as they are."""
-    return len(sizes) == 4 and all(sizes[k] in (-1, old[k]) for k in (0, 2, 3))
+    return len(sizes) == 4 and sizes[1] > 0 and all(sizes[k] in (-1, old[k]) for k in (0, 2, 3))
 
 
 def _one_channel(a: Any, shape: torch.Size) -> Any:
