@@ -60,8 +60,8 @@ constexpr int SAMPLER_OPERANDS = 4;
 using SamplerOperands = int64_t[SAMPLER_OPERANDS];
 
 // `length` channels that lie side by side in the result, from `channel` on, and in every operand, from its entry of
-// `operand` on: its entry of `step` is 1, or 0 where one channel of the operand is meant throughout. `at` counts rows of
-// the weight; a span does not reach from one panel into the next.
+// `operand` on: its entry of `step` is 1, or 0 where one channel of the operand is meant throughout. `at` counts rows
+// of the weight; a span does not reach from one panel into the next.
 #define GK_SAMPLER_SPAN(FIELD) \
   FIELD(int64_t, at) FIELD(int64_t, length) FIELD(int64_t, channel) FIELD(SamplerOperands, operand) \
   FIELD(SamplerOperands, step)
@@ -72,7 +72,7 @@ GK_SAMPLER_RECORD(SamplerSpan, GK_SAMPLER_SPAN)
   NAME(across) NAME(attention)
 enum class SamplerKind : int64_t { GK_SAMPLER_KINDS(GK_SAMPLER_ENUMERATOR) };
 
-// UNARY, BINARY, TERNARY and ACROSS of genkernels/sampling/program/instructions.py.
+// UNARY, BINARY, TERNARY, ACROSS and REDUCE of genkernels/sampling/program/instructions.py.
 #define GK_SAMPLER_FUNCTIONS(NAME)                                                                   \
   NAME(copy) NAME(relu) NAME(tanh) NAME(sigmoid) NAME(exp) NAME(silu) NAME(gelu) NAME(gelu_tanh)     \
   NAME(elu) NAME(leaky_relu) NAME(softplus) NAME(clamp) NAME(scale)                                  \
@@ -87,11 +87,11 @@ enum class SamplerFunction : int64_t { GK_SAMPLER_FUNCTIONS(GK_SAMPLER_ENUMERATO
 
 // Its places stand one after the other: what is written, `operands` operands (terms), `segments` segments. A cell has
 // hidden, state and memory, then previous and gates. A lookup's `weight` is a table [number, rows] in `floats`.
-// A span of a function across channels is a group of channels of the operand; its result stands at `channel`, one number
-// or `length`.
-// Attention has a query, keys and values, of `rows`, `rows` and `reductions` channels, in `number` heads. A pixel sees those
-// before it (function `less`), itself too (`less_equal`), or, with `count` tables [pixels, pixels] at `weight`, one for all
-// heads or one for each, those where the number added to the score is not -inf.
+// A span of a function across channels is a group of channels of the operand; its result stands at `channel`, one
+// number or `length`.
+// Attention has a query, keys and values, of `rows`, `rows` and `reductions` channels, in `number` heads. A pixel sees
+// those before it (function `less`), itself too (`less_equal`), or, with `count` tables [pixels, pixels] at `weight`, one
+// for all heads or one for each, those where the number added to the score is not -inf.
 #define GK_SAMPLER_INSTRUCTION(FIELD)                                                                \
   FIELD(SamplerKind, kind)                                                                           \
   FIELD(int64_t, first_row) FIELD(int64_t, first_column) FIELD(int64_t, last_column) /* of the value written */ \

@@ -37,12 +37,14 @@ def fast_sampler(
     """A sampler for a causal model of images that draws them in about the time of one forward pass.
 
     The model's forward pass is run once on a tensor that records what happens to it, and becomes a sampling program
-    (:mod:`genkernels.sampling`). Supported are convolutions that keep the resolution (masked in
-    whatever way), shifts by padding and slicing, splitting, concatenating and permuting channels, sums, products,
-    activations, all of them in place too, linear layers on channels that come last, embeddings and one-hot vectors of
-    levels, batch norm in evaluation, Row LSTM and Diagonal BiLSTM of this package, and whatever does not depend on the
-    image. Before the sampler is returned, it is compared with the model on random images; see :class:`Verification`. It
-    may be used from many threads at once.
+    (:mod:`genkernels.sampling`). Supported are convolutions that keep the resolution (masked in whatever way), shifts
+    by padding and slicing, splitting, concatenating and permuting channels, sums, products, activations and elementary
+    functions, comparisons, ``where`` and ``masked_fill``, all of them in place too, linear layers, ``einsum`` and
+    ``bmm`` with a constant matrix, embeddings and one-hot vectors of levels, batch norm in evaluation; across the
+    channels of a pixel softmax, layer norm, sums, means, variances, maxima and norms, over all channels or groups of
+    them; Row LSTM and Diagonal BiLSTM of this package; and whatever does not depend on the image. What mixes pixels
+    (group norm, a mean over rows and columns) is not causal. Before the sampler is returned, it is compared with the
+    model on random images; see :class:`Verification`. It may be used from many threads at once.
 
     Args:
         model: maps images [N, C, H, W], as ``scale`` makes them, and a condition where there is one, to logits or

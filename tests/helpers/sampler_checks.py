@@ -14,6 +14,7 @@ from genkernels.distributions import Categorical, DiscretizedLogisticMixture, Di
 from genkernels.distributions.categorical import draw
 from genkernels.sampling.program.instructions import (
     BINARY,
+    TERNARY,
     UNARY,
     Affine,
     Draw,
@@ -137,7 +138,8 @@ def assert_mixture_draws_as_float64_at_boundaries(name: str, execute: Callable[[
         assert torch.equal(got, expected), (got != expected).nonzero()
 
 
-FUNCTIONS = [*((name, 1) for name in UNARY), *((name, 2) for name in BINARY)]
+FUNCTIONS = [*((name, 1) for name in UNARY), *((name, 2) for name in BINARY), *((name, 3) for name in TERNARY)]
+POSITIVE = {"sqrt", "rsqrt", "log", "log1p", "power"}  # of numbers that are not negative
 
 
 def synthetic_program(name: str, operands: int, levels: int = 11, width: int = 7, height: int = 3) -> Program:
@@ -146,6 +148,9 @@ def synthetic_program(name: str, operands: int, levels: int = 11, width: int = 7
     function = Function(name, PARAMETERS.get(name, ()))
     spread = ((6, 11), (0, 6))
     noise = torch.randn(2, levels, height, width, generator=generator)
+    positive = name in POSITIVE
+    if positive:
+        noise = noise.sigmoid() + 0.1
     values = (
         Value(0, "image", 1, (1,), 0, (0, width), rows_back=1, columns_left=2, columns_right=1),
         Value(1, "map", levels, (-1,) * levels, 0, (0, width), constant=noise),
@@ -155,19 +160,36 @@ def synthetic_program(name: str, operands: int, levels: int = 11, width: int = 7
         Value(3, "pixel", levels, (0,) * levels, 0, (0, width)),
         Value(4, "logits", levels, (0,) * levels, 0, (0, width)),
     )
-    reads = (Read(2, 0, 0, spread), Read(1, 0, 0, ((0, 5), (5, 11))))
+    reads = (Read(2, 0, 0, spread), Read(1, 0, 0, ((0, 5), (5, 11))), Read(2, 0, 0, ((6, 11), (3, 4))))
+    if positive:
+        reads = reads[1::-1]
     whole = ((0, levels),)
-    activation = function if operands == 1 and name != "exp" else None  # exp of exp of exp overflows
+    once = operands > 1 or positive or name in ("exp", "expm1")  # exp of exp of exp overflows
+    activation = None if once else function
     weight = torch.randn(levels, 3 + levels, generator=generator) * 0.15
+    bias = torch.rand(levels, generator=generator) - 0.5
+    if positive:
+        weight, bias = weight.abs(), bias + 1.5
     taps = (Read(0, -1, -1, ((0, 1),)), Read(0, -1, 0, ((0, 1),)), Read(0, -1, 1, ((0, 1),)), Read(1, 0, 0, whole))
     row = (
-        Affine("row", -1, 2, whole, taps, weight, torch.rand(levels, generator=generator) - 0.5, activation=activation),
+        Affine("row", -1, 2, whole, taps, weight, bias, activation=activation),
         Pointwise(
-            "row point", -1, 2, ((0, 5), (5, 11)), function, (Read(2, 0, 0, ((0, 5), (5, 11))), reads[1])[:operands]
+            "row point",
+            -1,
+            2,
+            ((0, 5), (5, 11)),
+            function,
+            (Read(2, 0, 0, ((0, 5), (5, 11))), Read(1, 0, 0, ((0, 5), (5, 11))), Read(1, 0, 0, ((4, 9), (7, 8))))[
+                :operands
+            ],
         ),
     )
     mixed = (Read(0, 0, -2, ((0, 1),)), Read(0, 0, -1, ((0, 1),)), Read(2, -1, -1, ((1, 4), (7, 9))))
-    terms = (*[Read(2, 0, 0, ((0, 5), (5, 11)))] * 6, Read(1, 0, 0, ((0, 5), (5, 11))))
+    terms = (
+        *[Read(2, 0, 0, ((0, 5), (5, 11)))] * 6,
+        Read(1, 0, 0, ((0, 5), (5, 11))),
+        Read(1, 0, 0, ((2, 3), (4, 10))),
+    )
     step = (
         Pointwise("point", 0, 3, ((0, 5), (5, 11)), function, reads[:operands]),
         Affine(

@@ -1,9 +1,12 @@
 // Functions across the channels of a pixel: softmax, layer norm's standardisation, sums, maxima; group by group.
 //
-// A group's channels lie side by side, at most a few KB: passes after the first find them in L1, and nothing is kept
-// between them but the result. Two passes read for a maximum or a mean and then a sum, a third writes. Floor: one load
-// for every number and pass; with exponentials those, ~1 ns a vector. The lanes' partial results are put together once a
-// group and pass, some 5 ns, which bounds groups of a few channels.
+// Tiling: a group at a time, a vector of its channels at a time. They lie side by side, at most a few KB: passes after
+// the first find them in L1, and nothing is kept between passes but the result. Two read, for a maximum or a mean and
+// then a sum, a third writes.
+// Floor: one load for every vector and pass, and the exponentials. Groups of few channels are bound by the partial
+// results of the lanes, which are put together once for each pass.
+// Measured (one thread, AVX-512 Xeon, 64 channels, in a PixelCNN of 7 layers): a standardisation takes 37 ns, a softmax
+// 40 to 77 ns in a batch of 16 images, up to twice that with one image.
 #include "cpu/sampler/functions.h"
 #include "cpu/sampler/interpreter.h"
 

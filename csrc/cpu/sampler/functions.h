@@ -1,4 +1,4 @@
-// Functions of a sampling program on vectors (UNARY, BINARY and TERNARY of genkernels/sampling/program/instructions.py),
+// Functions of a sampling program on vectors (UNARY, BINARY and TERNARY in genkernels/sampling/program/instructions.py)
 // and stores of a part of a vector.
 #pragma once
 

@@ -1,4 +1,4 @@
-// Instructions that work channel by channel: functions of up to three numbers, rows of a table, and the cell of an LSTM.
+// Instructions that work channel by channel: functions of up to three numbers, rows of a table, the cell of an LSTM.
 #include <string.h>
 
 #include "cpu/sampler/functions.h"

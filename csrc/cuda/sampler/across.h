@@ -1,9 +1,9 @@
 // Functions across the channels of a pixel: softmax, layer norm's standardisation, sums, maxima.
 //
-// A warp takes one group of channels of one image and column, its lanes every 32nd number. Up to three passes read the
-// group, first from L2 and then from L1: a maximum or a mean, a sum, the results. It is bound by the latency of these
-// reads and of five exchanges between lanes for each sum, about 2,000 clocks whatever the number of channels up to some
-// hundred (a count, not a measurement).
+// Tiling: a warp takes one group of channels of one image and column, its lanes every 32nd number. Memory: up to three
+// passes read the group, first from L2 and then from L1: a maximum or a mean, a sum, the results. It is bound by the
+// latency of these reads and of five exchanges between lanes for each sum, not by their number up to some hundred
+// channels.
 #pragma once
 
 #include "cuda/sampler/block.h"
@@ -20,6 +20,7 @@ __device__ __forceinline__ float sum_of_lanes(float x) {
 template <class Term>
 __device__ __forceinline__ float sum_of_group(int count, int lane, const Term& term) {
   float sum = 0.0f;
+#pragma unroll 1
   for (int c = lane; c < count; c += WARP) sum += term(c);
   return sum_of_lanes(sum);
 }
@@ -78,6 +79,7 @@ GK_NOINLINE inline __device__ void across_group(SamplerFunction function, const 
 __device__ __forceinline__ void across(const SamplerBlock& b, const DeviceInstruction& in, int x0, int x1) {
   const Standing target = b.place(in.places), source = b.place(in.places + 1);
   const int columns = x1 - x0, count = in.span_count * columns * b.images;
+#pragma unroll 1
   for (int i = b.warp; i < count; i += b.warps) {
     const int x = x0 + i / in.span_count % columns, image = i / in.span_count / columns;
     const auto group = b.group(in, i % in.span_count);

@@ -208,9 +208,8 @@ def _multiply_add(node: PointNode, count: dict[Node, int]) -> PointNode | None:
     for operand, other in (node.operands, node.operands[::-1]):
         product = _only_read_here(operand, node, count)
         if product is not None and product.function.name == "mul":
-            return PointNode(
-                node.name, node.channels, node.extent, Function("multiply_add"), [*product.operands, other]
-            )
+            operands = [*product.operands, other]
+            return PointNode(node.name, node.channels, node.extent, Function("multiply_add"), operands, line=node.line)
     return None
 
 

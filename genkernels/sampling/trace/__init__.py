@@ -2,7 +2,11 @@
 
 tracer.py      runs the model on a tensor that records what is done with it
 operators.py   the table of operators that compute: a new one is added here
-lookup.py      those of them that look levels up in a table
+functions.py   those of them that are elementary functions
+conditions.py  comparisons, logic, choices
+across.py      functions across the channels of a pixel
+matrices.py    products with matrices
+lookup.py      those that look levels up in a table
 tensor.py      the traced tensor, and memory that tensors share
 view.py        elements of a traced tensor as shifted channels of nodes
 graph.py       nodes, and how they read each other

@@ -18,7 +18,7 @@ def _lookup(tracer: Tracer, table: Tensor, x: Any, dtype: torch.dtype) -> Tensor
     """Rows [D] of a table for the whole numbers of a tensor [N, ...]: [N, ..., D]."""
     if isinstance(table, Traced) or not isinstance(x, Traced):
         raise NotTraceable(f"layer {tracer.name()!r}: looks up rows of a table that depends on the image")
-    if x.dtype.is_floating_point or x.dtype == torch.bool:
+    if x.dtype.is_floating_point:
         raise NotTraceable(f"layer {tracer.name()!r}: looks up {x.dtype} numbers; expected whole ones")
     if table.dim() == 1:
         return _lookup(tracer, table[:, None], x, dtype).squeeze(-1)
@@ -50,6 +50,11 @@ def _one_hot(tracer: Tracer, x: Traced, num_classes: int = -1) -> Tensor:
 
 @OPERATORS.handles("aten::index.lookup")
 def _index(tracer: Tracer, table: Tensor, indices: Sequence[Tensor | None]) -> Tensor:
+    if any(i is not None and i.dtype == torch.bool for i in indices):
+        raise NotTraceable(
+            f"layer {tracer.name()!r}: picks elements by truth values that depend on the image, how many is not known; "
+            "write it with torch.where"
+        )
     if len(indices) != 1:
         raise NotTraceable(f"layer {tracer.name()!r}: indexes a table by more than the image's levels")
     return _lookup(tracer, table, indices[0], table.dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import Any
 
@@ -38,32 +39,33 @@ def scaled_dot_product_attention(
 
 
 @OPERATORS.handles("multi_head_attention_forward")
-def _multi_head_attention(
-    tracer: Tracer, query: Any, key: Any, value: Any, embed_dim: int, num_heads: int, in_weight: Tensor | None,
-    in_bias: Tensor | None, bias_k: Tensor | None, bias_v: Tensor | None, add_zero_attn: bool, dropout: float,
-    out_weight: Tensor, out_bias: Tensor | None, training: bool = True, key_padding_mask: Tensor | None = None,
-    need_weights: bool = True, attn_mask: Tensor | None = None, use_separate_proj_weight: bool = False,
-    q_proj_weight: Tensor | None = None, k_proj_weight: Tensor | None = None, v_proj_weight: Tensor | None = None,
-    **_: Any,
-) -> tuple[Tensor, None]:  # fmt: skip
+def _multi_head_attention(tracer: Tracer, *arguments: Any, **keywords: Any) -> tuple[Tensor, None]:
     """As F.multi_head_attention_forward, on tensors [T, N, C]; without the weights, which a sampler has no use for."""
-    if key_padding_mask is not None or bias_k is not None or bias_v is not None or add_zero_attn:
-        raise NotTraceable(f"layer {tracer.name()!r}: attention with key_padding_mask, add_bias_kv or add_zero_attn")
-    inputs = [x.images if isinstance(x, SequenceFirst) else x for x in (query, key, value)]
-    if not isinstance(query, SequenceFirst):
+    bound = inspect.signature(F.multi_head_attention_forward).bind(*arguments, **keywords)
+    bound.apply_defaults()
+    given: dict[str, Any] = bound.arguments
+    for name in ("key_padding_mask", "bias_k", "bias_v", "static_k", "static_v"):
+        if given[name] is not None:
+            raise NotTraceable(f"layer {tracer.name()!r}: attention with {name}")
+    if given["add_zero_attn"]:
+        raise NotTraceable(f"layer {tracer.name()!r}: attention with add_zero_attn")
+    inputs = [given[name] for name in ("query", "key", "value")]
+    if not all(isinstance(x, SequenceFirst) for x in inputs):
         raise NotTraceable(f"layer {tracer.name()!r}: attention over images; give it batch_first=True")
-    weights = [q_proj_weight, k_proj_weight, v_proj_weight]
-    if not use_separate_proj_weight:
-        assert in_weight is not None
-        weights = list(in_weight.chunk(3))
-    biases = [None] * 3 if in_bias is None else list(in_bias.chunk(3))
-    projected = [F.linear(x, weight, bias) for x, weight, bias in zip(inputs, weights, biases, strict=True)]  # type: ignore[arg-type]
-    split = [x.unflatten(2, (num_heads, -1)).transpose(1, 2) for x in projected]  # [N, heads, T, d]
-    if attn_mask is not None:
-        if attn_mask.dtype == torch.bool:
-            attn_mask = ~attn_mask  # here True forbids
-        if attn_mask.dim() == 3:  # [N * heads, T, S]
-            attn_mask = attn_mask.unflatten(0, (-1, num_heads))
-    attended = scaled_dot_product_attention(tracer, *split, attn_mask)
-    result = F.linear(attended.transpose(1, 2).flatten(2), out_weight, out_bias)
+    weights = [given[f"{part}_proj_weight"] for part in "qkv"]
+    if not given["use_separate_proj_weight"]:
+        weights = list(given["in_proj_weight"].chunk(3))
+    biases = [None] * 3 if given["in_proj_bias"] is None else list(given["in_proj_bias"].chunk(3))
+    heads, mask = given["num_heads"], given["attn_mask"]
+    query, key, value = (
+        F.linear(x.images, weight, bias).unflatten(2, (heads, -1)).transpose(1, 2)  # [N, heads, T, d]
+        for x, weight, bias in zip(inputs, weights, biases, strict=True)
+    )
+    if mask is not None:
+        if mask.dtype == torch.bool:
+            mask = ~mask  # here True forbids
+        if mask.dim() == 3:  # [N * heads, T, S]
+            mask = mask.unflatten(0, (-1, heads))
+    attended = scaled_dot_product_attention(tracer, query, key, value, mask)
+    result = F.linear(attended.transpose(1, 2).flatten(2), given["out_proj_weight"], given["out_proj_bias"])
     return sequence_first(tracer, result), None

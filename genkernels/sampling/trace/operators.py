@@ -162,7 +162,10 @@ def _softplus(tracer: Tracer, x: Traced, beta: float = 1, threshold: float = 20)
 
 
 @OPERATORS.handles("aten::hardtanh", "aten::clamp")
-def _clamp(tracer: Tracer, x: Traced, low: float | None = None, high: float | None = None) -> Traced:
+def _clamp(tracer: Tracer, x: Any, low: Any = None, high: Any = None) -> Any:
+    if isinstance(low, Tensor) or isinstance(high, Tensor):
+        x = x if low is None else torch.maximum(tracer.number(x), tracer.number(low))
+        return x if high is None else torch.minimum(x, tracer.number(high))
     if tracer.operator == "aten::hardtanh":
         low, high = -1 if low is None else low, 1 if high is None else high
     infinity = float("inf")
@@ -207,10 +210,13 @@ def _constant(tracer: Tracer, value: Tensor, shape: torch.Size, plane: Plane) ->
     full = value.detach().to(tracer.dtype).reshape((1,) * (len(shape) - value.dim()) + tuple(value.shape))
     inner = tuple(shape[1 : len(shape) - 2]) if len(shape) > 3 else tuple(shape[1:2])
     spatial = full.shape[1 + len(inner) :]
-    every = list(range(plane.channels))
-    if all(size == 1 for size in spatial):
-        vector = full.expand(full.shape[0], *inner, *spatial).reshape(full.shape[0], -1)
-        return Link(tracer.vector(vector), 0, 0, every, every)
+    every, same = list(range(plane.channels)), full.shape[1 : 1 + len(inner)].numel() == 1
+    if spatial.numel() == 1:
+        vector = (full if same else full.expand(-1, *inner, *spatial)).reshape(full.shape[0], -1)
+        return Link(tracer.vector(vector), 0, 0, [0] * plane.channels if same else every, every)
+    if same:
+        of_all = full.reshape(full.shape[0], 1, *spatial).expand(-1, 1, *shape[1 + len(inner) :])
+        return tracer.constant(of_all).as_plane().repeated(plane.channels)
     return tracer.constant(full.expand(full.shape[0], *shape[1:])).as_plane()
 
 
@@ -242,7 +248,9 @@ def _mul(tracer: Tracer, a: Any, b: Any) -> Traced:
 
 
 @OPERATORS.handles("aten::div")
-def _div(tracer: Tracer, a: Any, b: Any) -> Traced:
+def _div(tracer: Tracer, a: Any, b: Any, *, rounding_mode: str | None = None) -> Traced:
+    if rounding_mode is not None:
+        raise NotTraceable(f"layer {tracer.name()!r}: a quotient that is rounded ({rounding_mode})")
     if isinstance(b, Tensor) and b.dim() > 0:
         if not isinstance(a, Tensor):
             a = torch.tensor([a], dtype=tracer.dtype, device=tracer.device)

@@ -18,6 +18,7 @@ class Recorder(Protocol):
 
     dtype: torch.dtype
     device: torch.device
+    size: tuple[int, int]
     numbering: Numbering
 
     def name(self) -> str: ...
@@ -119,6 +120,8 @@ class Traced(Tensor):
     def ends_in_channels(self) -> bool:
         """Whether the last dimension is not that of columns: [N, H, W, C] and its like."""
         if self._plane is None and self.dim() > 2:
+            if tuple(self.shape[1:3]) == self.tracer.size != tuple(self.shape[-2:]):
+                return True  # of an image of one column [N, H, 1, 1] is one of many channels, too
             try:
                 self.as_plane()
             except NotTraceable:

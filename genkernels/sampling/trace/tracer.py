@@ -272,13 +272,13 @@ class Tracer:
             if isinstance(a, Traced):
                 return self.channels_first(a if a.shape == shape else a.expand(shape))
             full = a.reshape((1,) * (max(4, len(shape)) - a.dim()) + tuple(a.shape))
-            return full.movedim(-1, 1)
+            return full.movedim((1, 2), (-2, -1))
 
         if len(shape) == 2 and any(not isinstance(a, Traced) and a.shape[:-1].numel() > 1 for a in tensors):
             raise NotTraceable(f"layer {self.name()!r}: {name} of a tensor for each pixel of the batch's images")
         moved = [channels_first(a) for a in args]
         self.operator = name
-        return handler(self, *moved, **kwargs).movedim(1, -1).reshape(shape)
+        return handler(self, *moved, **kwargs).movedim((-2, -1), (1, 2)).reshape(shape)
 
     def _token_dimension(self, shape: torch.Size, tensors: list[Tensor]) -> int | None:
         """Which dimension of tensors [N, H * W, C] or [N, C, H * W] the pixels are; None for other tensors."""
@@ -311,14 +311,14 @@ class Tracer:
         return (folded.transpose(1, 2) if dim == 1 else folded).reshape(shape)
 
     def channels_first(self, x: Any) -> Any:
-        """[N, H, W, C], [N, W, C] or [N * H * W, C] as [N, C, H, W]."""
+        """[N, H, W, ..., C], [N, W, C] or [N * H * W, C] as [N, ..., C, H, W]."""
         if x.dim() == 2:
             height, width = self.size
             pixels = x.as_index().shape[0]
             if pixels != height * width:
                 raise NotTraceable(f"layer {self.name()!r}: {pixels} rows for an image of {height} x {width} pixels")
             return x.view(-1, height, width, x.shape[1]).movedim(-1, 1)
-        return (x.unsqueeze(1) if x.dim() == 3 else x).movedim(-1, 1)
+        return (x.unsqueeze(1) if x.dim() == 3 else x).movedim((1, 2), (-2, -1))
 
     def as_image(self, x: Any) -> Any:
         """[N, K, H, W], [N, H, W], [N, W], [N, H * W] or [N * H * W] as [N, K, H, W] of the image's size."""
@@ -564,7 +564,7 @@ class _WholeFunctions(TorchFunctionMode):
 
 def _only_channels(sizes: Sequence[int], old: Sequence[int]) -> bool:
     """Whether an expansion of [N, 1, H, W] leaves all but the channels as they are."""
-    return len(sizes) == 4 and all(sizes[k] in (-1, old[k]) for k in (0, 2, 3))
+    return len(sizes) == 4 and sizes[1] > 0 and all(sizes[k] in (-1, old[k]) for k in (0, 2, 3))
 
 
 def _has_pixels(a: Traced, dim: int, height: int, width: int) -> bool:
