@@ -139,7 +139,8 @@ class CudaSamplerPlan {
       records_.require(i.rows / i.number <= SAMPLER_MAX_HEAD && i.reductions / i.number <= SAMPLER_MAX_HEAD,
                        "attention: a head of more than 128 channels");
     const bool by_rows = i.kind == SamplerKind::lookup || i.kind == SamplerKind::attention;
-    shape_.rich = shape_.rich || by_rows || i.kind == SamplerKind::across;
+    shape_.rich = shape_.rich || by_rows || i.kind == SamplerKind::across ||
+                  (i.kind == SamplerKind::pointwise && i.operands > 2);
     if (by_rows || i.kind == SamplerKind::scan || is_draw(i.kind)) return d;
     d.rows = whole(rows_of_spans(i));
     if (i.kind != SamplerKind::affine) return d;

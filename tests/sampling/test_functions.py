@@ -120,7 +120,7 @@ REFUSED = {
     "a norm of another order": (lambda net, y: y / y.norm(3, 1, keepdim=True), "a norm of order 3"),
     "a random activation": (lambda net, y: F.rrelu(y), "draws random numbers"),
     "a matrix of the image": (
-        lambda net, y: torch.bmm(y.flatten(2), y.flatten(2).transpose(1, 2)), "the weight depends on the image",
+        lambda net, y: torch.bmm(y.flatten(2), y.flatten(2).transpose(1, 2)), "aten::convolution of attention scores",
     ),
     "a matrix for each image": (
         lambda net, y: torch.bmm(net.blocks.repeat(1, 2, 2), y.flatten(2)).view_as(y), "a matrix for each image",

@@ -35,6 +35,7 @@ constexpr int LEAST_WARPS = 4;
 
 // --- one by one: columns [x0, x1) of all images ---
 
+template <bool RICH>
 __device__ __forceinline__ void pointwise(const SamplerBlock& b, const DeviceInstruction& in, int x0, int x1) {
   const auto function = static_cast<SamplerFunction>(in.function);
   const Standing target = b.place(in.places), first = b.place(in.places + 1);
@@ -49,8 +50,13 @@ __device__ __forceinline__ void pointwise(const SamplerBlock& b, const DeviceIns
       continue;
     }
     const float other = b.at(b.place(in.places + 2), image, x)[channels.operand[1]];
-    *to = in.operands == 2 ? binary(function, one, other)
-                           : ternary(function, one, other, b.at(b.place(in.places + 3), image, x)[channels.operand[2]]);
+    if constexpr (RICH) {
+      if (in.operands > 2) {
+        *to = ternary(function, one, other, b.at(b.place(in.places + 3), image, x)[channels.operand[2]]);
+        continue;
+      }
+    }
+    *to = binary(function, one, other);
   }
 }
 
@@ -88,12 +94,13 @@ __device__ __forceinline__ void cell(const SamplerBlock& b, const DeviceInstruct
 
 // --- the interpreter ---
 
-// What few programs have, at columns [x0, x1).
-__device__ __forceinline__ void seldom(const SamplerBlock& b, const DeviceInstruction& in, int y, int x0, int x1) {
+// What few programs have, at columns [x0, x1); whether the instruction is one of these.
+__device__ __forceinline__ bool seldom(const SamplerBlock& b, const DeviceInstruction& in, int y, int x0, int x1) {
   switch (static_cast<SamplerKind>(in.kind)) {
-    case SamplerKind::lookup: lookup(b, in, x0, x1); break;
-    case SamplerKind::across: across(b, in, x0, x1); break;
-    default: attention(b, in, y, x0, x1); break;
+    case SamplerKind::lookup: lookup(b, in, x0, x1); return true;
+    case SamplerKind::across: across(b, in, x0, x1); return true;
+    case SamplerKind::attention: attention(b, in, y, x0, x1); return true;
+    default: return false;
   }
 }
 
@@ -101,12 +108,13 @@ template <bool RICH>
 __device__ __forceinline__ void at_pixel(const SamplerBlock& b, const DeviceInstruction& in, int y, int x) {
   switch (static_cast<SamplerKind>(in.kind)) {
     case SamplerKind::affine: pixel_affine(b, in, x); break;
-    case SamplerKind::pointwise: pointwise(b, in, x, x + 1); break;
+    case SamplerKind::pointwise: pointwise<RICH>(b, in, x, x + 1); break;
     case SamplerKind::cell: cell(b, in, x, x + 1); break;
-    case SamplerKind::draw_categorical:
-    case SamplerKind::draw_logistic_mixture: draw<RICH>(b, in, y, x); break;
     default:
-      if constexpr (RICH) seldom(b, in, y, x, x + 1);
+      if constexpr (RICH) {
+        if (seldom(b, in, y, x, x + 1)) break;
+      }
+      draw<RICH>(b, in, y, x);
   }
   __syncthreads();
 }
@@ -115,14 +123,14 @@ template <bool RICH>
 __device__ __forceinline__ void in_row(const SamplerBlock& b, const DeviceInstruction& in, int y) {
   switch (static_cast<SamplerKind>(in.kind)) {
     case SamplerKind::affine: row_affine(b, in); break;
-    case SamplerKind::pointwise: pointwise(b, in, in.first_column, in.last_column); break;
+    case SamplerKind::pointwise: pointwise<RICH>(b, in, in.first_column, in.last_column); break;
     case SamplerKind::cell: cell(b, in, in.first_column, in.last_column); break;
-    case SamplerKind::scan:
+    default:  // a scan
+      if constexpr (RICH) {
+        if (seldom(b, in, y, in.first_column, in.last_column)) break;
+      }
       for (int x = in.last_column - 1; x >= in.first_column; --x)
         for (int part = in.body; part < in.body + in.count; ++part) at_pixel<RICH>(b, b.instruction(part), y, x);
-      break;
-    default:
-      if constexpr (RICH) seldom(b, in, y, in.first_column, in.last_column);
   }
   __syncthreads();
 }

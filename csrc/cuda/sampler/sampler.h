@@ -45,13 +45,13 @@ struct alignas(16) DeviceSpan {
 struct SamplerShape {
   int height, width, grid_width, colours, levels;
   int channels, predictions, components;  // of what a level is drawn from
-  bool rich;  // whether it has a mixture, many levels, or instructions that few programs have
   int image_floats;
   int table;  // of levels, in `floats`
   int instructions, spans, places;
   int pixel_weights;   // floats
   int most_columns;    // of a pixel phase's weight, without the bias
   int most_groups;     // of rows that a warp multiplies at once
+  int rich;            // whether it has a mixture, many levels, or instructions that few programs have
 };
 
 struct SamplerLimits {

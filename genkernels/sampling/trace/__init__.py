@@ -7,6 +7,8 @@ conditions.py  comparisons, logic, choices
 across.py      functions across the channels of a pixel
 matrices.py    products with matrices
 lookup.py      those that look levels up in a table
+attention.py   causal attention
+multihead.py   PyTorch's functions of attention
 tensor.py      the traced tensor, and memory that tensors share
 view.py        elements of a traced tensor as shifted channels of nodes
 graph.py       nodes, and how they read each other

@@ -361,6 +361,10 @@ class Tracer:
         """Common operators without indices, which are slow where images are large; None for all others."""
         if not isinstance(x, Traced) or x.dim() != 4:
             return None
+        try:
+            x.as_plane()
+        except NotTraceable:  # tokens of several heads, say
+            return None
         batch, channels, height, width = x.shape
         sizes = (batch, channels, height, width)
         results: list[Plane] = []
