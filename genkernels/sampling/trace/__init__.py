@@ -1,6 +1,10 @@
 """From the model to a graph.
 
 tracer.py      runs the model on a tensor that records what is done with it
+recording.py   the nodes so far, and where in the model it is
+rearranging.py operators that move elements and compute nothing
+places.py      where tensors have their channels and pixels
+operator_table.py  the handlers of operators, by name
 operators.py   the table of operators that compute: a new one is added here
 functions.py   those of them that are elementary functions
 conditions.py  comparisons, logic, choices

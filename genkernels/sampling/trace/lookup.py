@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .graph import LookupNode, NotTraceable
 from .operators import OPERATORS
+from .places import as_image
 from .tensor import Traced
 from .tracer import Tracer
 
@@ -24,7 +25,7 @@ def _lookup(tracer: Tracer, table: Tensor, x: Any, dtype: torch.dtype) -> Tensor
         return _lookup(tracer, table[:, None], x, dtype).squeeze(-1)
     if x.dim() > 3 and x.ends_in_channels():
         return _lookup(tracer, table, x.movedim(-1, 1), dtype).movedim(1, x.dim() - 1)
-    numbers = tracer.as_image(x)
+    numbers = as_image(tracer, x)
     plane = numbers.as_plane()
     rows = table.detach().to(tracer.device, tracer.dtype).flatten(1)
     width = rows.shape[1]

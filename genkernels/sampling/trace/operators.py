@@ -14,8 +14,10 @@ from ...ops.wavefront_lstm.geometry import Geometry
 from ...ops.wavefront_lstm.schema import LAYERS, RECURRENCES, Direction, Inputs
 from ..program.instructions import Function
 from .graph import AffineNode, Box, Link, LstmNode, NotTraceable, PointNode, Tap
+from .operator_table import OperatorTable
+from .places import channels_first
 from .tensor import Traced
-from .tracer import OperatorTable, Tracer
+from .tracer import Tracer
 from .view import Plane
 
 OPERATORS = OperatorTable()
@@ -49,7 +51,7 @@ def _mm(tracer: Tracer, x: Any, weight: Any) -> Tensor:
     """A linear layer on channels that come last: a convolution of one tap."""
     if not isinstance(x, Traced) or isinstance(weight, Traced):
         raise NotTraceable(f"layer {tracer.name()!r}: the weight depends on the image")
-    image = tracer.channels_first(x)
+    image = channels_first(tracer, x)
     node = _affine(tracer, image.as_plane(), weight.t()[:, :, None, None], None, [0, 0], [1, 1])
     result = tracer.result(node, (image.shape[0], node.channels, *image.shape[2:]))
     return result.movedim(1, -1).reshape(x.shape[0], node.channels)
