@@ -276,6 +276,22 @@ class SamplerPlan:
         row_done: Callable[[int], None],
     ) -> int: ...
 
+# A run that stops before every draw that is not `known` (bytes [C, H, W]), with what is drawn from in `parameters`,
+# float32 [images, channels], or [images, predictions, channels] where it stops once for all colours of a pixel. The
+# levels that stand in the run's are shown to the model when it goes on. Gives (row, column, colour); None at the end.
+class SamplerWalk:
+    def __init__(
+        self,
+        plan: SamplerPlan,
+        run: SamplerRun,
+        maps: list[_Constant],
+        vectors: list[_Constant],
+        known: int,
+        together: bool,
+        parameters: int,
+    ) -> None: ...
+    def next(self) -> tuple[int, int, int] | None: ...
+
 # The same on a CUDA device; there only where the CUDA part was compiled. `sizes` are N, h, H, W; `exact`: float32
 # products, not TF32; `limits` are multiprocessors, bytes of shared memory of a block, blocks of a cluster. An image is
 # an address with the strides of [N, H, W], its channels are next to each other; `packed` is scratch of as many bytes as

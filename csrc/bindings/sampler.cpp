@@ -36,17 +36,24 @@ class SamplerPlan {
   SamplerPlan(const SamplerPlan&) = delete;
   SamplerPlan& operator=(const SamplerPlan&) = delete;
 
-  // A sub-pixel whose logits are no distribution, or -1.
-  int64_t run(int threads, const SamplerRun& run, const SamplerAddresses& maps, const SamplerAddresses& vectors,
-              const py::function& row_done) const {
+  // What a call of the native executor is made of; the constants must outlive it.
+  SamplerCall call(const SamplerRun& run, const std::vector<SamplerConstant>& maps,
+                   const std::vector<SamplerConstant>& vectors, int threads, int64_t* undrawable) const {
     check_threads(threads);
     records_.check_run(run, maps.size());
     records_.require(vectors.size() == records_.vectors.size(), "vectors: not as many as the plan was made with");
+    return {program_, run, maps.data(), vectors.data(), threads, undrawable, nullptr, nullptr};
+  }
+
+  // A sub-pixel whose logits are no distribution, or -1.
+  int64_t run(int threads, const SamplerRun& run, const SamplerAddresses& maps, const SamplerAddresses& vectors,
+              const py::function& row_done) const {
     const auto map_views = sampler_constants(maps), vector_views = sampler_constants(vectors);
-    Caller caller{row_done, 0, run.last_row + 1, std::nullopt};
     int64_t undrawable = -1;
-    const SamplerCall call{program_, run, map_views.data(), vector_views.data(), threads, &undrawable, &Caller::poll,
-                           &caller};
+    SamplerCall call = this->call(run, map_views, vector_views, threads, &undrawable);
+    Caller caller{row_done, 0, run.last_row + 1, std::nullopt};
+    call.poll = &Caller::poll;
+    call.context = &caller;
     bool done;
     {
       py::gil_scoped_release no_gil;
@@ -85,6 +92,43 @@ class SamplerPlan {
   SamplerProgram program_ = {};
 };
 
+// A walk through the images of a run, see SamplerWalkCall. `parameters` and what the run points to are the caller's.
+class SamplerWalk {
+ public:
+  SamplerWalk(const SamplerPlan& plan, const SamplerRun& run, const SamplerAddresses& maps,
+              const SamplerAddresses& vectors, Address known, bool together, Address parameters)
+      : maps_(sampler_constants(maps)), vectors_(sampler_constants(vectors)) {
+    const SamplerWalkCall call{plan.call(run, maps_, vectors_, 1, &undrawable_), pointer<const uint8_t>(known), together,
+                               pointer<float>(parameters)};
+    walk_ = GK_DISPATCH(sampler_walk_begin, call);
+    if (!walk_) {
+      PyErr_SetString(PyExc_MemoryError, "steps: no memory for the values of the images");
+      throw py::error_already_set();
+    }
+  }
+  ~SamplerWalk() { GK_DISPATCH(sampler_walk_end, walk_); }
+  SamplerWalk(const SamplerWalk&) = delete;
+  SamplerWalk& operator=(const SamplerWalk&) = delete;
+
+  // (row, column, colour), or None at the end. One thread at a time.
+  std::optional<std::tuple<int64_t, int64_t, int64_t>> next() {
+    if (ended_) return std::nullopt;
+    int64_t place[3];
+    {
+      py::gil_scoped_release no_gil;
+      ended_ = !GK_DISPATCH(sampler_walk_next, walk_, place);
+    }
+    if (ended_) return std::nullopt;
+    return std::make_tuple(place[0], place[1], place[2]);
+  }
+
+ private:
+  const std::vector<SamplerConstant> maps_, vectors_;
+  int64_t undrawable_ = -1;
+  void* walk_ = nullptr;
+  bool ended_ = false;
+};
+
 }  // namespace
 
 void bind_sampler(py::module_& m) {
@@ -98,6 +142,12 @@ void bind_sampler(py::module_& m) {
       .def(py::init<const py::dict&, Address, int64_t>(), py::arg("records"), py::arg("floats"), py::arg("float_count"))
       .def("run", &SamplerPlan::run, py::arg("threads"), py::arg("run"), py::arg("maps"), py::arg("vectors"),
            py::arg("row_done"));
+  py::class_<SamplerWalk>(m, "SamplerWalk")
+      .def(py::init<const SamplerPlan&, const SamplerRun&, const SamplerAddresses&, const SamplerAddresses&, Address, bool,
+                    Address>(),
+           py::arg("plan"), py::arg("run"), py::arg("maps"), py::arg("vectors"), py::arg("known"), py::arg("together"),
+           py::arg("parameters"), py::keep_alive<1, 2>())
+      .def("next", &SamplerWalk::next);
 }
 
 }  // namespace gk::bindings

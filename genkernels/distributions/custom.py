@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from .base import Distribution
@@ -28,7 +29,7 @@ class Custom(Distribution):
     function: Draw
 
     name = "custom"
-    kind = "custom"
+    kind = "draw_categorical"  # in native programs, which stop before it and never draw themselves
 
     @property
     def channels(self) -> int:
@@ -52,7 +53,8 @@ class Custom(Distribution):
     def draw(
         self, parameters: Tensor, earlier: Tensor, uniforms: Tensor, temperature: float = 1.0, top_k: int | None = None
     ) -> Tensor:
-        drawn = self.function(parameters, uniforms.double())
+        # What is NaN is told by is_sound, with its place; the function does not have to stand it.
+        drawn = self.function(torch.where(parameters.isnan(), 0, parameters), uniforms.double())
         if not isinstance(drawn, Tensor) or drawn.shape != uniforms.shape:
             found = list(drawn.shape) if isinstance(drawn, Tensor) else type(drawn).__name__
             raise ValueError(f"distribution: expected the function to give levels {list(uniforms.shape)}; got {found}")

@@ -8,6 +8,7 @@ sample.py         sampling from a model by its program or, where it has none, by
 request.py        checked arguments of a call, for every sampler
 predictor.py      what a model takes and gives, and models that say so themselves
 compile.py        the program of a model, kept until a weight changes
+steps.py          sampling with one's own hand at the draw
 full_forward.py   one forward pass for each sub-pixel: the oracle
 trace/            model -> graph
 scheduling/       graph -> program
@@ -22,6 +23,7 @@ from .full_forward import full_forward_sample
 from .program.program import Program
 from .sample import sample
 from .sampler import FastSampler, Verification
+from .steps import Step, Steps
 from .trace.graph import NotTraceable
 from .trace.tensor import Traced
 
@@ -31,6 +33,8 @@ __all__ = [
     "FastSampler",
     "NotTraceable",
     "Program",
+    "Step",
+    "Steps",
     "Traced",
     "Verification",
     "compile_program",

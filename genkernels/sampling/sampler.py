@@ -16,6 +16,7 @@ from .predictor import Interface, Predictor
 from .program.program import Program
 from .request import Progress, as_size, check_request, check_whole
 from .sample import FULL_FORWARD, in_evaluation, sample
+from .steps import Steps
 
 
 @dataclass(frozen=True)
@@ -143,6 +144,34 @@ class FastSampler:
             distribution=self.distribution, condition=condition, interface=self.interface, progress=progress,
             backend=backend,
         )  # fmt: skip
+
+    @torch.no_grad()
+    def steps(
+        self,
+        n: int,
+        size: int | Sequence[int],
+        *,
+        given: Tensor | None = None,
+        known: Tensor | None = None,
+        condition: Any = None,
+        backend: str | None = None,
+    ) -> Steps:
+        """Goes through n images and asks for the levels, place by place: see :class:`~genkernels.sampling.Steps`.
+
+        Args:
+            n, size, given, known, condition: as in :meth:`sample`; what is known in all images is passed by.
+            backend: "cpu" or "torch"; None for the quicker one that can run the program.
+
+        Raises:
+            ValueError: an argument does not fit; the message names it.
+            NotTraceable: the model cannot be sampled so at this size or condition; with the layer and the reason.
+        """
+        check_whole("n", n, 1)
+        request = check_request(
+            (n, self.in_channels, *as_size("size", size)), self.levels, torch.device("cpu"),
+            uniforms=None, given=given, known=known, temperature=1.0, top_k=None, generator=None,
+        )  # fmt: skip
+        return Steps(self.compile(n, size, condition), request.images, ~request.free, backend)
 
     def with_layout(self, layout: str) -> FastSampler:
         """A sampler that takes the model's output for one of that layout."""

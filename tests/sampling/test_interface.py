@@ -231,21 +231,46 @@ def gaussian(parameters, uniforms):
     return (mean + deviation * torch.special.ndtri(uniforms.clamp(1e-9, 1 - 1e-9))).round().clamp(0, 9).long()
 
 
-def test_a_function_of_ones_own_draws():
-    net = Net(lambda net, x: x, lambda y: y, inputs=1, outputs=2)
-    fast = genkernels.fast_sampler(net, levels=10, in_channels=1, distribution=gaussian)
-    uniforms = torch.rand(3, 1, 4, 5, generator=torch.Generator().manual_seed(0))
-    drawn = fast.sample(3, (4, 5), uniforms=uniforms)
-    assert torch.equal(drawn, fast.sample(3, (4, 5), uniforms=uniforms, backend="full_forward"))
-    parameters = net(drawn / 9).permute(0, 2, 3, 1).flatten(0, 2)
-    assert torch.equal(drawn.flatten().long(), gaussian(parameters, uniforms.flatten()))
-    with pytest.raises(
-        ValueError, match="backend: 'cpu' cannot run this program: levels are drawn by a function of Pyt"
-    ):
-        fast.sample(1, (4, 5), backend="cpu")
+@pytest.mark.parametrize("colours", [1, 2])
+def test_a_function_of_ones_own_draws(colours):
+    # Colours, where there are two, do not wait for each other.
+    net = Net(lambda net, x: x, lambda y: y.unflatten(1, (2, colours)), inputs=colours, colours=colours, outputs=2)
+    fast = genkernels.fast_sampler(net, levels=10, in_channels=colours, distribution=gaussian)
+    uniforms = torch.rand(3, colours, 4, 5, generator=torch.Generator().manual_seed(0))
+    drawn = fast.sample(3, (4, 5), uniforms=uniforms, backend="full_forward")
+    for backend in ("torch", "cpu"):
+        seen = []
+        own = fast.sample(
+            3, (4, 5), uniforms=uniforms, backend=backend, progress=lambda *done, seen=seen: seen.append(done)
+        )
+        assert torch.equal(drawn, own)
+        assert seen[-1] == (20 * colours, 20 * colours)
+    outputs = net(drawn / 9).view(3, 2, colours, 4, 5)
+    assert torch.equal(drawn.flatten().long(), gaussian(outputs.movedim(1, -1).reshape(-1, 2), uniforms.flatten()))
     for options, name in (({"temperature": 0.5}, "temperature"), ({"top_k": 2}, "top_k")):
         with pytest.raises(ValueError, match=f"{name}: expected .* with a function of your own"):
             fast.sample(1, (4, 5), **options)
+
+
+@pytest.mark.parametrize("backend", ["torch", "cpu"])
+def test_a_function_of_ones_own_completes_images(backend):
+    net = Net(lambda net, x: x, lambda y: y, inputs=1, outputs=2)
+    fast = genkernels.fast_sampler(net, levels=10, in_channels=1, distribution=gaussian)
+    given, known = torch.full((2, 1, 3, 4), 7), torch.zeros(2, 1, 3, 4, dtype=torch.bool)
+    known[0, :, 1:] = known[1, :, 0, 2:] = True
+    options = {"given": given, "known": known, "uniforms": torch.rand(2, 1, 3, 4)}
+    drawn = fast.sample(2, (3, 4), **options, backend=backend)
+    assert torch.equal(drawn, fast.sample(2, (3, 4), **options, backend="full_forward"))
+    assert (drawn[known] == 7).all()
+
+
+def test_parameters_that_are_no_numbers_are_an_error_that_names_the_place():
+    net = Net(lambda net, x: x, lambda y: y, inputs=1, outputs=2)
+    fast = genkernels.fast_sampler(net, levels=10, in_channels=1, distribution=gaussian)
+    nn.init.constant_(net.out.bias[:1], torch.nan)
+    for backend in ("torch", "cpu"):
+        with pytest.raises(ValueError, match="parameters: expected numbers; got NaN at image 0, channel 0, row 0"):
+            fast.sample(2, (3, 4), backend=backend)
 
 
 @pytest.mark.parametrize(

@@ -72,12 +72,34 @@ void Interpreter::start_row(int64_t y) {
   }
 }
 
-void Interpreter::step(int64_t number, int64_t x) {
-  const SamplerPhase& phase = p_.phases[1 + number];
-  for (int64_t k = phase.first; k < phase.last; ++k) {
+void Interpreter::run_pixel(int64_t first, int64_t last, int64_t x) {
+  for (int64_t k = first; k < last; ++k) {
     const SamplerInstruction& in = p_.instructions[k];
     if (x >= in.first_column && x < in.last_column && y_ >= in.first_row) apply(in, x, x + 1);
   }
+}
+
+void Interpreter::step(int64_t number, int64_t x) {
+  const SamplerPhase& phase = p_.phases[1 + number];
+  run_pixel(phase.first, phase.last, x);
+}
+
+void Interpreter::before_draw(int64_t number, int64_t x) {
+  const SamplerPhase& phase = p_.phases[1 + number];
+  run_pixel(phase.first, phase.last - 1, x);
+}
+
+void Interpreter::draw_alone(int64_t number, int64_t x) {
+  const int64_t last = p_.phases[1 + number].last;
+  run_pixel(last - 1, last, x);
+}
+
+void Interpreter::copy_predictions(int64_t number, int64_t x, bool all, float* out) const {
+  const int64_t place = p_.instructions[p_.phases[1 + number].last - 1].places + 1;
+  const int64_t count = all ? p_.sizes.predictions * p_.sizes.channels : p_.sizes.channels;
+  const int64_t from = position_[place] - (all ? p_.places[place].channel : 0) + x * stride(place);
+  for (int64_t i = 0; i < images_; ++i)
+    memcpy(out + i * count, arena_ + i * p_.sizes.image_floats + from, count * sizeof(float));
 }
 
 void Interpreter::apply(const SamplerInstruction& in, int64_t x0, int64_t x1) {

@@ -48,6 +48,11 @@ class Interpreter {
   void start_row(int64_t y);
   // Runs a step of pixel (y, x).
   void step(int64_t number, int64_t x);
+  // The same in two parts: what comes before the draw, and the draw.
+  void before_draw(int64_t number, int64_t x);
+  void draw_alone(int64_t number, int64_t x);
+  // What step `number` draws from, or all of the pixel's predictions, image after image.
+  void copy_predictions(int64_t number, int64_t x, bool all, float* out) const;
 
  private:
   static constexpr int64_t MOST_ROWS = 384;  // of a product at a time: their pointers stay in L1
@@ -65,6 +70,7 @@ class Interpreter {
   };
   Interpreter(const SamplerCall& call, const Layout& layout);
 
+  void run_pixel(int64_t first, int64_t last, int64_t x);  // instructions [first, last)
   // An instruction at columns [x0, x1).
   void apply(const SamplerInstruction& in, int64_t x0, int64_t x1);
   // Those below, for the rows at hand.

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
+import numpy as np
 import torch
 from torch import Tensor
 
 from ... import backends
 from ...distributions import Custom
 from ..program.program import Program
-from .cpu_packing import build
+from .cpu_packing import Plan, build
 from .layout import layout, map_memory
 from .run_arguments import Run
+from .stops import Stop, drawn_together, known_everywhere
 
 
 def why_not(program: Program) -> str | None:
@@ -19,8 +23,6 @@ def why_not(program: Program) -> str | None:
         return "the native extension is not loaded"
     if program.table.device.type != "cpu":
         return f"the program is on {program.table.device}"
-    if isinstance(program.distribution, Custom):
-        return "levels are drawn by a function of Python"
     if program.table.dtype != torch.float32:
         return f"no native sampler for {program.table.dtype}"
     return None
@@ -37,9 +39,10 @@ def run(program: Program, run: Run) -> None:
         MemoryError: there is none for the values' caches.
         ValueError: no level can be drawn from what the model predicts.
     """
-    plan = program.cache.get("cpu")
-    if plan is None:
-        plan = program.cache["cpu"] = build(program)
+    if isinstance(program.distribution, Custom):
+        _run_with(program.distribution, program, run)
+        return
+    plan = _plan(program)
     # Tensors, so that they stay alive while the native executor reads and writes them.
     vectors = [_vector(program, k) for k in plan.layout.vectors]
     maps = [map_memory(program, k, plan.layout) for k in plan.layout.maps]
@@ -47,13 +50,86 @@ def run(program: Program, run: Run) -> None:
     undrawable = plan.native.run(
         threads=torch.get_num_threads(),
         run=contiguous.native(backends.require_native()),
-        maps=[(flat.data_ptr(), stride) for flat, stride in maps],
-        vectors=[(flat.data_ptr(), stride) for flat, stride in vectors],
+        maps=_addresses(maps),
+        vectors=_addresses(vectors),
         row_done=run.row_done,
     )
     run.take(contiguous)
     if undrawable >= 0:
         raise run.unsound(program.distribution, undrawable)
+
+
+def _run_with(distribution: Custom, program: Program, run: Run) -> None:
+    """A run whose levels a function of Python draws."""
+    images, known = run.images.to(torch.int32).contiguous(), ~run.free
+    last_row = -1
+    for stop in walk(program, images, known):
+        if stop[:2] > run.last[:2]:
+            break
+        if stop.row > last_row >= 0:
+            run.row_done(last_row)
+        last_row = stop.row
+        parameters = torch.from_numpy(stop.parameters)
+        here = (slice(None), slice(None) if stop.colour is None else stop.colour, stop.row, stop.column)
+        if run.logits is not None:
+            own = parameters.transpose(1, 2) if stop.colour is None else parameters
+            run.logits[:, :, slice(None) if stop.colour is None else stop.colour, stop.row, stop.column] = own
+        flat, uniforms = parameters.flatten(0, -2), run.uniforms[here].flatten()
+        unsound = (run.free[here].flatten() & ~distribution.is_sound(flat)).nonzero()
+        if len(unsound):
+            image, colour = divmod(int(unsound[0]), len(flat) // len(images))
+            raise distribution.unsound(run.first + image, stop.colour or colour, stop.row, stop.column)
+        drawn = distribution.draw(flat, flat[:, :0], uniforms).view(images[here].shape)
+        images[here] = torch.where(run.free[here], drawn.to(torch.int32), images[here])
+    run.images.copy_(images)
+    for row in range(max(last_row, 0), run.last[0] + 1):
+        run.row_done(row)
+
+
+def walk(program: Program, images: Tensor, known: Tensor) -> Iterator[Stop]:
+    """Goes through images, stopping before every draw of what is not known in all of them.
+
+    One thread does it. What is drawn from has the same bits as in a run of as many images by one thread.
+
+    Args:
+        images: int32 [n, C, H, W], contiguous: the levels at a stop must stand there when the walk goes on.
+        known: bool [n, C, H, W].
+
+    Raises:
+        MemoryError: there is none for the values' caches.
+    """
+    plan, native = _plan(program), backends.require_native()
+    together, distribution, passed = drawn_together(program), program.distribution, known_everywhere(known)
+    shape = (len(images), distribution.channels) if not together else (
+        len(images), distribution.predictions, distribution.channels
+    )  # fmt: skip
+    parameters = np.empty(shape, np.float32)
+    free, uniforms = torch.zeros_like(images, dtype=torch.bool), torch.zeros(1, dtype=torch.float64)
+    _, colours, height, width = images.shape
+    run = native.SamplerRun(
+        images=len(images), levels=images.data_ptr(), free=free.data_ptr(), uniforms=uniforms.data_ptr(), logits=0,
+        temperature=1.0, top_k=0, last=(height - 1, width - 1, colours - 1),
+    )  # fmt: skip
+    vectors = [_vector(program, k) for k in plan.layout.vectors]
+    maps = [map_memory(program, k, plan.layout) for k in plan.layout.maps]
+    under_way = native.SamplerWalk(
+        plan=plan.native, run=run, maps=_addresses(maps), vectors=_addresses(vectors), known=passed.data_ptr(),
+        together=together, parameters=parameters.ctypes.data,
+    )  # fmt: skip
+    while (place := under_way.next()) is not None:
+        row, column, colour = place
+        yield Stop(row, column, None if together else colour, parameters)
+
+
+def _plan(program: Program) -> Plan:
+    plan = program.cache.get("cpu")
+    if plan is None:
+        plan = program.cache["cpu"] = build(program)
+    return plan
+
+
+def _addresses(constants: Sequence[tuple[Tensor, int]]) -> list[tuple[int, int]]:
+    return [(flat.data_ptr(), stride) for flat, stride in constants]
 
 
 def _vector(program: Program, k: int) -> tuple[Tensor, int]:

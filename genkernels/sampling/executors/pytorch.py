@@ -6,9 +6,11 @@ matrix product over the columns of the row and the images, a step's one over the
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -31,6 +33,7 @@ from ..program.instructions import (
 )
 from ..program.program import Program
 from .run_arguments import Run
+from .stops import Stop, drawn_together, known_everywhere
 
 
 @dataclass(eq=False)
@@ -52,6 +55,21 @@ class _Map:
 def run(program: Program, run: Run) -> None:
     """Draws the open sub-pixels of ``run.images`` in place."""
     Execution(program, run).all_rows()
+
+
+def walk(program: Program, images: Tensor, known: Tensor) -> Iterator[Stop]:
+    """Goes through images, stopping before every draw of what is not known in all of them; as the CPU's executor does.
+
+    Args:
+        images: int32 [n, C, H, W]: the levels at a stop must stand there when the walk goes on.
+        known: bool [n, C, H, W].
+    """
+    _, colours, height, width = images.shape
+    run = Run(
+        images, torch.zeros_like(known), torch.zeros(images.shape), 1.0, None, (height - 1, width - 1, colours - 1),
+        lambda y: None,
+    )  # fmt: skip
+    yield from Execution(program, run).stops(known_everywhere(known))
 
 
 class Execution:
@@ -102,6 +120,37 @@ class Execution:
                     break
                 for instruction in instructions:
                     self._at_pixel(instruction, y, x)
+
+    def stops(self, passed: Tensor) -> Iterator[Stop]:
+        """Every place but those that are ``passed``, [C, H, W], whose levels stand in the images already."""
+        program, together = self.program, drawn_together(self.program)
+        for y in range(program.height):
+            for instruction in program.row:
+                self._in_row(instruction, y)
+            for x in range(program.grid_width):
+                for instruction in (i for step in program.steps for i in step):
+                    if not isinstance(instruction, Draw):
+                        self._at_pixel(instruction, y, x)
+                    elif x < program.width:
+                        colour = instruction.colour
+                        wanted = not bool(passed[:, y, x].all() if together else passed[colour, y, x])
+                        if wanted and (colour == 0 or not together):
+                            parameters = self._predictions(instruction, y, x, together)
+                            yield Stop(y, x, None if together else colour, parameters)
+                        self._show(colour, y, x)
+
+    def _predictions(self, instruction: Draw, y: int, x: int, every: bool) -> np.ndarray:
+        distribution = self.program.distribution
+        own = self.maps[instruction.value].at(y, slice(x, x + 1), slice(None))[:, 0]
+        own = own.unflatten(1, (distribution.predictions, distribution.channels))
+        chosen = own if every else own[:, distribution.prediction_of(instruction.colour)]
+        return chosen.float().cpu().numpy()
+
+    def _show(self, colour: int, y: int, x: int) -> None:
+        """Has the model see the level that stands in the images."""
+        image = self.maps[0]
+        levels = self.run.images[:, colour, y, x].long().to(self.program.table.device)
+        image.data[:, y + image.top, x + image.left, colour] = self.program.table[levels]
 
     def _in_row(self, instruction: Instruction, y: int) -> None:
         if isinstance(instruction, Scan):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,7 @@ from ..program.program import Program
 from ..request import Progress, Request
 from . import cpu, cuda, pytorch
 from .run_arguments import Run
+from .stops import Stop
 
 MEMORY = 1 << 30  # bytes that a batch may take at least; larger ones are drawn in parts
 
@@ -85,6 +86,26 @@ def execute(program: Program, request: Request, progress: Progress | None = None
                 executor.run(program.for_images(part.start, stop), run_of(request, part, row_done))
         before += sum(rows)
     return request.images
+
+
+def walk(program: Program, images: Tensor, known: Tensor, backend: str | None = None) -> Iterator[Stop]:
+    """Goes through images, stopping before every draw; a program on a GPU is walked by PyTorch.
+
+    Args:
+        images: int32 [n, C, H, W], contiguous, on the CPU: the levels at a stop must stand there when it goes on.
+        known: bool [n, C, H, W], what stands there from the beginning; places that all images know are passed by.
+        backend: "cpu" or "torch"; None for the quicker one that can.
+
+    Raises:
+        ValueError: the backend is another one, or cannot run the program.
+    """
+    if backend not in (None, "cpu", "torch"):
+        raise ValueError(f"backend: expected 'cpu', 'torch' or None for steps; got {backend!r}")
+    reason = cpu.why_not(program)
+    if backend == "cpu" and reason is not None:
+        raise ValueError(f"backend: 'cpu' cannot run this program: {reason}")
+    walker = pytorch.walk if backend == "torch" or reason is not None else cpu.walk
+    return walker(program.for_images(0, len(images)), images, known)
 
 
 def run_of(request: Request, part: slice, row_done: Callable[[int], None]) -> Run:
