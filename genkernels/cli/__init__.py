@@ -1,12 +1,13 @@
 """The command ``genkernels``.
 
-app.py         its commands: info, demo, defaults, train, sample, evaluate
+app.py         its commands: info, demo, defaults, sample, evaluate, and those below
 train.py       genkernels train
 train_options.py  its options
 options.py     options that several commands take
 drawn.py       drawn images as files: a grid, a folder, an array
 figures.py     figures of an evaluation as a JSON file
 trained.py     a trained model with the images of a data set
+coding.py      genkernels compress, decompress
 demo.py        genkernels demo
 info.py        genkernels info
 progress.py    output, and progress on a terminal or in a log

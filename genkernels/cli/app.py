@@ -25,6 +25,7 @@ from ..train.errors import GenkernelsError
 from ..train.objectives import Evaluating
 from ..train.sample_metrics import LEAST_IMAGES, sample_measures
 from ..version import __version__
+from .coding import compress_images, decompress_images
 from .demo import run_demo
 from .drawn import Destination, check_file, refuse_single_points
 from .figures import write_figures
@@ -109,6 +110,8 @@ def demo(
 
 
 app.command()(train)
+app.command("compress")(compress_images)
+app.command("decompress")(decompress_images)
 
 
 @app.command()

@@ -76,6 +76,14 @@ class Distribution(ABC):
             temperature, top_k: see the distribution.
         """
 
+    def probabilities(self, parameters: Tensor, earlier: Tensor) -> Tensor:
+        """Those of all levels of one colour: arguments of :meth:`draw` -> float64 [N, levels], each row sums to 1.
+
+        Raises:
+            ValueError: the distribution does not tell them.
+        """
+        raise ValueError(f"distribution: {self.name!r} does not tell the probabilities of levels")
+
     def check_options(self, temperature: float, top_k: int | None) -> None:
         """Raises a ValueError where an option of :meth:`draw` is given that the distribution does not have."""
         return

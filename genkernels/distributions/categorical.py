@@ -91,6 +91,9 @@ class Categorical(Distribution):
     def unsound(self, image: int, channel: int, row: int, column: int) -> ValueError:
         return no_level(image, channel, row, column)
 
+    def probabilities(self, parameters: Tensor, earlier: Tensor) -> Tensor:
+        return parameters.double().softmax(1)
+
     def draw(
         self, parameters: Tensor, earlier: Tensor, uniforms: Tensor, temperature: float = 1.0, top_k: int | None = None
     ) -> Tensor:

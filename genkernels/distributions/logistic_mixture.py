@@ -112,6 +112,17 @@ class DiscretizedLogisticMixture(Distribution):
         The level is the number of levels but the highest whose ``sum_k w_k CDF_k`` is at most u times the sum of the
         weights, all in float64.
         """
+        cdf, total = self._cumulated(parameters, earlier, temperature)
+        return (cdf <= (uniforms.double() * total)[:, None]).sum(1)
+
+    def probabilities(self, parameters: Tensor, earlier: Tensor) -> Tensor:
+        cdf, total = self._cumulated(parameters, earlier, 1.0)
+        return (
+            torch.cat([cdf, total[:, None]], 1).diff(dim=1, prepend=torch.zeros_like(total)[:, None]) / total[:, None]
+        )
+
+    def _cumulated(self, parameters: Tensor, earlier: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        """``sum_k w_k CDF_k`` at the upper edges of levels but the highest, [N, levels - 1], and the sum of weights."""
         blocks = self._blocks(parameters.double())
         levels = earlier.double().unsqueeze(2).unbind(1)
         # At most 0 before the division, so that a tiny temperature cannot overflow.
@@ -125,8 +136,7 @@ class DiscretizedLogisticMixture(Distribution):
         sharpness = self._sharpness(log_scale, temperature)
         edges = torch.arange(self.levels - 1, device=parameters.device, dtype=torch.float64) + 0.5
         below = ((self._position(edges) - mean[:, :, None]) * sharpness[:, :, None]).sigmoid()
-        cdf = (weights[:, :, None] * below).sum(1)
-        return (cdf <= (uniforms.double() * weights.sum(1))[:, None]).sum(1)
+        return (weights[:, :, None] * below).sum(1), weights.sum(1)
 
     def check_options(self, temperature: float, top_k: int | None) -> None:
         if top_k is not None:

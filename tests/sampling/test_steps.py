@@ -205,3 +205,12 @@ def test_a_run_by_one_thread_has_the_same_bits(one_thread, n):
         for (y, x, c), parameters in own.items():
             assert torch.equal(parameters, at_once[:, :, c, y, x])
     assert len(found) == images[0].numel()
+
+
+def test_more_images_than_a_product_has_rows():
+    fast, case = sampler_of("pixelcnn")
+    images = random_images(500, case.size, fast.levels)
+    found, _ = going_through(fast.steps(500, case.size[1:], backend="cpu"), images)
+    expected = predict(fast.model, images)
+    for (y, x, _), parameters in found.items():
+        assert torch.allclose(parameters, expected[:, :, 0, y, x], rtol=1e-4, atol=1e-4)

@@ -35,6 +35,12 @@ class ZeroMemory {
   char* const data_;
 };
 
+// Into how many chunks images are divided: chunk k of n images has those from k n / chunks on.
+constexpr int64_t CHUNK = 2 * MR_MAX;
+inline int64_t chunks_of(int64_t images, int64_t threads) {
+  return min64(ceil_div(ceil_div(images, threads), CHUNK) * threads, images);
+}
+
 class Interpreter {
  public:
   // For chunks of `images` at most.

@@ -23,7 +23,6 @@ namespace gk::GK_ISA {
 namespace sampler {
 namespace {
 
-constexpr int64_t CHUNK = 2 * MR_MAX;
 constexpr double POLL_SECONDS = 0.05;
 
 double seconds_now() {
@@ -76,8 +75,7 @@ void draw_chunk(Team& team, Interpreter& interpreter, bool calling, double& next
 
 bool sampler_run(const SamplerCall& call) {
   using namespace sampler;
-  const int64_t images = call.run.images, rounds = ceil_div(ceil_div(images, call.threads), CHUNK);
-  const int64_t chunks = min64(rounds * call.threads, images);
+  const int64_t images = call.run.images, chunks = chunks_of(images, call.threads);
   const int64_t most = ceil_div(images, chunks);  // images of a chunk
   const int threads = static_cast<int>(min64(call.threads, chunks));
   Team team{call, chunks, 0, 0, threads};

@@ -1,6 +1,9 @@
 // A run that stops before every draw: the program is the same, and so is every bit of what is drawn from, as in a run of as
 // many images by one thread. What a stop costs beside it is a copy of the parameters and a call.
+#include <memory>
 #include <new>
+#include <utility>
+#include <vector>
 
 #include "cpu/sampler/interpreter.h"
 
@@ -11,19 +14,27 @@ namespace {
 
 class Walk {
  public:
-  explicit Walk(const SamplerWalkCall& given) : given_(given), interpreter_(given_.call, given_.call.run.images) {}
+  explicit Walk(const SamplerWalkCall& given) : given_(given) {}
   bool begin() {
-    if (!interpreter_.has_memory()) return false;
-    interpreter_.start(0, given_.call.run.images, true);
-    interpreter_.start_row(0);
+    const int64_t images = given_.call.run.images, chunks = chunks_of(images, 1);
+    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+      const int64_t first = chunk * images / chunks, count = (chunk + 1) * images / chunks - first;
+      std::unique_ptr<Interpreter> one(new (std::nothrow) Interpreter(given_.call, count));
+      if (!one || !one->has_memory()) return false;
+      one->start(first, count, true);
+      one->start_row(0);
+      interpreters_.push_back(std::move(one));
+      firsts_.push_back(first);
+    }
     return true;
   }
 
   bool next(int64_t* place) {
     const SamplerSizes& sizes = given_.call.program.sizes;
     if (waiting_) {
-      interpreter_.draw_alone(step_++, x_);
-      while (given_.together && step_ < sizes.colours) interpreter_.step(step_++, x_);
+      for (auto& one : interpreters_) one->draw_alone(step_, x_);
+      ++step_;
+      while (given_.together && step_ < sizes.colours) run_step();
       waiting_ = false;
     }
     for (;;) {
@@ -32,20 +43,27 @@ class Walk {
         if (++x_ == sizes.grid_width) {
           x_ = 0;
           if (++y_ == sizes.height) return false;
-          interpreter_.start_row(y_);
+          for (auto& one : interpreters_) one->start_row(y_);
         }
       }
       if (step_ < sizes.colours && x_ < sizes.width && is_open()) break;
-      interpreter_.step(step_++, x_);
+      run_step();
     }
-    interpreter_.before_draw(step_, x_);
-    interpreter_.copy_predictions(step_, x_, given_.together, given_.parameters);
+    const int64_t count = given_.together ? sizes.predictions * sizes.channels : sizes.channels;
+    for (size_t k = 0; k < interpreters_.size(); ++k) {
+      interpreters_[k]->before_draw(step_, x_);
+      interpreters_[k]->copy_predictions(step_, x_, given_.together, given_.parameters + firsts_[k] * count);
+    }
     waiting_ = true;
     place[0] = y_, place[1] = x_, place[2] = step_;
     return true;
   }
 
  private:
+  void run_step() {
+    for (auto& one : interpreters_) one->step(step_, x_);
+    ++step_;
+  }
   bool is_open() const {
     const SamplerSizes& sizes = given_.call.program.sizes;
     const int64_t area = sizes.height * sizes.width, pixel = y_ * sizes.width + x_;
@@ -56,7 +74,8 @@ class Walk {
   }
 
   const SamplerWalkCall given_;
-  Interpreter interpreter_;
+  std::vector<std::unique_ptr<Interpreter>> interpreters_;  // of the chunks that one thread would take in a run
+  std::vector<int64_t> firsts_;                             // their first images
   int64_t y_ = 0, x_ = 0, step_ = 0;
   bool waiting_ = false;
 };

@@ -48,7 +48,7 @@ def run(program: Program, run: Run) -> None:
     maps = [map_memory(program, k, plan.layout) for k in plan.layout.maps]
     contiguous = run.contiguous()
     undrawable = plan.native.run(
-        threads=torch.get_num_threads(),
+        threads=run.threads or torch.get_num_threads(),
         run=contiguous.native(backends.require_native()),
         maps=_addresses(maps),
         vectors=_addresses(vectors),

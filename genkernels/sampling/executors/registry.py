@@ -117,12 +117,14 @@ def run_of(request: Request, part: slice, row_done: Callable[[int], None]) -> Ru
     )  # fmt: skip
 
 
-def teacher_forced(program: Program, images: Tensor, backend: str = "torch") -> Tensor:
+def teacher_forced(program: Program, images: Tensor, backend: str = "torch", threads: int | None = None) -> Tensor:
     """The logits of every sub-pixel, or what else it is drawn from, as the program computes them on its way through
     given images.
 
     Args:
         images: levels, whole numbers [n, C, H, W].
+        backend: the executor.
+        threads: of the CPU's. By one thread the bits are those that :func:`walk` meets.
 
     Returns:
         [n, levels, C, H, W], or [n, channels, predictions, H, W] of the distribution; a forward pass of the model gives
@@ -134,7 +136,7 @@ def teacher_forced(program: Program, images: Tensor, backend: str = "torch") -> 
     free = torch.zeros_like(images, dtype=torch.bool)
     run = Run(
         images.clone(), free, torch.zeros(images.shape), 1.0, None, (height - 1, width - 1, colours - 1),
-        lambda y: None, logits=logits,
+        lambda y: None, logits=logits, threads=threads,
     )  # fmt: skip
     choose(program, backend).run(program.for_images(0, n), run)
     return logits

@@ -26,6 +26,7 @@ class Run:
         last: (row, column, colour) of the last sub-pixel that is open in any image: nothing beyond it is computed.
         row_done: to be called with y after each row.
         first: the number of the first image, where the run has a part of a batch.
+        threads: of the CPU's executor; None for torch's.
         logits: None, or [n, channels, predictions, H, W] to write what every visited sub-pixel is drawn from to.
     """
 
@@ -38,6 +39,7 @@ class Run:
     row_done: Callable[[int], None]
     first: int = 0
     logits: Tensor | None = None
+    threads: int | None = None
 
     def contiguous(self) -> Run:
         """The same with arrays as the native executors take them; those that are so already are shared."""
