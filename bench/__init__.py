@@ -6,6 +6,7 @@
     softmax_nll.py
     wavefront_lstm.py
     sampler.py
+    sampler_styles.py          the sampler on models in the styles of published ones (published_priors.py)
     pixelcnn.py, dcgan.py      a whole training step of a model
     accelerate.py              models of plain torch layers, before and after genkernels.accelerate
     sizes.py, overhead.py      single layers at every size, and the cost of a call

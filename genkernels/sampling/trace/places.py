@@ -59,14 +59,14 @@ def _token_dimension(tracer: Recording, shape: torch.Size, tensors: list[Tensor]
 
 
 def _unfolded(tracer: Recording, a: Any, shape: torch.Size, dim: int) -> Any:
-    """[N, H * W, C] or [N, C, H * W] as [N, C, H, W]; what broadcasts to it likewise."""
+    """[N, H * W, C] or [N, C, H * W] as [N, C, H, W]; what broadcasts to it likewise, the same at all pixels or not."""
     if not isinstance(a, Tensor) or a.dim() == 0:
         return a
     a = a.reshape((1,) * (3 - a.dim()) + tuple(a.shape))
-    if a.shape[dim] == 1:
-        a = a.expand(*shape) if isinstance(a, Traced) else a.expand(-1, *(shape[d] if d == dim else -1 for d in (1, 2)))
+    if isinstance(a, Traced) and a.shape[dim] == 1:
+        a = a.expand(*shape)
     a = a.transpose(1, 2) if dim == 1 else a
-    return a.reshape(*a.shape[:2], *tracer.size)
+    return a.reshape(*a.shape[:2], *(tracer.size if a.shape[2] > 1 else (1, 1)))
 
 
 def _folded(result: Any, shape: torch.Size, dim: int) -> Any:
