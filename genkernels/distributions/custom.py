@@ -53,13 +53,16 @@ class Custom(Distribution):
     def draw(
         self, parameters: Tensor, earlier: Tensor, uniforms: Tensor, temperature: float = 1.0, top_k: int | None = None
     ) -> Tensor:
-        # What is NaN is told by is_sound, with its place; the function does not have to stand it.
-        drawn = self.function(torch.where(parameters.isnan(), 0, parameters), uniforms.double())
+        if bool(parameters.isnan().any()):  # is_sound tells, with the place; the function does not have to stand it
+            parameters = torch.where(parameters.isnan(), 0, parameters)
+        drawn = self.function(parameters, uniforms.double())
         if not isinstance(drawn, Tensor) or drawn.shape != uniforms.shape:
             found = list(drawn.shape) if isinstance(drawn, Tensor) else type(drawn).__name__
             raise ValueError(f"distribution: expected the function to give levels {list(uniforms.shape)}; got {found}")
         levels = drawn.long()
-        if not bool((levels == drawn).all()) or int(levels.min()) < 0 or int(levels.max()) >= self.levels:
+        whole = not drawn.dtype.is_floating_point or bool((levels == drawn).all())
+        least, most = map(int, levels.aminmax())
+        if not whole or least < 0 or most >= self.levels:
             raise ValueError(
                 f"distribution: expected the function to give whole levels 0 .. {self.levels - 1}; got "
                 f"{drawn.min().item():g} .. {drawn.max().item():g}"

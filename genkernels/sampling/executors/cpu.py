@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,25 +63,31 @@ def run(program: Program, run: Run) -> None:
 def _run_with(distribution: Custom, program: Program, run: Run) -> None:
     """A run whose levels a function of Python draws."""
     images, known = run.images.to(torch.int32).contiguous(), ~run.free
+    uniforms = run.uniforms.double().permute(2, 3, 0, 1).contiguous()  # [H, W, n, C], as places come
+    known_at = known.permute(2, 3, 0, 1).contiguous()
+    some_known = known_at.flatten(2).any(2).tolist()
     last_row = -1
     for stop in walk(program, images, known):
-        if stop[:2] > run.last[:2]:
+        row, column, colour, found = stop
+        if (row, column) > run.last[:2]:
             break
-        if stop.row > last_row >= 0:
+        if row > last_row >= 0:
             run.row_done(last_row)
-        last_row = stop.row
-        parameters = torch.from_numpy(stop.parameters)
-        here = (slice(None), slice(None) if stop.colour is None else stop.colour, stop.row, stop.column)
+        last_row = row
+        here: Any = slice(None) if colour is None else colour
+        parameters = torch.from_numpy(found)
         if run.logits is not None:
-            own = parameters.transpose(1, 2) if stop.colour is None else parameters
-            run.logits[:, :, slice(None) if stop.colour is None else stop.colour, stop.row, stop.column] = own
-        flat, uniforms = parameters.flatten(0, -2), run.uniforms[here].flatten()
-        unsound = (run.free[here].flatten() & ~distribution.is_sound(flat)).nonzero()
-        if len(unsound):
-            image, colour = divmod(int(unsound[0]), len(flat) // len(images))
-            raise distribution.unsound(run.first + image, stop.colour or colour, stop.row, stop.column)
-        drawn = distribution.draw(flat, flat[:, :0], uniforms).view(images[here].shape)
-        images[here] = torch.where(run.free[here], drawn.to(torch.int32), images[here])
+            run.logits[:, :, here, row, column] = parameters.transpose(1, 2) if colour is None else parameters
+        flat = parameters.flatten(0, -2)
+        drawn = distribution.draw(flat, flat[:, :0], uniforms[row, column, :, here].flatten())
+        drawn = drawn.view(len(images), -1).to(torch.int32)
+        old, keep = images[:, here, row, column], known_at[row, column, :, here]
+        unsound = (~distribution.is_sound(flat)).view(len(images), -1) & ~keep.view(len(images), -1)
+        if bool(unsound.any()):
+            image, first = unsound.nonzero()[0].tolist()
+            raise distribution.unsound(run.first + image, first if colour is None else colour, row, column)
+        drawn = drawn.view(old.shape)
+        images[:, here, row, column] = torch.where(keep, old, drawn) if some_known[row][column] else drawn
     run.images.copy_(images)
     for row in range(max(last_row, 0), run.last[0] + 1):
         run.row_done(row)
