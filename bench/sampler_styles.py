@@ -67,7 +67,7 @@ _STYLES: tuple[tuple[Any, ...], ...] = (
     ("gated resnets and attention, 4x64, 28², 64 levels", "attention, gated resnets, concat-ELU",
      lambda: Snail(64, 64, 4), {"levels": 64}, (28, 28), True),
     ("fine on coarse codes, 64, 32², 64 levels", "fine codes on coarse codes",
-     lambda: HierarchicalPrior(6, 64), {"levels": 6}, (32, 32), True),
+     lambda: HierarchicalPrior(64, 64), {"levels": 64}, (32, 32), True),
     ("image transformer, 4x64, 4 heads, 28², 256 levels", "image transformer",
      lambda: ImageGpt(256, 64, 4, 4, 784), {"levels": 256}, (28, 28), True),
     ("mixture of 10 logistics, 4x48, 32² RGB", "mixture of logistics",
