@@ -19,11 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from ..models import AutoregressiveModel
-from ..sampling import FastSampler, Program
+from ..sampling import FastSampler, Program, sampler_of
 from ..sampling.executors import cpu
 from ..sampling.executors.registry import teacher_forced, walk
 from ..sampling.executors.stops import Stop
-from ..sampling.predictor import Interface
 from ..sampling.request import check_levels, level_dtype
 from .container import HASH_BYTES, CodingError, Header, pack, unpack
 
@@ -122,7 +121,7 @@ def _sampler(model: AutoregressiveModel | FastSampler) -> FastSampler:
         return model
     if not isinstance(model, AutoregressiveModel):
         raise CodingError(f"model: expected an AutoregressiveModel or a FastSampler; got {type(model).__name__}")
-    return FastSampler(model, model.distribution, lambda x: x / (model.levels - 1), Interface())
+    return sampler_of(model)
 
 
 def _hash(model: nn.Module) -> bytes:

@@ -232,6 +232,31 @@ class AutoregressiveModel(GenerativeModel, Predictor):
         )  # fmt: skip
         return self._draw(request, condition, progress, backend)
 
+    @torch.no_grad()
+    def steps(
+        self,
+        n: int,
+        *,
+        given: Tensor | None = None,
+        known: Tensor | None = None,
+        condition: Tensor | None = None,
+        size: int | Sequence[int] | None = None,
+        backend: str | None = None,
+    ) -> sampling.Steps:
+        """Goes through n images and asks for the levels, place by place: see :class:`genkernels.sampling.Steps`.
+
+        Args:
+            n, given, known, condition, size: as in :meth:`sample`; what is known in all images is passed by.
+            backend: "cpu" or "torch"; None for the quicker one that can run the program.
+
+        Raises:
+            ValueError: an argument does not fit, or the model cannot be traced; the message says what.
+        """
+        self.check_condition(condition, n)
+        return sampling.sampler_of(self).steps(
+            n, self.image_size if size is None else size, given=given, known=known, condition=condition, backend=backend
+        )
+
     def _draw(
         self,
         request: Request,

@@ -22,7 +22,7 @@ from .fast_sampler import fast_sampler
 from .full_forward import full_forward_sample
 from .program.program import Program
 from .sample import sample
-from .sampler import FastSampler, Verification
+from .sampler import FastSampler, Verification, sampler_of
 from .steps import Step, Steps
 from .trace.graph import NotTraceable
 from .trace.tensor import Traced
@@ -42,5 +42,6 @@ __all__ = [
     "fast_sampler",
     "full_forward_sample",
     "sample",
+    "sampler_of",
     "teacher_forced",
 ]

@@ -44,6 +44,12 @@ class Verification:
         )
 
 
+def sampler_of(model: Any) -> FastSampler:
+    """The sampler of a :class:`~genkernels.sampling.predictor.Predictor`, which needs no proof."""
+    highest = model.levels - 1
+    return FastSampler(model, model.distribution, lambda x: x / highest, Interface())
+
+
 class FastSampler:
     """Samples from a model; made by :func:`genkernels.fast_sampler`.
 

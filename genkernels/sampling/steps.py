@@ -82,7 +82,7 @@ class Step:
 
 
 class Steps:
-    """The places of images in drawing order; made by ``steps()`` of a sampler::
+    """The places of images in drawing order; made by ``steps()`` of a sampler or of one of this package's models::
 
         steps = sampler.steps(n, size)
         for step in steps:

@@ -154,6 +154,14 @@ def test_images_of_every_shape_and_stacks_are_sampled(size, blocks):
     assert_exact_on_every_executor(fast, 2, size)
 
 
+def test_the_multiply_adds_are_those_of_the_pixels_that_are_seen():
+    net = Attends(by_pytorch)
+    fast = genkernels.fast_sampler(net, levels=4, in_channels=1)
+    pairs = 12 * 13 // 2  # of 12 pixels each sees those before it and itself
+    rest = sum(i.weight.numel() * 12 for i in fast.compile(1, (3, 4)).instructions() if hasattr(i, "weight"))
+    assert fast.program.multiplications() == rest + pairs * 2 * WIDE
+
+
 @pytest.mark.parametrize("heads", [1, 4, 8])
 def test_any_number_of_heads(heads):
     fast = genkernels.fast_sampler(Attends(with_infinity, heads=heads), levels=4, in_channels=1)

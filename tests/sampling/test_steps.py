@@ -214,3 +214,19 @@ def test_more_images_than_a_product_has_rows():
     expected = predict(fast.model, images)
     for (y, x, _), parameters in found.items():
         assert torch.allclose(parameters, expected[:, :, 0, y, x], rtol=1e-4, atol=1e-4)
+
+
+def test_a_model_of_this_package_has_steps_of_its_own():
+    case = CASES["gated colours classes"]
+    model, labels = case.model(torch.float32), case.condition(2)
+    images = random_images(2, case.size, model.levels)
+    known = torch.zeros(1, 1, *case.size[1:], dtype=torch.bool)
+    known[..., 0, :] = True
+    options = {"given": images, "known": known, "condition": labels, "size": case.size[1:]}
+    found, places = going_through(model.steps(2, **options), images)
+    assert places[0] == (1, 0, 0)
+    expected = predict(model, images, labels)
+    for (y, x, c), parameters in found.items():
+        assert torch.allclose(parameters, expected[:, :, c, y, x], rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+    with pytest.raises(ValueError, match="condition: expected int64 labels"):
+        model.steps(2, size=3)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...distributions import Distribution
 from .format import instruction_line
-from .instructions import Affine, Draw, Instruction, Scan, Value
+from .instructions import Affine, Attention, Draw, Instruction, Scan, Value, span_count
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,13 +77,17 @@ class Program:
         return replace(self, values=values)
 
     def multiplications(self) -> int:
-        """Multiply-adds of the affine instructions for one image, edges counted as inner pixels."""
+        """Multiply-adds of the affine instructions and of attention for one image, edges counted as inner pixels."""
         total = 0
         for instruction in self.instructions():
             for part in instruction.body if isinstance(instruction, Scan) else (instruction,):
                 if isinstance(part, Affine):
                     start, stop = self.values[part.value].columns
                     total += part.weight.numel() * self.height * (stop - start)
+                elif isinstance(part, Attention):
+                    heads = part.heads if len(part.seen) == 1 else 1
+                    depth = span_count(part.query.channels) + span_count(part.values.channels)
+                    total += heads * int(part.seen.sum()) * (depth // part.heads)
         return total
 
     def __str__(self) -> str:
