@@ -129,14 +129,26 @@ def _verified(sampler: FastSampler, examples: list[Tensor], condition: Any) -> V
     Raises:
         ValueError: it fails.
     """
-    found = [
-        verify(sampler, example.to(sampler.table().device, level_dtype(sampler.levels)), condition)
-        for example in examples
-    ]
+    first, *others = (example.to(sampler.table().device, level_dtype(sampler.levels)) for example in examples)
+    found = [verify(sampler, example, condition) for example in (first, *filter(_takes(sampler), others))]
     return Verification(
         tuple(size for one in found for size in one.sizes), sum(one.pairs for one in found),
         max(one.error for one in found), max(one.scale for one in found),
     )  # fmt: skip
+
+
+def _takes(sampler: FastSampler) -> Callable[[Tensor], bool]:
+    """Whether the model takes images of a size; some have a table of positions, or halve the sides."""
+
+    def takes(images: Tensor) -> bool:
+        try:
+            with torch.no_grad(), in_evaluation(sampler.model):
+                sampler.logits(images, None)
+        except Exception:  # whatever a stranger's forward pass raises
+            return False
+        return True
+
+    return takes
 
 
 def _the_only_one(samplers: list[FastSampler], examples: list[Tensor], condition: Any) -> FastSampler:

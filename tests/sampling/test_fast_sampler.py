@@ -114,6 +114,16 @@ def test_it_says_what_it_has_verified(usual):
     assert "FastSampler(Usual, in_channels=1, levels=4)\nverified on 5 x 3 images, none of 240 pairs" in repr(fast)
 
 
+def test_a_second_size_is_looked_at_where_the_model_takes_it(usual):
+    assert genkernels.fast_sampler(usual, levels=4, in_channels=1).verification.sizes == ((6, 7), (4, 9))
+
+    class OneSize(Usual):
+        def forward(self, x):
+            return super().forward(x) + torch.arange(42.0).view(6, 7)
+
+    assert genkernels.fast_sampler(made(OneSize(4)), levels=4, in_channels=1).verification.sizes == ((6, 7),)
+
+
 def test_our_own_models_need_no_further_argument():
     case = CASES["diagonal lstm colours"]
     model = case.model()

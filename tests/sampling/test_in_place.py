@@ -211,7 +211,7 @@ def test_parts_of_one_tensor_that_do_not_cross_may_meet():
 REFUSED = {
     "every other column": (
         lambda self, x: head(self, to_result(self.conv(x), x, lambda y, z: y[..., ::2].relu_())),
-        "layer 'out': the result is not made of whole channels",
+        "layer 'relu': the result is not made of whole channels",
     ),
     "a tensor made without the image": (
         lambda self, x: head(self, torch.zeros_like(x).repeat(1, 3, 1, 1).copy_(self.conv(x))),

@@ -252,6 +252,16 @@ def test_a_function_of_ones_own_draws(colours):
             fast.sample(1, (4, 5), **options)
 
 
+@pytest.mark.parametrize("colours", [1, 2])
+def test_what_a_function_draws_from_is_told_of_given_images(colours):
+    net = Net(lambda net, x: x, lambda y: y.unflatten(1, (2, colours)), inputs=colours, colours=colours, outputs=2)
+    fast = genkernels.fast_sampler(net, levels=10, in_channels=colours, distribution=gaussian)
+    images = torch.randint(10, (3, colours, 4, 5), generator=torch.Generator().manual_seed(0))
+    for backend in ("torch", "cpu"):
+        found = sampling.teacher_forced(fast.compile(3, (4, 5)), images, backend)
+        assert torch.allclose(found, net(images / 9), atol=1e-5)
+
+
 @pytest.mark.parametrize("backend", ["torch", "cpu"])
 def test_a_function_of_ones_own_completes_images(backend):
     net = Net(lambda net, x: x, lambda y: y, inputs=1, outputs=2)

@@ -67,7 +67,8 @@ def _run_with(distribution: Custom, program: Program, run: Run) -> None:
     known_at = known.permute(2, 3, 0, 1).contiguous()
     some_known = known_at.flatten(2).any(2).tolist()
     last_row = -1
-    for stop in walk(program, images, known):
+    # For what is drawn from, also known places are stopped at.
+    for stop in walk(program, images, known if run.logits is None else torch.zeros_like(known)):
         row, column, colour, found = stop
         if (row, column) > run.last[:2]:
             break

@@ -47,7 +47,7 @@ class Recording:
     ) -> None:
         self.dtype, self.device, self.size, self.root = dtype, device, size, root
         self.nodes: list[Node] = []
-        self.numbering = Numbering(self.add)
+        self.numbering = Numbering(size, self.add)
         self.operator = ""
         self.result_dtype = dtype
         self.names = {id(module): (name, module) for name, module in model.named_modules()} if model is not None else {}

@@ -101,10 +101,15 @@ class Plane:
 
 
 class Numbering:
-    """Numbers for the elements of all nodes of a trace, from 1."""
+    """Numbers for the elements of all nodes of a trace, from 1.
 
-    def __init__(self, add: Callable[[Node], Node] = lambda node: node) -> None:
-        self.add = add  # a node to the trace
+    Args:
+        size: height and width of the image.
+        add: adds a node to the trace.
+    """
+
+    def __init__(self, size: tuple[int, int], add: Callable[[Node], Node]) -> None:
+        self.size, self.add = size, add
         self.nodes: list[Node] = []
         self.starts: list[int] = []
         self.next = 1
@@ -140,7 +145,8 @@ class Numbering:
         try:
             return self._whole(index, name)
         except NotTraceable:
-            parts = self._in_parts(index, name)
+            # Only of an image's own rows and columns: the last two dimensions may be columns and channels.
+            parts = self._in_parts(index, name) if tuple(index.shape[-2:]) == self.size else None
             if parts is None:
                 raise
             return parts
