@@ -26,6 +26,7 @@ from .trace import (  # noqa: F401  (they fill the table of operators)
     lookup,
     matrices,
     multihead,
+    sequences,
 )
 from .trace.operators import OPERATORS
 from .trace.tracer import trace

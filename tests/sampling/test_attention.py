@@ -277,6 +277,45 @@ def test_pytorchs_own_transformer_is_sampled():
     assert_exact_on_every_executor(fast, 2, (3, 4))
 
 
+@pytest.mark.parametrize("norm_first", [True, False])
+def test_sequences_whose_first_dimension_is_the_tokens_are_sampled(norm_first):
+    """As PyTorch's transformers are by default."""
+
+    class Transformer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.embedding, self.head = nn.Embedding(5, 8), nn.Linear(8, 5)
+            self.start, self.positions = nn.Parameter(torch.randn(8)), nn.Parameter(torch.randn(64, 1, 8))
+            layer = nn.TransformerEncoderLayer(8, 2, 16, norm_first=norm_first)
+            self.layers = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+
+        def forward(self, x):
+            tokens = self.embedding(x.flatten(1)).permute(1, 0, 2)
+            start = self.start.expand(1, len(x), -1)
+            y = torch.cat([start, tokens[:-1]], 0) + self.positions[: len(tokens)]
+            mask = torch.full((len(y), len(y)), -math.inf).triu(1)
+            return self.head(self.layers(y, mask=mask)).transpose(0, 1)
+
+    fast = genkernels.fast_sampler(Transformer().eval(), levels=5, in_channels=1, scale="index")
+    for size in ((3, 4), (1, 5), (1, 1)):
+        assert_exact_on_every_executor(fast, 2, size)
+
+
+def test_what_mixes_images_in_such_a_sequence_is_refused():
+    class Mixes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding, self.head = nn.Embedding(5, 8), nn.Linear(8, 5)
+
+        def forward(self, x):
+            y = self.embedding(x.flatten(1)).transpose(0, 1)
+            return self.head(y - y.mean(1, keepdim=True)).transpose(0, 1)
+
+    with pytest.raises(NotTraceable, match="aten::mean of a sequence whose second dimension is that of the images"):
+        genkernels.fast_sampler(Mixes(), levels=5, in_channels=1, scale="index")
+
+
 # --- refusals ---------------------------------------------------------------------------------------------------
 
 

@@ -13,6 +13,7 @@ matrices.py    products with matrices
 lookup.py      those that look levels up in a table
 attention.py   causal attention
 multihead.py   PyTorch's functions of attention
+sequences.py   tensors [T, N, C]
 tensor.py      the traced tensor, and memory that tensors share
 view.py        elements of a traced tensor as shifted channels of nodes
 graph.py       nodes, and how they read each other

@@ -187,8 +187,6 @@ def _transpose(tracer: Tracer, x: Any, *dims: Any) -> Any:
     if isinstance(x, Scores) and order[:-2] == list(range(rank - 2)):
         turned = order[-1] != rank - 1
         return _like(x, [x.shape[d] for d in order], transposed=x.transposed != turned)
-    if isinstance(x, SequenceFirst) and order[0] == 1:
-        return x.images.permute([(1, 0, 2)[d] for d in order])
     raise NotTraceable(f"layer {tracer.name()!r}: {tracer.operator} of {x.what}")
 
 
@@ -307,21 +305,3 @@ def _mask(tracer: Tracer, weights: Weights) -> tuple[Tensor, Tensor | None]:
     own = torch.where(empty, 0, own)
     needed = bool((own[~empty] != 1).any())
     return seen, own if needed else None
-
-
-# --- sequences whose first dimension is not that of the images --------------------------------------------------
-
-
-class SequenceFirst(Pending):
-    """[T, N, C] of ``images`` [N, T, C], as ``nn.MultiheadAttention`` turns them inside."""
-
-    images: Tensor
-
-    what = "a tensor whose first dimension is not that of the images; keep the images first (batch_first=True)"
-
-
-@OPERATORS.handles("sequence_first")
-def sequence_first(tracer: Tracer, images: Tensor) -> SequenceFirst:
-    turned = SequenceFirst(tracer, (images.shape[1], images.shape[0], *images.shape[2:]))
-    turned.images = images
-    return turned

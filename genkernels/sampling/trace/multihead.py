@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .attention import SequenceFirst, sequence_first, softmax
+from .attention import softmax
 from .graph import NotTraceable
 from .operators import OPERATORS
+from .sequences import SequenceFirst, sequence_first
 from .tracer import Tracer
 
 

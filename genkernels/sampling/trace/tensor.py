@@ -145,6 +145,10 @@ class Pending(Traced):
 
     what: ClassVar[str]
 
+    def follow(self, tracer: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """The operator at hand, of which this is an argument."""
+        return tracer.follow_by_table(self, args, kwargs)
+
     def as_plane(self) -> Plane:
         raise self._refusal()
 

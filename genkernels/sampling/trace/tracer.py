@@ -74,7 +74,7 @@ class Tracer(Recording):
             raise NotTraceable(f"layer {self.name()!r}: {name_of(func)} with out=, which the sampler does not follow")
         pending = next((a for a in tree_flatten((args, kwargs))[0] if isinstance(a, Pending)), None)
         if pending is not None:
-            return self._of_pending(pending, args, kwargs)
+            return pending.follow(self, func, args, kwargs)
         if name_of(func) in SHAPE_ONLY:
             plain = tree_map(self._without_content, (args, kwargs))
             return func(*plain[0], **plain[1])
@@ -102,7 +102,8 @@ class Tracer(Recording):
             raise self._written_outside(name)
         raise NotTraceable(f"layer {self.name()!r}: the sampler does not know the operator {name}")
 
-    def _of_pending(self, pending: Pending, args: Any, kwargs: dict[str, Any]) -> Any:
+    def follow_by_table(self, pending: Pending, args: Any, kwargs: dict[str, Any]) -> Any:
+        """An operator on a pending tensor, by the table."""
         name = self.operator
         in_place = name.endswith("_") and name[:-1] in self.operators.pending
         handler = self.operators.pending.get(name[:-1] if in_place else name)
