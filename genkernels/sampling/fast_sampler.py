@@ -42,9 +42,10 @@ def fast_sampler(
     functions, comparisons, ``where`` and ``masked_fill``, all of them in place too, linear layers, ``einsum`` and
     ``bmm`` with a constant matrix, embeddings and one-hot vectors of levels, batch norm in evaluation; across the
     channels of a pixel softmax, layer norm, sums, means, variances, maxima and norms, over all channels or groups of
-    them; Row LSTM and Diagonal BiLSTM of this package; and whatever does not depend on the image. What mixes pixels
-    (group norm, a mean over rows and columns) is not causal. Before the sampler is returned, it is compared with the
-    model on random images; see :class:`Verification`. It may be used from many threads at once.
+    them; attention over the pixels in raster order, each seeing earlier ones and perhaps itself; Row LSTM and Diagonal
+    BiLSTM of this package; and whatever does not depend on the image. What mixes pixels (group norm, a mean over rows
+    and columns) is not causal; strides and upsampling are not followed. Before the sampler is returned, it is compared
+    with the model on random images; see :class:`Verification`. It may be used from many threads at once.
 
     Args:
         model: maps images [N, C, H, W], as ``scale`` makes them, and a condition where there is one, to logits or
