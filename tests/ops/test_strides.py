@@ -320,7 +320,7 @@ def test_kernels_are_given_settled_strides_alone():
     # What asks PyTorch for strides: PyTorch's own rule for layouts, the key of a call, a promise about gradients, and
     # the views of a traced tensor.
     allowed = {"ops/core/strides.py", "ops/core/layout.py", "ops/core/prepared_call.py", "ops/conv_bn_act/dispatch.py"}
-    allowed |= {"sampling/trace/tracer.py"}
+    allowed |= {"sampling/trace/rearranging.py"}
     folder = Path(ops.__file__).parents[1]
     files = [*(folder / "ops").rglob("*.py"), *(folder / "sampling").rglob("*.py")]
     asking = {str(path.relative_to(folder)) for path in files if ".stride(" in path.read_text()}

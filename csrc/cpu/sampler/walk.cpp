@@ -1,9 +1,6 @@
 // A run that stops before every draw: the program is the same, and so is every bit of what is drawn from, as in a run of as
 // many images by one thread. What a stop costs beside it is a copy of the parameters and a call.
-#include <memory>
 #include <new>
-#include <utility>
-#include <vector>
 
 #include "cpu/sampler/interpreter.h"
 
@@ -14,25 +11,30 @@ namespace {
 
 class Walk {
  public:
-  explicit Walk(const SamplerWalkCall& given) : given_(given) {}
+  explicit Walk(const SamplerWalkCall& given) : given_(given), chunks_(chunks_of(given.call.run.images, 1)) {}
+  ~Walk() {
+    for (int64_t k = 0; interpreters_ && k < chunks_; ++k) delete interpreters_[k];
+    delete[] interpreters_;
+  }
+  Walk(const Walk&) = delete;
+  Walk& operator=(const Walk&) = delete;
+
   bool begin() {
-    const int64_t images = given_.call.run.images, chunks = chunks_of(images, 1);
-    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-      const int64_t first = chunk * images / chunks, count = (chunk + 1) * images / chunks - first;
-      std::unique_ptr<Interpreter> one(new (std::nothrow) Interpreter(given_.call, count));
-      if (!one || !one->has_memory()) return false;
-      one->start(first, count, true);
-      one->start_row(0);
-      interpreters_.push_back(std::move(one));
-      firsts_.push_back(first);
+    interpreters_ = new (std::nothrow) Interpreter*[chunks_]();
+    for (int64_t k = 0; interpreters_ && k < chunks_; ++k) {
+      const int64_t count = first(k + 1) - first(k);
+      interpreters_[k] = new (std::nothrow) Interpreter(given_.call, count);
+      if (!interpreters_[k] || !interpreters_[k]->has_memory()) return false;
+      interpreters_[k]->start(first(k), count, true);
+      interpreters_[k]->start_row(0);
     }
-    return true;
+    return interpreters_ != nullptr;
   }
 
   bool next(int64_t* place) {
     const SamplerSizes& sizes = given_.call.program.sizes;
     if (waiting_) {
-      for (auto& one : interpreters_) one->draw_alone(step_, x_);
+      for (int64_t k = 0; k < chunks_; ++k) interpreters_[k]->draw_alone(step_, x_);
       ++step_;
       while (given_.together && step_ < sizes.colours) run_step();
       waiting_ = false;
@@ -43,16 +45,16 @@ class Walk {
         if (++x_ == sizes.grid_width) {
           x_ = 0;
           if (++y_ == sizes.height) return false;
-          for (auto& one : interpreters_) one->start_row(y_);
+          for (int64_t k = 0; k < chunks_; ++k) interpreters_[k]->start_row(y_);
         }
       }
       if (step_ < sizes.colours && x_ < sizes.width && is_open()) break;
       run_step();
     }
     const int64_t count = given_.together ? sizes.predictions * sizes.channels : sizes.channels;
-    for (size_t k = 0; k < interpreters_.size(); ++k) {
+    for (int64_t k = 0; k < chunks_; ++k) {
       interpreters_[k]->before_draw(step_, x_);
-      interpreters_[k]->copy_predictions(step_, x_, given_.together, given_.parameters + firsts_[k] * count);
+      interpreters_[k]->copy_predictions(step_, x_, given_.together, given_.parameters + first(k) * count);
     }
     waiting_ = true;
     place[0] = y_, place[1] = x_, place[2] = step_;
@@ -60,8 +62,9 @@ class Walk {
   }
 
  private:
+  int64_t first(int64_t chunk) const { return chunk * given_.call.run.images / chunks_; }
   void run_step() {
-    for (auto& one : interpreters_) one->step(step_, x_);
+    for (int64_t k = 0; k < chunks_; ++k) interpreters_[k]->step(step_, x_);
     ++step_;
   }
   bool is_open() const {
@@ -74,8 +77,9 @@ class Walk {
   }
 
   const SamplerWalkCall given_;
-  std::vector<std::unique_ptr<Interpreter>> interpreters_;  // of the chunks that one thread would take in a run
-  std::vector<int64_t> firsts_;                             // their first images
+  const int64_t chunks_;  // that one thread would take in a run
+  // Without the standard library's containers, whose code for one instruction set another might be linked to.
+  Interpreter** interpreters_ = nullptr;
   int64_t y_ = 0, x_ = 0, step_ = 0;
   bool waiting_ = false;
 };
