@@ -1,9 +1,10 @@
 // Attention of a pixel over those that it sees: scores, their softmax, and the weighted mean of the values.
 //
-// Keys and values of all pixels drawn so far are kept, a pixel's side by side. For each head they are read once: four keys
-// at a time against the query, whose registers are the only thing that is shared; then the exponentials; then the values
-// in blocks of four registers, which take a pixel's weight at a time. Floor: pixel t reads t (d_k + d_v) floats a head, in
-// the mean over an image of T pixels T / 2 times those of one pixel: 28 x 28 with 64 channels 200 KB, from L2 some 5 us.
+// Keys and values of all pixels drawn so far are kept, a pixel's side by side. For each head they are read once: four
+// keys at a time against the query, whose registers are the only thing that is shared; then the exponentials; then the
+// values in blocks of four registers, which take a pixel's weight at a time. Floor: pixel t reads t (d_k + d_v) floats
+// a head, in the mean over an image of T pixels T / 2 times those of one pixel: 28 x 28 with 64 channels 200 KB, from
+// L2 some 5 us.
 #include <string.h>
 
 #include "cpu/sampler/functions.h"
@@ -35,8 +36,7 @@ struct Kept {
   GK_INLINE const float* at(int64_t y, int64_t x) const { return from + y * row + x * column; }
 };
 
-// <query, key> of `count` pixels that follow each other in a row. What a last vector of a key has beyond `depth` meets
-// zeros of the query.
+// <query, key> of `count` pixels that follow each other in a row.
 void products(const float* query, int64_t depth, const float* keys, int64_t stride, int64_t count, float* out) {
   const int64_t whole = depth / VL * VL;
   const auto tail = [&](const float* key) {

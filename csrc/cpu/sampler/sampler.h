@@ -42,7 +42,7 @@ struct SamplerWalkCall {
   SamplerCall call;      // of one thread; nothing is `free`, a draw shows the model the level that stands in `levels`
   const uint8_t* known;  // [C, H, W]: sub-pixels at which it does not stop
   bool together;         // it stops once for all colours of a pixel
-  float* parameters;     // of the images at the place: [images, channels], or all predictions, [images, predictions, channels]
+  float* parameters;     // at the place: [images, channels], or all predictions, [images, predictions, channels]
 };
 
 }  // namespace gk

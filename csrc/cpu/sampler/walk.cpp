@@ -1,5 +1,5 @@
-// A run that stops before every draw: the program is the same, and so is every bit of what is drawn from, as in a run of as
-// many images by one thread. What a stop costs beside it is a copy of the parameters and a call.
+// A run that stops before every draw: the program is the same, and so is every bit of what is drawn from, as in a run
+// of as many images by one thread. What a stop costs beside it is a copy of the parameters and a call.
 #include <new>
 
 #include "cpu/sampler/interpreter.h"

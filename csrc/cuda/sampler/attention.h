@@ -1,9 +1,9 @@
 // Attention of a pixel over those that it sees, one warp for a head of an image.
 //
-// A lane has every 32nd channel of the query and of the sum; keys and values of the pixels drawn so far come from L2, one
-// pixel after the other, and the softmax is carried along with its largest score. It is bound by the latency of a pixel:
-// a read, five exchanges between lanes and an exponential, some 300 clocks, of which UNROLL overlap (a count, not a
-// measurement).
+// A lane has every 32nd channel of the query and of the sum; keys and values of the pixels drawn so far come from L2,
+// one pixel after the other, and the softmax is carried along with its largest score. It is bound by the latency of a
+// pixel: a read, five exchanges between lanes and an exponential, some 300 clocks that nothing overlaps but other warps
+// (a count, not a measurement).
 #pragma once
 
 #include "cuda/sampler/across.h"
@@ -42,7 +42,8 @@ GK_NOINLINE inline __device__ void attend(const AttentionHead& a, int lane) {
     float score = sum_of_lanes(product) * a.scale;
     if (a.table) score += a.table[s];
     if (score == -INFINITY) continue;
-    const float now = score > most || score != score ? score : most, kept = expf(most - now), weight = expf(score - now);
+    const float now = score > most || score != score ? score : most;
+    const float kept = expf(most - now), weight = expf(score - now);
     most = now;
     total = total * kept + weight;
     const float* const value = a.values + static_cast<int64_t>(y) * a.value_row + x * a.value_column;
@@ -59,7 +60,8 @@ GK_NOINLINE inline __device__ void attend(const AttentionHead& a, int lane) {
   }
 }
 
-// Columns [x0, x1) of row y of all images. To be called by the whole block; __syncthreads before what is written is read.
+// Columns [x0, x1) of row y of all images. To be called by the whole block; __syncthreads before what is written is
+// read.
 __device__ __forceinline__ void attention(const SamplerBlock& b, const DeviceInstruction& in, int y, int x0, int x1) {
   const int heads = in.number, columns = x1 - x0, pixels = b.shape.height * b.shape.width;
   const DevicePlace keys = b.static_place(in.places + 2), values = b.static_place(in.places + 3);

@@ -1,5 +1,5 @@
-// Drawing a level from logits by inverse CDF, one warp for an image, as genkernels/distributions/categorical.py defines it in
-// float64.
+// Drawing a level from logits by inverse CDF, one warp for an image, as genkernels/distributions/categorical.py defines
+// it in float64.
 //
 // A lane has up to eight levels that follow each other (draw_many.h has more). Exponentials are taken in float32, their
 // sums in float64, which decides unless u lies within a few parts in a million of an end of the level's interval; there

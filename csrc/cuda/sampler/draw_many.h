@@ -1,8 +1,8 @@
 // Drawing a level from more logits than the lanes of a warp have registers for, by inverse CDF in float64.
 //
-// A lane has a run of levels, read from L2 each time: for the largest logit, the sum, and the level. That is 3 reads and 2
-// exponentials of float64 for each level, spread over 32 lanes; with `top_k` 32 more reads decide the bits of the k-th
-// largest logit.
+// A lane has a run of levels, read from L2 each time: for the largest logit, the sum, and the level. That is 3 reads
+// and 2 exponentials of float64 for each level, spread over 32 lanes; with `top_k` 32 more reads decide the bits of the
+// k-th largest logit.
 #pragma once
 
 #include "cuda/sampler/block.h"
