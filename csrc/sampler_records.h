@@ -90,8 +90,8 @@ enum class SamplerFunction : int64_t { GK_SAMPLER_FUNCTIONS(GK_SAMPLER_ENUMERATO
 // A span of a function across channels is a group of channels of the operand; its result stands at `channel`, one
 // number or `length`.
 // Attention has a query, keys and values, of `rows`, `rows` and `reductions` channels, in `number` heads. A pixel sees
-// those before it (function `less`), itself too (`less_equal`), or, with `count` tables [pixels, pixels] at `weight`, one
-// for all heads or one for each, those where the number added to the score is not -inf.
+// those before it (function `less`), itself too (`less_equal`), or, with `count` tables [pixels, pixels] at `weight`,
+// one for all heads or one for each, those where the number added to the score is not -inf.
 #define GK_SAMPLER_INSTRUCTION(FIELD)                                                                \
   FIELD(SamplerKind, kind)                                                                           \
   FIELD(int64_t, first_row) FIELD(int64_t, first_column) FIELD(int64_t, last_column) /* of the value written */ \

@@ -24,7 +24,8 @@ using Records = SamplerRecords;
 template <class Integer>
 int whole(Integer number) {
   const auto x = static_cast<int64_t>(number);
-  Records::require(x >= std::numeric_limits<int>::min() && x <= std::numeric_limits<int>::max(), "a number beyond 32 bits");
+  Records::require(x >= std::numeric_limits<int>::min() && x <= std::numeric_limits<int>::max(),
+                   "a number beyond 32 bits");
   return static_cast<int>(x);
 }
 int filled(int64_t x, int multiple) { return whole((x + multiple - 1) / multiple * multiple); }

@@ -98,8 +98,8 @@ class SamplerWalk {
   SamplerWalk(const SamplerPlan& plan, const SamplerRun& run, const SamplerAddresses& maps,
               const SamplerAddresses& vectors, Address known, bool together, Address parameters)
       : maps_(sampler_constants(maps)), vectors_(sampler_constants(vectors)) {
-    const SamplerWalkCall call{plan.call(run, maps_, vectors_, 1, &undrawable_), pointer<const uint8_t>(known), together,
-                               pointer<float>(parameters)};
+    const SamplerWalkCall call{plan.call(run, maps_, vectors_, 1, &undrawable_), pointer<const uint8_t>(known),
+                               together, pointer<float>(parameters)};
     walk_ = GK_DISPATCH(sampler_walk_begin, call);
     if (!walk_) {
       PyErr_SetString(PyExc_MemoryError, "steps: no memory for the values of the images");
@@ -143,8 +143,8 @@ void bind_sampler(py::module_& m) {
       .def("run", &SamplerPlan::run, py::arg("threads"), py::arg("run"), py::arg("maps"), py::arg("vectors"),
            py::arg("row_done"));
   py::class_<SamplerWalk>(m, "SamplerWalk")
-      .def(py::init<const SamplerPlan&, const SamplerRun&, const SamplerAddresses&, const SamplerAddresses&, Address, bool,
-                    Address>(),
+      .def(py::init<const SamplerPlan&, const SamplerRun&, const SamplerAddresses&, const SamplerAddresses&, Address,
+                    bool, Address>(),
            py::arg("plan"), py::arg("run"), py::arg("maps"), py::arg("vectors"), py::arg("known"), py::arg("together"),
            py::arg("parameters"), py::keep_alive<1, 2>())
       .def("next", &SamplerWalk::next);

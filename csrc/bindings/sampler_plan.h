@@ -145,7 +145,8 @@ class __attribute__((visibility("hidden"))) SamplerRecords {
                 i.reductions % i.number == 0,
             "attention: not that many heads");
     require((i.count == 0) != (i.function == SamplerFunction::copy), "attention: sees what?");
-    require(i.count == 0 || ((i.count == 1 || i.count == i.number) && inside(i.weight, i.count * pixels * pixels, float_count)),
+    const bool for_all_or_each = i.count == 1 || i.count == i.number;
+    require(i.count == 0 || (for_all_or_each && inside(i.weight, i.count * pixels * pixels, float_count)),
             "attention: a table out of range");
     for (int64_t k = i.places + 2; k < i.places + 4; ++k) {
       const SamplerBuffer& b = buffers[places[k].value];

@@ -31,24 +31,14 @@ struct Group {
   GK_INLINE float sum(const Term& term) const {
     Vec sums = {};
     for (int64_t j = 0; j < count; j += VL) sums += term(j);
-    float lanes[VL];
-    store(lanes, sums);
-    for (int width = VL / 2; width > 0; width /= 2)
-      for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
-    return lanes[0];
+    return sum_of_lanes(sums);
   }
 
   // NaN where there is one.
   GK_INLINE float max() const {
     Vec most = broadcast(-INFINITY);
-    for (int64_t j = 0; j < count; j += VL) {
-      const Vec v = at(j, -INFINITY);
-      most = (v > most) | (v != v) ? v : most;
-    }
-    float lanes[VL], result = -INFINITY;
-    store(lanes, most);
-    for (int i = 0; i < VL; ++i) result = lanes[i] > result || lanes[i] != lanes[i] ? lanes[i] : result;
-    return result;
+    for (int64_t j = 0; j < count; j += VL) most = larger(most, at(j, -INFINITY));
+    return max_of_lanes(most);
   }
 
   float mean() const {
@@ -61,13 +51,6 @@ struct Group {
     });
   }
 };
-
-// e^x for x that is not above 0, down to zero: that of vector_math.h ends where numbers are no longer normal.
-GK_INLINE Vec exp_to_zero(Vec x) {
-  const auto tiny = x < broadcast(-87.0f);
-  const Vec e = exp(tiny ? x + 44.3614196f : x);  // 64 ln 2
-  return tiny ? e * 0x1p-64f : e;
-}
 
 void write(float* to, int64_t count, const Group& group, float minus, float times) {
   for (int64_t j = 0; j < count; j += VL) store_up_to(to + j, (load(group.from + j) - minus) * times, count - j);

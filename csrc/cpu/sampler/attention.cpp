@@ -14,21 +14,6 @@ namespace gk::GK_ISA::sampler {
 
 namespace {
 
-GK_INLINE float sum_of_lanes(Vec v) {
-  float lanes[VL];
-  store(lanes, v);
-  for (int width = VL / 2; width > 0; width /= 2)
-    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
-  return lanes[0];
-}
-
-// e^x for x that is not above 0, down to zero.
-GK_INLINE Vec exp_to_zero(Vec x) {
-  const auto tiny = x < broadcast(-87.0f);
-  const Vec e = exp(tiny ? x + 44.3614196f : x);  // 64 ln 2
-  return tiny ? e * 0x1p-64f : e;
-}
-
 // Channels of every pixel of an image: those of pixel (y, x) at from + y * row + x * column.
 struct Kept {
   const float* from;
@@ -104,11 +89,9 @@ void Interpreter::attention(const SamplerInstruction& in) {
         } else {
           store(scores + s, v);
         }
-        most = (v > most) | (v != v) ? v : most;
+        most = larger(most, v);
       }
-      float lanes[VL], highest = -INFINITY;
-      store(lanes, most);
-      for (float v : lanes) highest = v > highest || v != v ? v : highest;
+      const float highest = max_of_lanes(most);
       float* const out = at(k, stride(k), r) + head * wide;
       if (highest == -INFINITY) {  // it sees none
         memset(out, 0, wide * sizeof(float));

@@ -1,5 +1,5 @@
-// Functions of a sampling program on vectors (UNARY, BINARY and TERNARY in genkernels/sampling/program/instructions.py)
-// and stores of a part of a vector.
+// Functions of a sampling program on vectors (UNARY, BINARY and TERNARY in
+// genkernels/sampling/program/instructions.py), sums and maxima of a vector's lanes, and stores of a part of it.
 #pragma once
 
 #include <cmath>
@@ -20,6 +20,30 @@ GK_INLINE void store_up_to(float* p, Vec v, int64_t count) {
     store(p, v);
   else
     store_part(p, v, count);
+}
+
+GK_INLINE float sum_of_lanes(Vec v) {
+  float lanes[VL];
+  store(lanes, v);
+  for (int width = VL / 2; width > 0; width /= 2)
+    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
+  return lanes[0];
+}
+
+// The largest number so far, NaN once there was one: a comparison with NaN is false, so that it stays.
+GK_INLINE Vec larger(Vec most, Vec v) { return (v > most) | (v != v) ? v : most; }
+GK_INLINE float max_of_lanes(Vec v) {
+  float lanes[VL], most = -INFINITY;
+  store(lanes, v);
+  for (int i = 0; i < VL; ++i) most = lanes[i] > most || lanes[i] != lanes[i] ? lanes[i] : most;
+  return most;
+}
+
+// e^x for x that is not above 0, down to zero: that of vector_math.h ends where numbers are no longer normal.
+GK_INLINE Vec exp_to_zero(Vec x) {
+  const auto tiny = x < broadcast(-87.0f);
+  const Vec e = exp(tiny ? x + 44.3614196f : x);  // 64 ln 2
+  return tiny ? e * 0x1p-64f : e;
 }
 
 // For functions that models use seldom: lane by lane, with the C library's accuracy and range.

@@ -172,7 +172,6 @@ class SamplerBlock {
   const Shared<float> weights, operands;
 
  private:
-
   const Shared<int> tables_, places_;
   float* const memory_;
 };

@@ -135,8 +135,8 @@ __device__ __forceinline__ void in_row(const SamplerBlock& b, const DeviceInstru
   __syncthreads();
 }
 
-// RICH: whether the program has instructions that few have. A kernel for either: with all of them in one, usual programs
-// would have half as many threads.
+// RICH: whether the program has instructions that few have. A kernel for either: with all of them in one, usual
+// programs would have half as many threads.
 template <bool RICH>
 __global__ void __launch_bounds__(most_threads(RICH), 1)
     sampler_walk_kernel(const __grid_constant__ SamplerLaunch call) {
