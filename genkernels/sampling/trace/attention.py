@@ -178,12 +178,7 @@ def _squeeze(tracer: Tracer, x: Any, *dims: int) -> Any:
 @OPERATORS.of_pending("aten::transpose", "aten::permute")
 def _transpose(tracer: Tracer, x: Any, *dims: Any) -> Any:
     rank = x.dim()
-    order = list(range(rank))
-    if tracer.operator == "aten::transpose":
-        a, b = (d % rank for d in dims)
-        order[a], order[b] = order[b], order[a]
-    else:
-        order = [d % rank for d in dims[0]]
+    order = tracer.order(rank, *dims)
     if isinstance(x, Scores) and order[:-2] == list(range(rank - 2)):
         turned = order[-1] != rank - 1
         return _like(x, [x.shape[d] for d in order], transposed=x.transposed != turned)

@@ -61,6 +61,15 @@ class Recording:
         operator = self.operator.removeprefix("aten::")
         return f"{path} ({operator})" if path else operator
 
+    def order(self, rank: int, *dims: Any) -> list[int]:
+        """The dimensions of the transpose or permute at hand, as permute names them."""
+        if self.operator == "aten::permute":
+            return [d % rank for d in dims[0]]
+        order = list(range(rank))
+        a, b = (d % rank for d in dims)
+        order[a], order[b] = order[b], order[a]
+        return order
+
     def _calling(self) -> tuple[str, nn.Module | None]:
         """The innermost module of the model that is being called, by name: read from this thread's stack, so that the
         model needs no hooks, which calls of other threads would run into."""

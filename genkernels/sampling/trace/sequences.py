@@ -54,12 +54,7 @@ def _followed(tracer: Tracer, x: SequenceFirst, func: Any, args: Any, kwargs: di
     refused = NotTraceable(f"layer {tracer.name()!r}: {name} of {x.what}")
     wrap = _rows if isinstance(x, SequenceRows) else sequence_first
     if name in ("aten::transpose", "aten::permute") and first is x and not isinstance(x, SequenceRows):
-        order = list(range(x.dim()))
-        if name == "aten::transpose":
-            a, b = (d % x.dim() for d in args[1:])
-            order[a], order[b] = order[b], order[a]
-        else:
-            order = [d % x.dim() for d in args[1]]
+        order = tracer.order(x.dim(), *args[1:])
         if order[0] == 1:
             return x.images.permute([{0: 1, 1: 0}.get(d, d) for d in order])
     elif name in _VIEWS and first is x:

@@ -177,15 +177,7 @@ class Tracer(Recording):
 
     def _sequence_first(self, x: Any, *dims: Any) -> Any:
         """[T, N, C], where [N, T, C] or [N, C, T] is turned so."""
-        if x.dim() != 3:
-            return None
-        order = [0, 1, 2]
-        if len(dims) == 2:
-            a, b = (d % 3 for d in dims)
-            order[a], order[b] = order[b], order[a]
-        else:
-            order = [d % 3 for d in dims[0]]
-        if order[1] != 0:
+        if x.dim() != 3 or (order := self.order(3, *dims))[1] != 0:
             return None
         return self.operators.compute["sequence_first"](self, x.permute(0, order[0], order[2]))
 
