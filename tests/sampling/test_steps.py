@@ -57,6 +57,19 @@ def test_the_parameters_are_the_models_on_the_way_through_given_images(name, bac
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_autocast_changes_no_step_and_stays_the_callers(backend):
+    fast, case = sampler_of("pixelcnn colours")
+    images = random_images(3, case.size, fast.levels)
+    expected, _ = going_through(fast.steps(3, case.size[1:], backend=backend), images)
+    with torch.autocast("cpu", torch.bfloat16):
+        for step in (steps := fast.steps(3, case.size[1:], backend=backend)):
+            assert torch.is_autocast_enabled("cpu")
+            assert torch.equal(torch.from_numpy(step.parameters), expected[step.row, step.column, step.colour])
+            step.levels = images[:, step.colour, step.row, step.column].numpy()
+    assert torch.equal(steps.images, images)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", ["pixelcnn colours", "mixture colours", "gated colours classes", "diagonal lstm"])
 def test_drawing_at_every_step_is_sampling(name, backend):
     fast, case = sampler_of(name)

@@ -54,7 +54,8 @@ class _Map:
 
 def run(program: Program, run: Run) -> None:
     """Draws the open sub-pixels of ``run.images`` in place."""
-    Execution(program, run).all_rows()
+    with _one_dtype(program):
+        Execution(program, run).all_rows()
 
 
 def walk(program: Program, images: Tensor, known: Tensor) -> Iterator[Stop]:
@@ -69,7 +70,18 @@ def walk(program: Program, images: Tensor, known: Tensor) -> Iterator[Stop]:
         images, torch.zeros_like(known), torch.zeros(images.shape), 1.0, None, (height - 1, width - 1, colours - 1),
         lambda y: None,
     )  # fmt: skip
-    yield from Execution(program, run).stops(known_everywhere(known))
+    stops = Execution(program, run).stops(known_everywhere(known))
+    while True:
+        with _one_dtype(program):  # not while the caller works
+            stop = next(stops, None)
+        if stop is None:
+            return
+        yield stop
+
+
+def _one_dtype(program: Program) -> torch.autocast:
+    """A program's numbers have one, whatever autocast says."""
+    return torch.autocast(program.table.device.type, enabled=False)
 
 
 class Execution:

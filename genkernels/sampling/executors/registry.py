@@ -82,8 +82,7 @@ def execute(program: Program, request: Request, progress: Progress | None = None
                     progress(before + sum(rows[: y + 1]), total)
 
             stop = min(part.stop, request.images.shape[0])
-            with torch.autocast(request.images.device.type, enabled=False):  # a program has one dtype
-                executor.run(program.for_images(part.start, stop), run_of(request, part, row_done))
+            executor.run(program.for_images(part.start, stop), run_of(request, part, row_done))
         before += sum(rows)
     return request.images
 
