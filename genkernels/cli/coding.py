@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import torch
 import typer
+from rich.console import Console
 from torch import Tensor
 
 from ..coding import CodingError, compress, decompress
@@ -39,13 +42,8 @@ def compress_images(
             f"images: they hold greys that are none of the model's {model.levels} levels, and would be lost; "
             "compress them with a model of 256 levels"
         )
-    try:
-        with counted(console, "compressing") as step:
-            data = compress(model, levels, progress=step)
-    except ImportError as error:
-        raise MissingPackageError("constriction", "compression", extra="codec") from error
-    except CodingError as error:
-        raise GenkernelsError(str(error)) from error
+    with _coding(console, "compressing") as step:
+        data = compress(model, levels, progress=step)
     write_atomically(out, lambda file: file.write(data))
     bits = 8 * len(data) / levels.numel()
     console.print(f"{len(levels):,} images in {len(data):,} bytes, {bits:.4f} bits per sub-pixel; written to {out}")
@@ -61,15 +59,23 @@ def decompress_images(
     if not (destination.is_folder or destination.is_array):
         raise typer.BadParameter(f"--out: expected FOLDER/ or NAME.npy; got {out}")
     data = file.read_bytes()
-    try:
-        with counted(console, "decompressing") as step:
-            levels = decompress(model, data, progress=step)
-    except ImportError as error:
-        raise MissingPackageError("constriction", "decompression", extra="codec") from error
-    except CodingError as error:
-        raise GenkernelsError(f"{file}: {str(error).removeprefix('data: ')}") from error
+    with _coding(console, "decompressing", str(file)) as step:
+        levels = decompress(model, data, progress=step)
     destination.write({IMAGES: dequantise(levels, model.levels)}, IMAGES)
     console.print(f"{len(levels):,} images written to {out}")
+
+
+@contextmanager
+def _coding(console: Console, doing: str, data: str = "data") -> Iterator[Callable[[int, int], None]]:
+    """A progress bar; what goes wrong is told of the ``data`` by their name."""
+    try:
+        with counted(console, doing) as step:
+            yield step
+    except ImportError as error:
+        raise MissingPackageError("constriction", doing, extra="codec") from error
+    except CodingError as error:
+        text = str(error)
+        raise GenkernelsError(data + text.removeprefix("data") if text.startswith("data:") else text) from error
 
 
 def _model(checkpoint: Path) -> AutoregressiveModel:

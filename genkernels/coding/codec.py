@@ -18,13 +18,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..distributions import Custom, Distribution
 from ..models import AutoregressiveModel
 from ..sampling import FastSampler, Program, sampler_of
 from ..sampling.executors import cpu
 from ..sampling.executors.registry import teacher_forced, walk
 from ..sampling.executors.stops import Stop
 from ..sampling.request import check_levels, level_dtype
-from .container import HASH_BYTES, CodingError, Header, pack, unpack
+from .container import HASH_BYTES, CodingError, Header, check_shape, pack, unpack
 
 MOST_IMAGES = 512  # of a group
 MOST_BYTES = 1 << 28  # of an encoder's predictions for a group
@@ -45,12 +46,18 @@ def compress(
         progress: called as ``progress(done, total)`` with numbers of images.
 
     Raises:
-        CodingError: the images do not fit the model, or it predicts no probabilities.
+        TypeError: the images are no tensor.
+        CodingError: they do not fit the model, or it predicts no probabilities.
         ImportError: the package constriction is not installed.
     """
     sampler = _sampler(model)
+    if isinstance(sampler.distribution, Custom):
+        raise CodingError("model: expected one that predicts the probabilities of levels; its distribution is custom")
+    if not isinstance(images, Tensor):
+        raise TypeError(f"images: expected a Tensor; got {type(images).__name__}")
     if images.dim() != 4 or images.shape[1] != sampler.in_channels or not images.numel():
         raise CodingError(f"images: expected levels [n, {sampler.in_channels}, H, W]; got shape {list(images.shape)}")
+    check_shape(images.shape)
     try:
         check_levels("images", images, sampler.levels)
     except ValueError as error:
@@ -93,8 +100,8 @@ def decompress(
     n, colours, height, width = header.shape
     if (colours, header.levels) != (sampler.in_channels, sampler.levels):
         raise CodingError(
-            f"data: damaged: {colours} channels and {header.levels} levels, where the model has {sampler.in_channels} "
-            f"and {sampler.levels}"
+            f"data: they hold {colours} channels of {header.levels} levels; the model has {sampler.in_channels} of "
+            f"{sampler.levels}"
         )
     program = sampler.compile(n, (height, width), condition)
     if header.native and (reason := cpu.why_not(program)) is not None:
@@ -153,9 +160,9 @@ def _encode(program: Program, levels: Tensor, native: bool) -> np.ndarray:
     for row in range(height):
         for column in range(width):
             for colour in range(colours):
-                own = predicted[:, :, distribution.prediction_of(colour), row, column].float().contiguous()
+                own = predicted[:, :, distribution.prediction_of(colour), row, column].float().contiguous().cpu()
                 here = levels[:, :, row, column]
-                chances = distribution.probabilities(own, here[:, :colour])
+                chances = _probabilities(distribution, own, here[:, :colour], (colour, row, column))
                 encoder.encode(here[:, colour].contiguous().numpy(), family, chances.numpy())
     return encoder.get_compressed()
 
@@ -167,8 +174,20 @@ def _decode(program: Program, levels: Tensor, words: np.ndarray, native: bool) -
     known = torch.zeros(levels.shape, dtype=torch.bool)
     for stop in walk(program, levels, known, "cpu" if native else "torch"):
         for colour, own in _predictions(stop):
-            chances = distribution.probabilities(own, levels[:, :colour, stop.row, stop.column])
+            earlier = levels[:, :colour, stop.row, stop.column]
+            chances = _probabilities(distribution, own, earlier, (colour, stop.row, stop.column))
             levels[:, colour, stop.row, stop.column] = torch.from_numpy(decoder.decode(family, chances.numpy()))
+
+
+def _probabilities(
+    distribution: Distribution, predicted: Tensor, earlier: Tensor, place: tuple[int, int, int]
+) -> Tensor:
+    chances = distribution.probabilities(predicted, earlier)
+    if not chances.isfinite().all():
+        raise CodingError(
+            "model: what it predicts for channel {} at row {}, column {} is no distribution".format(*place)
+        )
+    return chances
 
 
 def _predictions(stop: Stop) -> Iterator[tuple[int, Tensor]]:

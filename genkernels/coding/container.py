@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import struct
+import zlib
 from dataclasses import dataclass
 
 import numpy as np
 
 MAGIC = b"gkc1"
 HASH_BYTES = 16
+MOST = (2**32 - 1, 2**16 - 1, 2**16 - 1, 2**16 - 1)  # images, colours, rows, columns
 
 _HEADER = struct.Struct(f"<4s{HASH_BYTES}sIIHHHHHB")
-_COUNT = struct.Struct("<I")
+_NUMBER = struct.Struct("<I")
+_HEADER_BYTES = _HEADER.size + _NUMBER.size  # its own checksum last
 
 
 class CodingError(ValueError):
@@ -39,12 +42,18 @@ class Header:
     native: bool
 
 
+def check_shape(shape: tuple[int, ...]) -> None:
+    """Raise a CodingError unless a header can hold the shape of images [n, C, H, W]."""
+    if any(number > most for number, most in zip(shape, MOST, strict=True)):
+        raise CodingError(f"images: expected [n, C, H, W] up to {list(MOST)}; got {list(shape)}")
+
+
 def pack(header: Header, words: list[np.ndarray]) -> bytes:
-    n, colours, height, width = header.shape
-    fields = (header.model, header.checksum, n, colours, height, width, header.levels - 1, header.group, header.native)
-    parts = [_HEADER.pack(MAGIC, *fields)]
+    fields = (header.model, header.checksum, *header.shape, header.levels - 1, header.group, header.native)
+    head = _HEADER.pack(MAGIC, *fields)
+    parts = [head, _NUMBER.pack(zlib.crc32(head))]
     for group in words:
-        parts += [_COUNT.pack(len(group)), group.astype("<u4").tobytes()]
+        parts += [_NUMBER.pack(len(group)), group.astype("<u4").tobytes()]
     return b"".join(parts)
 
 
@@ -56,18 +65,18 @@ def unpack(data: bytes) -> tuple[Header, list[np.ndarray]]:
     """
     if data[: len(MAGIC)] != MAGIC:
         raise CodingError("data: expected compressed images; got something else")
-    if len(data) < _HEADER.size:
+    if len(data) < _HEADER_BYTES:
         raise CodingError("data: they end within the header")
+    if _NUMBER.unpack_from(data, _HEADER.size)[0] != zlib.crc32(data[: _HEADER.size]):
+        raise CodingError("data: the header is damaged")
     _, model, checksum, n, colours, height, width, highest, group, native = _HEADER.unpack_from(data)
     header = Header(model, checksum, (n, colours, height, width), highest + 1, group, bool(native))
-    if group == 0:
-        raise CodingError("data: damaged: a group of no images")
-    words, at = [], _HEADER.size
+    words, at = [], _HEADER_BYTES
     for _ in range(-(-n // group)):
-        if at + _COUNT.size > len(data):
+        if at + _NUMBER.size > len(data):
             raise CodingError("data: they end early")
-        (count,) = _COUNT.unpack_from(data, at)
-        at += _COUNT.size
+        (count,) = _NUMBER.unpack_from(data, at)
+        at += _NUMBER.size
         if at + 4 * count > len(data):
             raise CodingError("data: they end early")
         words.append(np.frombuffer(data, "<u4", count, at).astype(np.uint32))

@@ -106,11 +106,14 @@ def test_images_that_do_not_fit_are_refused():
     for images, message in (
         (torch.zeros(2, 3, 4, 4), r"images: expected levels \[n, 1, H, W\]; got shape \[2, 3, 4, 4\]"),
         (torch.zeros(0, 1, 4, 4), r"images: expected levels .* got shape \[0, 1, 4, 4\]"),
+        (torch.zeros(1, 1, 1, 65536), r"images: expected \[n, C, H, W\] up to .*; got \[1, 1, 1, 65536\]"),
         (torch.full((1, 1, 2, 2), 4), r"images: expected levels 0 .. 3; got 4 .. 4"),
         (torch.full((1, 1, 2, 2), 0.5), r"images: expected whole levels 0 .. 3"),
     ):
         with pytest.raises(CodingError, match=message):
             compress(model, images)
+    with pytest.raises(TypeError, match="images: expected a Tensor; got list"):
+        compress(model, [[0]])
     with pytest.raises(CodingError, match="model: expected an AutoregressiveModel or a FastSampler; got VAE"):
         compress(VAE(image_size=8), torch.zeros(1, 1, 8, 8))
 
@@ -120,8 +123,21 @@ def test_a_model_without_probabilities_is_refused():
         return (uniforms * 4).long()
 
     fast = genkernels.fast_sampler(Plain("A", 1, 2, 3, padding=1), levels=4, in_channels=1, distribution=draw)
-    with pytest.raises(ValueError, match="distribution: 'custom' does not tell the probabilities of levels"):
+    with pytest.raises(CodingError, match=r"model: expected one that predicts the probabilities .* is custom"):
         compress(fast, torch.zeros(1, 1, 3, 3, dtype=torch.long))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_model_that_predicts_nan_is_refused_with_the_place(dtype):
+    case = CASES["pixelcnn colours"]
+    model = case.model(dtype)
+    images = random_images(3, case.size, model.levels)
+    with torch.no_grad():
+        list(model.parameters())[-1].fill_(torch.nan)
+    with pytest.raises(
+        CodingError, match="model: what it predicts for channel 0 at row 0, column 0 is no distribution"
+    ):
+        compress(model, images)
 
 
 def test_data_that_are_no_compressed_images_of_the_model_are_refused():
@@ -135,6 +151,7 @@ def test_data_that_are_no_compressed_images_of_the_model_are_refused():
         (data[:20], "data: they end within the header"),
         (data[:-1], "data: they end early"),
         (data[:45], "data: they end early"),
+        *((data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :], "data: the header is damaged") for at in range(4, 43)),
         (data + b"x", "data: 1 bytes more than the images have"),
     ):
         with pytest.raises(CodingError, match=message):
