@@ -12,13 +12,14 @@ import hashlib
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..distributions import Custom, Distribution
+from ..distributions import Custom
 from ..models import AutoregressiveModel
 from ..sampling import FastSampler, Program, sampler_of
 from ..sampling.executors import cpu
@@ -29,6 +30,11 @@ from .container import HASH_BYTES, CodingError, Header, check_shape, pack, unpac
 
 MOST_IMAGES = 512  # of a group
 MOST_BYTES = 1 << 28  # of an encoder's predictions for a group
+
+OTHER = (
+    "data: what comes out is not what was compressed: they are damaged, or this machine's processor computes "
+    "other bits than the encoder's"
+)
 
 Progress = Callable[[int, int], None]
 
@@ -116,10 +122,7 @@ def decompress(
     for _ in _for_groups(decoded, n, header.group, header.native, progress):
         pass
     if zlib.crc32(levels.numpy().tobytes()) != header.checksum:
-        raise CodingError(
-            "data: what comes out is not what was compressed: they are damaged, or this machine's processor computes "
-            "other bits than the encoder's"
-        )
+        raise CodingError(OTHER)
     return levels.to(level_dtype(sampler.levels))
 
 
@@ -162,8 +165,9 @@ def _encode(program: Program, levels: Tensor, native: bool) -> np.ndarray:
             for colour in range(colours):
                 own = predicted[:, :, distribution.prediction_of(colour), row, column].float().contiguous().cpu()
                 here = levels[:, :, row, column]
-                chances = _probabilities(distribution, own, here[:, :colour], (colour, row, column))
-                encoder.encode(here[:, colour].contiguous().numpy(), family, chances.numpy())
+                chances = distribution.probabilities(own, here[:, :colour])
+                with _at(row, column, colour):
+                    encoder.encode(here[:, colour].contiguous().numpy(), family, chances.numpy())
     return encoder.get_compressed()
 
 
@@ -174,20 +178,22 @@ def _decode(program: Program, levels: Tensor, words: np.ndarray, native: bool) -
     known = torch.zeros(levels.shape, dtype=torch.bool)
     for stop in walk(program, levels, known, "cpu" if native else "torch"):
         for colour, own in _predictions(stop):
-            earlier = levels[:, :colour, stop.row, stop.column]
-            chances = _probabilities(distribution, own, earlier, (colour, stop.row, stop.column))
-            levels[:, colour, stop.row, stop.column] = torch.from_numpy(decoder.decode(family, chances.numpy()))
+            chances = distribution.probabilities(own, levels[:, :colour, stop.row, stop.column])
+            with _at(stop.row, stop.column, colour):
+                decoded = decoder.decode(family, chances.numpy())
+            levels[:, colour, stop.row, stop.column] = torch.from_numpy(decoded)
 
 
-def _probabilities(
-    distribution: Distribution, predicted: Tensor, earlier: Tensor, place: tuple[int, int, int]
-) -> Tensor:
-    chances = distribution.probabilities(predicted, earlier)
-    if not chances.isfinite().all():
-        raise CodingError(
-            "model: what it predicts for channel {} at row {}, column {} is no distribution".format(*place)
-        )
-    return chances
+@contextmanager
+def _at(row: int, column: int, colour: int) -> Iterator[None]:
+    """Tells in our words what the coder cannot code there."""
+    try:
+        yield
+    except ValueError as error:
+        place = f"channel {colour} at row {row}, column {column}"
+        raise CodingError(f"model: what it predicts for {place} is no distribution") from error
+    except AssertionError as error:  # words that no encoder writes
+        raise CodingError(OTHER) from error
 
 
 def _predictions(stop: Stop) -> Iterator[tuple[int, Tensor]]:

@@ -127,6 +127,18 @@ def test_a_model_without_probabilities_is_refused():
         compress(fast, torch.zeros(1, 1, 3, 3, dtype=torch.long))
 
 
+def test_words_that_no_encoder_writes_are_refused():
+    case = CASES["pixelcnn"]
+    model = case.model(torch.float32)
+    data = compress(model, random_images(30, case.size, model.levels))
+    causes = set()
+    for k in range(47, len(data) - 12):
+        with pytest.raises(CodingError, match="what comes out is not what was compressed") as caught:
+            decompress(model, data[:k] + b"\xff" * 12 + data[k + 12 :])
+        causes.add(type(caught.value.__cause__))
+    assert causes == {type(None), AssertionError}  # by the checksum, and by the coder
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_model_that_predicts_nan_is_refused_with_the_place(dtype):
     case = CASES["pixelcnn colours"]
