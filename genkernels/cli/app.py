@@ -13,6 +13,7 @@ import torch
 import typer
 from rich.table import Table
 
+from ..backends import available_backends, native
 from ..models import AutoregressiveModel
 from ..train import processes
 from ..train.checkpoint import checkpoint_in, open_model
@@ -90,6 +91,9 @@ def main(
     """Fast kernels for generative image models."""
     if processes.count() > 1 and context.invoked_subcommand not in SHARED:
         raise typer.BadParameter(f"torchrun is for {', '.join(SHARED)}; run {context.invoked_subcommand} without it")
+    cpu = available_backends()["cpu"]
+    if context.invoked_subcommand != info.__name__ and native() is not None and not cpu.available:
+        raise GenkernelsError(str(cpu.reason))  # the environment names no instruction set
 
 
 @app.command()

@@ -11,6 +11,8 @@ import pytest
 import torch
 from helpers.command_lines import SMALL, is_one_sentence
 
+from genkernels.backends import native
+
 pytest.importorskip("typer", reason="the command line needs the extra 'cli'")
 
 
@@ -29,6 +31,18 @@ def test_the_module_runs_as_a_command_and_its_exit_code_is_the_processs(tmp_path
     process = start(tmp_path, "evaluate", "nowhere.pt")
     out, err = process.communicate(timeout=120)
     assert (process.returncode, out) == (1, "") and is_one_sentence(err)
+
+
+@pytest.mark.skipif(native() is None, reason="the native extension is not built")
+def test_an_instruction_set_that_does_not_exist_is_one_sentence_and_info_shows_it(tmp_path):
+    said = "environment variable GENKERNELS_MAX_ISA: expected baseline, avx2 or avx512, got 'avx3'"
+    process = start(tmp_path, "train", "pixelcnn", "--out", "run", *SMALL, GENKERNELS_MAX_ISA="avx3")
+    out, err = process.communicate(timeout=120)
+    assert (process.returncode, out, err) == (1, "", f"genkernels: {said}\n")
+    assert not (tmp_path / "run").exists()
+    process = start(tmp_path, "info", GENKERNELS_MAX_ISA="avx3", COLUMNS="200")
+    out, err = process.communicate(timeout=120)
+    assert (process.returncode, err) == (0, "") and said in out
 
 
 def test_ctrl_c_saves_says_how_to_go_on_and_exits_with_130(tmp_path):
